@@ -1,0 +1,95 @@
+// DevicePort: the front-end's side of one device: what a transport (vhost-user, the in-process
+// guest driver, an embedder's own VMM) drives. One port at a time per device.
+// Owned by the transport; its destruction is the front-end's disconnect. All functions are
+// [control]: one thread at a time, they may block until a queue thread has reached a burst
+// boundary.
+#ifndef VIRTBAY_DEVICE_PORT_H_
+#define VIRTBAY_DEVICE_PORT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "framework/base/unique_fd.h"
+#include "framework/memory/memory_map.h"
+
+namespace virtbay {
+
+// A ring to be started (virtio 1.3 2.7): size in descriptors (a power of two, 1 to 32768), guest
+// addresses of its three parts, and the index of the next entry to take from avail.
+struct QueueConfig {
+  uint16_t size = 0;
+  uint64_t descriptors = 0;
+  uint64_t avail = 0;
+  uint64_t used = 0;
+  uint16_t base = 0;
+  UniqueFd kick;  // eventfd or pipe that the driver writes; none: the ring is polled
+  UniqueFd call;  // eventfd or pipe that the device writes; none: no notifications
+  UniqueFd error;
+  bool enabled = true;
+};
+
+// Device status bits (virtio 1.3 2.1).
+inline constexpr uint8_t kStatusAcknowledge = 1;
+inline constexpr uint8_t kStatusDriver = 2;
+inline constexpr uint8_t kStatusDriverOk = 4;
+inline constexpr uint8_t kStatusFeaturesOk = 8;
+inline constexpr uint8_t kStatusNeedsReset = 64;
+inline constexpr uint8_t kStatusFailed = 128;
+
+// What a device tells its front-end by itself.
+class DevicePortEvents {
+ public:
+  virtual ~DevicePortEvents() = default;
+  // [any] The configuration space or the status (NEEDS_RESET) changed; must not block.
+  virtual void OnConfigChanged() = 0;
+};
+
+class DevicePort {
+ public:
+  // Stops every queue (in-flight requests are finished or dropped) and forgets the session.
+  virtual ~DevicePort() = default;
+
+  virtual uint32_t virtio_id() const = 0;
+  virtual uint32_t queue_count() const = 0;
+  virtual uint16_t max_queue_size(uint32_t queue) const = 0;
+  virtual uint32_t config_size() const = 0;
+  // Every bit that the driver may acknowledge (virtio 1.3 2.2), ring and transport bits included.
+  virtual uint64_t offered_features() const = 0;
+
+  // FailedPrecondition while a ring runs, InvalidArgument for bits that were not offered.
+  virtual absl::Status SetFeatures(uint64_t acknowledged) = 0;
+  // Replaces the memory map, also under running rings: requests in flight keep the old one. A ring
+  // whose parts are no longer mapped is stopped and its error fd written.
+  virtual absl::Status SetMemory(MemoryMapRef map) = 0;
+
+  // Starts the ring and polls it once without waiting for a kick.
+  virtual absl::Status StartQueue(uint32_t queue, QueueConfig config) = 0;
+  // Stops taking chains, waits for those in flight, and returns the next avail index.
+  // FailedPrecondition when it does not run; DeadlineExceeded when requests would not end.
+  virtual absl::StatusOr<uint16_t> StopQueue(uint32_t queue) = 0;
+  virtual bool queue_running(uint32_t queue) const = 0;
+  // A disabled ring stays started and takes nothing.
+  virtual absl::Status EnableQueue(uint32_t queue, bool enabled) = 0;
+  // Replace the fds of a running ring; a new call fd is written once if used entries wait.
+  virtual absl::Status SetKick(uint32_t queue, UniqueFd fd) = 0;
+  virtual absl::Status SetCall(uint32_t queue, UniqueFd fd) = 0;
+  virtual absl::Status SetError(uint32_t queue, UniqueFd fd) = 0;
+
+  // virtio 1.3 2.5; OutOfRange beyond config_size.
+  virtual absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) = 0;
+  virtual absl::Status WriteConfig(uint32_t offset, std::span<const std::byte> data) = 0;
+
+  // virtio 1.3 2.1. Setting 0 resets the device: rings stop, features and session are forgotten.
+  virtual uint8_t status() const = 0;
+  virtual absl::Status SetStatus(uint8_t status) = 0;
+  // The same as SetStatus(0).
+  virtual absl::Status Reset() = 0;
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_DEVICE_PORT_H_

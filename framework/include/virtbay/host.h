@@ -1,0 +1,133 @@
+// Host: the embedding API. A Host loads plugins and keeps devices, each in a bay of its own: a
+// private arena, its own queue threads and io_uring. It installs no signal handler, runs no global
+// loop and never ends the process.
+// Owned by the embedder; every function is [any] and may block for the time of the change it makes.
+#ifndef VIRTBAY_HOST_H_
+#define VIRTBAY_HOST_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "framework/base/log.h"
+#include "virtbay/device_port.h"
+
+namespace virtbay {
+
+struct HostOptions {
+  Log log;                                         // default: drops everything
+  std::vector<std::filesystem::path> plugin_dirs;  // after VIRTBAY_PLUGIN_PATH
+  absl::Duration stuck_callback_warning = absl::Seconds(10);
+};
+
+// How a device reaches guest memory; see docs/architecture.md.
+enum class DmaMode { kBounce, kDirect };
+
+struct DeviceSpec {
+  std::string name;    // unique in the Host; letters, digits, '-', '_', '.', at most 64
+  std::string plugin;  // a name to look up, or a path
+  std::string type;    // device type of the plugin; empty: its only one
+  std::map<std::string, std::string> options;  // handed to the plugin
+
+  DmaMode dma_mode = DmaMode::kBounce;
+  uint64_t arena_size = 64u << 20;     // bytes, rounded up to 2 MiB
+  uint16_t queue_size_max = 1024;      // power of two
+  bool offer_access_platform = false;  // VIRTIO_F_ACCESS_PLATFORM (virtio 1.3 6)
+  // Adaptive polling: a queue thread keeps looking at its rings for up to this long after work
+  // while requests keep arriving; zero turns polling off.
+  absl::Duration poll_window_max = absl::Microseconds(200);
+  uint32_t poll_share_max_percent = 50;  // of one core, over the last 100 ms of a queue thread
+  absl::Duration stop_deadline = absl::Seconds(10);
+};
+
+struct QueueStats {
+  uint64_t requests = 0;     // chains taken
+  uint64_t completions = 0;  // used entries published
+  uint64_t kicks = 0;        // times the thread was woken by the driver
+  uint64_t calls = 0;        // notifications sent
+  uint64_t calls_suppressed = 0;
+  uint64_t batches = 0;           // bursts that took at least one chain
+  uint64_t poll_hits = 0;         // poll windows that saw work
+  uint64_t poll_misses = 0;       // poll windows that closed without
+  uint64_t slot_waits = 0;        // times the ring waited for an arena slot
+  uint64_t bytes_copied_in = 0;   // guest -> arena
+  uint64_t bytes_copied_out = 0;  // arena -> guest
+  uint64_t bytes_direct = 0;      // payload moved without a copy of ours
+  uint64_t syscalls = 0;          // made by the framework for this queue
+  uint32_t in_flight = 0;
+  bool running = false;
+  bool broken = false;
+};
+
+struct DeviceInfo {
+  std::string name;
+  std::string plugin;
+  std::filesystem::path plugin_path;
+  std::string plugin_version;
+  std::string type;
+  uint32_t virtio_id = 0;
+  std::string state;  // "created", "ready", "active", "running", "failed"
+  std::string dma_mode;
+  bool connected = false;
+  bool needs_reset = false;
+  std::string failure;  // why it needs a reset
+  uint64_t features = 0;
+  uint64_t arena_size = 0;
+  uint32_t arena_slots = 0;
+  uint32_t arena_slots_used = 0;
+  uint32_t arena_slots_high_water = 0;
+  uint64_t cpu_ns = 0;  // of its queue threads
+  uint64_t dma_violations = 0;
+  std::vector<QueueStats> queues;
+  std::map<std::string, uint64_t> metrics;  // the plugin's counters
+  std::map<std::string, std::string> metric_help;
+  std::map<std::string, std::string> options;
+};
+
+class Device;  // framework/device
+
+// A device of a Host: a copyable reference that outlives the device harmlessly (its functions then
+// return NotFound).
+class DeviceHandle {
+ public:
+  DeviceHandle() = default;
+  explicit DeviceHandle(std::weak_ptr<Device> device) : device_(std::move(device)) {}
+
+  // The device's one port. AlreadyExists while another front-end holds it. `events` must outlive
+  // the port. The port keeps the device's memory alive, but Host::Remove ends its service.
+  absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events) const;
+  absl::StatusOr<DeviceInfo> Inspect() const;
+  // Stops serving: every ring stops, the front-end's port answers Unavailable until Start.
+  absl::Status Stop() const;
+  absl::Status Start() const;
+
+ private:
+  std::weak_ptr<Device> device_;
+};
+
+class Host {
+ public:
+  static absl::StatusOr<std::unique_ptr<Host>> Create(HostOptions options);
+  virtual ~Host() = default;
+
+  // Loads the plugin and makes the device; ready for a front-end on return. AlreadyExists,
+  // NotFound (plugin), InvalidArgument (spec, the plugin's own refusal) with the device's name.
+  virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) = 0;
+  // Ends the device: rings stopped, plugin's device destroyed, image unloaded if it was the last.
+  virtual absl::Status Remove(absl::string_view name) = 0;
+  virtual absl::StatusOr<DeviceHandle> Find(absl::string_view name) const = 0;
+  virtual std::vector<std::string> List() const = 0;
+  virtual absl::StatusOr<DeviceInfo> Inspect(absl::string_view name) const = 0;
+  virtual const Log& log() const = 0;
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_HOST_H_

@@ -1,0 +1,418 @@
+/* The binary contract between a virtbay host and a plugin: the only thing that crosses the
+ * boundary.
+ *
+ * C11, libc headers only. Every table and struct starts with `struct_size`, is append-only, and a
+ * zero (or a member beyond struct_size) means "not given". No allocator, exception or C++ type
+ * crosses. Text is UTF-8. Ownership is in the names: a `virtbay_request` belongs to the framework
+ * and is lent to the plugin until exactly one of complete, fail or requeue ends it.
+ *
+ * Thread tags: [control] one host thread at a time per device, may block. [queue] the thread that
+ * serves that queue, must not block; a device without VIRTBAY_DEVICE_QUEUE_PARALLEL has exactly one
+ * such thread for all its queues. [any] every thread, concurrently.
+ *
+ * Error convention: functions that return int32_t return 0 or a positive VIRTBAY_* code, and put
+ * the text into the caller's virtbay_error where one is passed.
+ */
+#ifndef VIRTBAY_SDK_ABI_H_
+#define VIRTBAY_SDK_ABI_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VIRTBAY_ABI_MAGIC 0x59424256u /**< "VBBY", little endian */
+#define VIRTBAY_ABI_MAJOR 1u          /**< a host loads only its own major */
+#define VIRTBAY_ABI_MINOR 0u          /**< a host loads every minor: tables only grow */
+
+/** Name of the one symbol that a plugin exports, a `const virtbay_plugin`. */
+#define VIRTBAY_ENTRY_SYMBOL "virtbay_plugin_entry"
+
+/** @name Error codes: the numeric values of absl::StatusCode */
+/** @{ */
+#define VIRTBAY_OK 0
+#define VIRTBAY_CANCELLED 1
+#define VIRTBAY_UNKNOWN 2
+#define VIRTBAY_INVALID_ARGUMENT 3
+#define VIRTBAY_DEADLINE_EXCEEDED 4
+#define VIRTBAY_NOT_FOUND 5
+#define VIRTBAY_ALREADY_EXISTS 6
+#define VIRTBAY_PERMISSION_DENIED 7
+#define VIRTBAY_RESOURCE_EXHAUSTED 8
+#define VIRTBAY_FAILED_PRECONDITION 9
+#define VIRTBAY_OUT_OF_RANGE 11
+#define VIRTBAY_UNIMPLEMENTED 12
+#define VIRTBAY_INTERNAL 13
+#define VIRTBAY_UNAVAILABLE 14
+/** @} */
+
+/** @name Log levels */
+/** @{ */
+#define VIRTBAY_LOG_TRACE 0u
+#define VIRTBAY_LOG_DEBUG 1u
+#define VIRTBAY_LOG_INFO 2u
+#define VIRTBAY_LOG_WARN 3u
+#define VIRTBAY_LOG_ERROR 4u
+/** @} */
+
+typedef struct virtbay_host virtbay_host;
+typedef struct virtbay_host_device virtbay_host_device; /**< opaque: the host's side of a device */
+typedef struct virtbay_device virtbay_device;           /**< the plugin's side of a device */
+typedef struct virtbay_request virtbay_request;
+
+/** Error text in the caller's memory; holds no pointers, so it survives an unload. */
+typedef struct virtbay_error {
+  uint32_t struct_size;
+  int32_t code;      /**< VIRTBAY_* */
+  int32_t sys_errno; /**< errno behind it, or 0 */
+  uint32_t reserved;
+  char text[240]; /**< NUL-terminated */
+} virtbay_error;
+
+/* ---- requests ------------------------------------------------------------------------------- */
+
+/**
+ * What a plugin sees of one descriptor chain. `in` and `out` are views in the device's arena; the
+ * whole chain is addressed by offset through the memory and io services (late-bound payload):
+ * readable offsets run over [0, in_total), writable ones over [0, out_total).
+ */
+struct virtbay_request {
+  uint32_t struct_size;
+  uint16_t queue;    /**< index of the virtqueue */
+  uint16_t head;     /**< head descriptor: unique among the in-flight requests of the queue */
+  const uint8_t* in; /**< copy of the first in_len readable bytes; never changes under the plugin */
+  uint8_t* out;      /**< space for the first out_len writable bytes */
+  uint32_t in_len;   /**< min(in_total, the queue's in_view) */
+  uint32_t in_total; /**< device-readable bytes of the chain */
+  uint32_t out_len;  /**< min(out_total, the queue's out_view), or what reserve() gave */
+  uint32_t out_total; /**< device-writable bytes of the chain */
+  uint64_t user;      /**< the plugin's own; 0 when the request is presented */
+};
+
+/** Service `virtbay.host.queue/1`: how a request ends. */
+typedef struct virtbay_queue_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /**
+   * [queue] Ends the request: copies the first out_bytes of the out view to the guest and reports
+   * `written` bytes (out_bytes <= written <= out_total; the bytes between were moved by io).
+   * FAILED_PRECONDITION when the request has ended already, OUT_OF_RANGE when the sizes lie; a
+   * request refused with OUT_OF_RANGE is completed with nothing written.
+   */
+  int32_t (*complete)(virtbay_request* request, uint32_t out_bytes, uint32_t written);
+  /** [queue] Ends the request with nothing written. */
+  int32_t (*fail)(virtbay_request* request);
+  /** [queue] Hands the chain back unanswered: it is presented again, first, after the next start.
+   */
+  int32_t (*requeue)(virtbay_request* request);
+} virtbay_queue_service;
+#define VIRTBAY_SERVICE_QUEUE "virtbay.host.queue/1"
+
+/** Largest contiguous arena mapping: 128 slots of 2 KiB (IO_TLB_SEGSIZE x IO_TLB_SIZE). */
+#define VIRTBAY_MAPPING_MAX (256u * 1024u)
+
+/** Service `virtbay.host.memory/1`: payload bytes that the plugin itself must look at or make. */
+typedef struct virtbay_memory_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /**
+   * [queue] Copies readable bytes [offset, offset+len) into arena slots and returns them; valid
+   * until the request ends. len <= VIRTBAY_MAPPING_MAX. OUT_OF_RANGE beyond in_total,
+   * RESOURCE_EXHAUSTED when the arena has no slots (answer with an error or try later).
+   */
+  int32_t (*fetch)(virtbay_request* request, uint32_t offset, uint32_t len, const uint8_t** data);
+  /**
+   * [queue] Makes the out view at least len bytes, contiguous, and updates request->out and
+   * request->out_len; what the view held before is not kept. Same limits and errors as fetch.
+   */
+  int32_t (*reserve)(virtbay_request* request, uint32_t len);
+} virtbay_memory_service;
+#define VIRTBAY_SERVICE_MEMORY "virtbay.host.memory/1"
+
+/* ---- I/O ------------------------------------------------------------------------------------ */
+
+/** @name virtbay_io operations */
+/** @{ */
+#define VIRTBAY_IO_READ 1u      /**< fd -> writable payload [payload_offset, +payload_len) */
+#define VIRTBAY_IO_WRITE 2u     /**< readable payload [payload_offset, +payload_len) -> fd */
+#define VIRTBAY_IO_FSYNC 3u     /**< arg = 1: data only */
+#define VIRTBAY_IO_FALLOCATE 4u /**< arg = mode, file_offset, length */
+#define VIRTBAY_IO_POLL 5u      /**< one-shot; arg = poll events, result = revents */
+/** @} */
+
+/** `file_offset` of a stream (socket, tty): no position. */
+#define VIRTBAY_IO_STREAM UINT64_MAX
+
+/** One operation for the io service; copied by submit. */
+typedef struct virtbay_io {
+  uint32_t struct_size;
+  uint16_t op;
+  uint16_t queue;           /**< whose thread gets the result */
+  int32_t fd;               /**< the plugin's; stays open until the result arrived */
+  uint32_t rw_flags;        /**< RWF_* for READ and WRITE */
+  virtbay_request* request; /**< whose payload; may be NULL for FSYNC, FALLOCATE, POLL */
+  uint32_t payload_offset;
+  uint32_t payload_len;
+  uint64_t file_offset;
+  uint64_t length;
+  uint32_t arg;
+  uint32_t reserved;
+  uint64_t cookie; /**< returned with the result */
+} virtbay_io;
+
+/** A finished operation. */
+typedef struct virtbay_io_result {
+  uint64_t cookie;
+  virtbay_request* request;
+  int32_t result; /**< bytes or revents, or -errno */
+  uint32_t op;
+} virtbay_io_result;
+
+/**
+ * Service `virtbay.host.io/1`: moves payload between file descriptors and the guest's pages; the
+ * plugin never holds the pages. Short counts are possible as with preadv2(2).
+ */
+typedef struct virtbay_io_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /**
+   * [queue] Queues n operations; they enter the kernel together at the end of the burst. Each gets
+   * exactly one result through on_io on the queue's thread. Never fails for lack of room.
+   * INVALID_ARGUMENT or OUT_OF_RANGE: none of them was queued.
+   */
+  int32_t (*submit)(virtbay_host_device* host, const virtbay_io* ops, uint32_t n);
+  /** [queue] Reads now if that cannot block (RWF_NOWAIT). Bytes, or -errno; -EAGAIN: submit it. */
+  int64_t (*read_now)(virtbay_request* request, int32_t fd, uint64_t file_offset,
+                      uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
+  /** [queue] Writes now if that cannot block (RWF_NOWAIT). Bytes, or -errno; -EAGAIN: submit it.
+   * -EOPNOTSUPP where the file system has no such writes: write_blocking or submit it. */
+  int64_t (*write_now)(virtbay_request* request, int32_t fd, uint64_t file_offset,
+                       uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
+  /** [queue] The same as read_now and write_now without RWF_NOWAIT: the plugin takes it on itself
+   * that the call is short (page cache). */
+  int64_t (*read_blocking)(virtbay_request* request, int32_t fd, uint64_t file_offset,
+                           uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
+  int64_t (*write_blocking)(virtbay_request* request, int32_t fd, uint64_t file_offset,
+                            uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
+  /** [queue] Asks for the end of every pending operation of this queue with that cookie; each still
+   * gets its result (-ECANCELED, or what it had reached). */
+  int32_t (*cancel)(virtbay_host_device* host, uint32_t queue, uint64_t cookie);
+} virtbay_io_service;
+#define VIRTBAY_SERVICE_IO "virtbay.host.io/1"
+
+/* ---- other host services -------------------------------------------------------------------- */
+
+/** Service `virtbay.host.log/1`. The text is copied; the host adds time and device. */
+typedef struct virtbay_log_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  void (*write)(virtbay_host_device* host, uint32_t level, const char* text,
+                uint32_t len);                  /**< [any] */
+  uint32_t (*level)(virtbay_host_device* host); /**< [any] the lowest level that is written */
+} virtbay_log_service;
+#define VIRTBAY_SERVICE_LOG "virtbay.host.log/1"
+
+/** Service `virtbay.host.timer/1`: one-shot timers of a queue thread. */
+typedef struct virtbay_timer_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint64_t (*now_ns)(void); /**< [any] CLOCK_MONOTONIC */
+  /** [queue] Calls on_timer(queue, cookie) once, delay_ns from now; the same cookie again re-arms.
+   */
+  int32_t (*set)(virtbay_host_device* host, uint32_t queue, uint64_t delay_ns, uint64_t cookie);
+  int32_t (*cancel)(virtbay_host_device* host, uint32_t queue, uint64_t cookie); /**< [queue] */
+} virtbay_timer_service;
+#define VIRTBAY_SERVICE_TIMER "virtbay.host.timer/1"
+
+/** Service `virtbay.host.config/1`: the device's options, text keys and values. */
+typedef struct virtbay_config_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /** [any] Copies the value, NUL-terminated, into buffer (cut at capacity) and returns its whole
+   * length, or -1 when the key is not set. */
+  int32_t (*get)(virtbay_host_device* host, const char* key, char* buffer, uint32_t capacity);
+  /** [any] The index-th key that is set, or NULL past the last; lives as long as the device. */
+  const char* (*key)(virtbay_host_device* host, uint32_t index);
+} virtbay_config_service;
+#define VIRTBAY_SERVICE_CONFIG "virtbay.host.config/1"
+
+/** Service `virtbay.host.metrics/1`. */
+typedef struct virtbay_metrics_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /** [any, may allocate] A 64-bit cell that the host reports under this name (lower_snake); the
+   * same name gives the same cell. Change it with relaxed atomics. Lives as long as the device.
+   * NULL when the name is not of that form or the device has too many. */
+  uint64_t* (*counter)(virtbay_host_device* host, const char* name, const char* help);
+} virtbay_metrics_service;
+#define VIRTBAY_SERVICE_METRICS "virtbay.host.metrics/1"
+
+/** Service `virtbay.host.offload/1`: work that blocks and that io cannot do. */
+typedef struct virtbay_offload_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /** [queue] Runs work(argument) on a host thread, then on_offload(queue, argument, cookie) on the
+   * queue's thread. Every accepted call gets its on_offload before the queue is quiesced. */
+  int32_t (*run)(virtbay_host_device* host, uint32_t queue, void (*work)(void* argument),
+                 void* argument, uint64_t cookie);
+} virtbay_offload_service;
+#define VIRTBAY_SERVICE_OFFLOAD "virtbay.host.offload/1"
+
+/** Service `virtbay.host.device/1`: the device as a whole. */
+typedef struct virtbay_device_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  /** [any] The device cannot go on: DEVICE_NEEDS_RESET and a config interrupt (virtio 1.3 2.1.2).
+   */
+  void (*fail)(virtbay_host_device* host, const char* text, uint32_t len);
+  /** [queue] This queue's thread must not serve again (e.g. it could not restore its credentials):
+   * it ends after the callback; the device fails when no other thread is left. */
+  void (*condemn_thread)(virtbay_host_device* host, uint32_t queue, const char* text, uint32_t len);
+  /** [any] The configuration space changed: config interrupt (virtio 1.3 2.5). */
+  void (*config_changed)(virtbay_host_device* host);
+} virtbay_device_service;
+#define VIRTBAY_SERVICE_DEVICE "virtbay.host.device/1"
+
+/** Service `virtbay.host.thread-check/1`. */
+typedef struct virtbay_thread_check_service {
+  uint32_t struct_size;
+  uint32_t reserved;
+  uint32_t (*is_queue_thread)(virtbay_host_device* host, uint32_t queue); /**< [any] 0 or 1 */
+  uint32_t (*is_control_thread)(virtbay_host_device* host);               /**< [any] 0 or 1 */
+} virtbay_thread_check_service;
+#define VIRTBAY_SERVICE_THREAD_CHECK "virtbay.host.thread-check/1"
+
+/** What a host offers; the same for every device of a loaded image. */
+struct virtbay_host {
+  uint32_t struct_size;
+  uint16_t abi_major;
+  uint16_t abi_minor;
+  const char* name;    /**< e.g. "virtbay" */
+  const char* version; /**< of the host, for the log only */
+  /** [any] The service table with that id, or NULL; lives as long as the image is loaded. */
+  const void* (*service)(const virtbay_host* host, const char* id);
+};
+
+/* ---- devices -------------------------------------------------------------------------------- */
+
+/** @name virtbay_device_type flags */
+/** @{ */
+#define VIRTBAY_DEVICE_QUEUE_PARALLEL 1u /**< every queue may have a thread of its own */
+/** @} */
+
+/** A device type of a plugin. */
+typedef struct virtbay_device_type {
+  uint32_t struct_size;
+  uint32_t virtio_id; /**< virtio 1.3 5 */
+  uint32_t flags;
+  uint32_t reserved;
+  char name[32]; /**< what DeviceSpec::type names, e.g. "virtiofs" */
+} virtbay_device_type;
+
+/** What an initialised device asks for and offers. */
+typedef struct virtbay_device_properties {
+  uint32_t struct_size;
+  uint32_t queue_count;
+  uint64_t
+      features[2]; /**< device-type bits (virtio 1.3 2.2); the host adds ring and transport bits */
+  uint32_t config_size; /**< bytes of configuration space, at most 4096 */
+  uint32_t reserved;
+} virtbay_device_properties;
+
+/** What one queue asks for. */
+typedef struct virtbay_queue_properties {
+  uint32_t struct_size;
+  uint32_t max_size; /**< largest ring, a power of two; 0 = the host's limit */
+  uint32_t in_view;  /**< readable bytes copied into the arena before on_requests */
+  uint32_t out_view; /**< arena bytes for the head of the reply; in_view + out_view <= 256 KiB */
+} virtbay_queue_properties;
+
+/**
+ * A device's functions. States: CREATED (create) -> READY (init) -> ACTIVE (activate) -> RUNNING
+ * (start) -> QUIESCING (quiesce) -> QUIESCED (nothing in flight) -> RUNNING (resume) or ACTIVE
+ * (stop) -> READY (deactivate). A function that fails leaves the device in the state it came from.
+ * A member may be NULL unless marked required.
+ */
+typedef struct virtbay_device_ops {
+  uint32_t struct_size;
+  uint32_t reserved;
+  int32_t (*init)(virtbay_device*, virtbay_error*); /**< [control & CREATED] required */
+  void (*properties)(virtbay_device*,
+                     virtbay_device_properties*); /**< [control & READY] required */
+  void (*queue_properties)(virtbay_device*, uint32_t queue,
+                           virtbay_queue_properties*); /**< [control & READY] */
+  /** [control & READY] What the driver acknowledged, host bits included. */
+  int32_t (*negotiate)(virtbay_device*, const uint64_t features[2], virtbay_error*);
+  int32_t (*activate)(virtbay_device*,
+                      virtbay_error*);               /**< [control & READY] a front-end is there */
+  int32_t (*start)(virtbay_device*, virtbay_error*); /**< [control & ACTIVE] requests may come */
+  /** [queue & RUNNING] required. A batch of requests, in ring order. */
+  void (*on_requests)(virtbay_device*, uint32_t queue, virtbay_request* const* requests,
+                      uint32_t n);
+  /** [queue & RUNNING|QUIESCING] A batch of results. */
+  void (*on_io)(virtbay_device*, uint32_t queue, const virtbay_io_result* results, uint32_t n);
+  void (*on_timer)(virtbay_device*, uint32_t queue,
+                   uint64_t cookie); /**< [queue & RUNNING|QUIESCING] */
+  void (*on_offload)(virtbay_device*, uint32_t queue, void* argument,
+                     uint64_t cookie); /**< [queue & RUNNING|QUIESCING] */
+  /** [queue & RUNNING] No more requests will come on this queue: end what is held, requeue what
+   * would not end by itself. The host waits for the rest until its deadline. */
+  void (*quiesce)(virtbay_device*, uint32_t queue);
+  void (*resume)(virtbay_device*, uint32_t queue); /**< [queue & QUIESCED] requests come again */
+  void (*stop)(virtbay_device*);                   /**< [control & QUIESCED] */
+  void (*deactivate)(virtbay_device*);             /**< [control & ACTIVE] the front-end is gone */
+  /** [control & not CREATED] virtio 1.3 2.5; offset + len <= config_size. */
+  int32_t (*config_read)(virtbay_device*, uint32_t offset, void* data, uint32_t len);
+  int32_t (*config_write)(virtbay_device*, uint32_t offset, const void* data, uint32_t len);
+  const void* (*extension)(virtbay_device*, const char* id); /**< [any] NULL if absent */
+  void (*destroy)(virtbay_device*); /**< [control & CREATED|READY] required; frees the device */
+} virtbay_device_ops;
+
+/** The head of every plugin device; the plugin's own state follows it. */
+struct virtbay_device {
+  const virtbay_device_ops* ops;
+};
+
+/** Factory `virtbay.device-factory/1`. */
+typedef struct virtbay_device_factory {
+  uint32_t struct_size;
+  uint32_t count;
+  const virtbay_device_type* (*describe)(uint32_t index); /**< [any] NULL past the last */
+  /** [control] Makes a device in state CREATED; it may keep `host` but not call it before init. */
+  int32_t (*create)(uint32_t index, const virtbay_host* host, virtbay_host_device* device_host,
+                    virtbay_device** device, virtbay_error*);
+} virtbay_device_factory;
+#define VIRTBAY_FACTORY_DEVICE "virtbay.device-factory/1"
+
+/* ---- the entry ------------------------------------------------------------------------------ */
+
+/** @name virtbay_plugin flags */
+/** @{ */
+#define VIRTBAY_PLUGIN_HOT_RELOADABLE 1u
+/** @} */
+
+/**
+ * The exported symbol. Texts are arrays, not pointers, so that a file can be identified without
+ * loading it.
+ */
+typedef struct virtbay_plugin {
+  uint32_t struct_size;
+  uint32_t magic; /**< VIRTBAY_ABI_MAGIC */
+  uint16_t abi_major;
+  uint16_t abi_minor;
+  uint32_t flags;
+  char name[32];
+  char version[32];
+  char build[64];         /**< compiler and commit, for the log only */
+  char device_types[128]; /**< "name:virtio-id name:virtio-id ...", for people and inspectors */
+  int32_t (*load)(const virtbay_host*, virtbay_error*); /**< [control] once per image; no threads */
+  void (*unload)(void);                                 /**< [control] after the last destroy */
+  const void* (*factory)(const char* id);               /**< [any] required; NULL if absent */
+} virtbay_plugin;
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* VIRTBAY_SDK_ABI_H_ */

@@ -1,0 +1,274 @@
+// Device: base class of a plugin's devices, and the noexcept trampolines from the C tables to it.
+// Owned by the host between create and destroy. Thread tags are those of virtbay_device_ops.
+// Define VIRTBAY_SDK_CHECKS=1 to have every trampoline check its state and thread.
+#ifndef VIRTBAY_SDK_DEVICE_H_
+#define VIRTBAY_SDK_DEVICE_H_
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <exception>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "virtbay/sdk/abi.h"
+#include "virtbay/sdk/host.h"
+#include "virtbay/sdk/request.h"
+#include "virtbay/sdk/result.h"
+
+#ifndef VIRTBAY_SDK_CHECKS
+#define VIRTBAY_SDK_CHECKS 0
+#endif
+
+namespace virtbay::sdk {
+
+struct Properties {
+  uint32_t queue_count = 1;
+  uint64_t features = 0;  // device-type bits 0 to 23 and 50 to 63 (virtio 1.3 2.2)
+  uint32_t config_size = 0;
+};
+
+struct QueueProperties {
+  uint32_t max_size = 0;  // 0: the host's limit
+  uint32_t in_view = 1024;
+  uint32_t out_view = 1024;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  // [control & CREATED] Reads options, opens what the device serves.
+  virtual Status Init() = 0;
+  // [control & READY]
+  virtual Properties GetProperties() const = 0;
+  virtual QueueProperties GetQueueProperties(uint32_t /*queue*/) const { return {}; }
+  virtual Status Negotiate(uint64_t /*features*/) { return {}; }
+  virtual Status Activate() { return {}; }
+  virtual Status Start() { return {}; }
+  virtual void Stop() {}
+  virtual void Deactivate() {}
+  // [control] Configuration space; the range is inside config_size. False: refused.
+  virtual bool ReadConfig(uint32_t /*offset*/, std::span<std::byte> /*data*/) { return false; }
+  virtual bool WriteConfig(uint32_t /*offset*/, std::span<const std::byte> /*data*/) {
+    return false;
+  }
+  // [queue & RUNNING] A batch, in ring order. Requests not moved away fail when this returns.
+  virtual void OnRequests(uint32_t queue, std::span<Request> requests) = 0;
+  // [queue] See virtbay_device_ops.
+  virtual void OnIo(uint32_t /*queue*/, std::span<const virtbay_io_result> /*results*/) {}
+  virtual void OnTimer(uint32_t /*queue*/, uint64_t /*cookie*/) {}
+  virtual void OnOffload(uint32_t /*queue*/, void* /*argument*/, uint64_t /*cookie*/) {}
+  virtual void Quiesce(uint32_t /*queue*/) {}
+  virtual void Resume(uint32_t /*queue*/) {}
+  // [any] Extension tables by id.
+  virtual const void* Extension(const char* /*id*/) { return nullptr; }
+
+  // [any] The host's services; valid from Init on.
+  const Host& host() const { return host_; }
+
+ protected:
+  Device() = default;
+
+ private:
+  template <typename T>
+  friend struct DeviceGlue;
+  Host host_;
+};
+
+inline void FillError(virtbay_error* out, const Error& error) {
+  if (out == nullptr || out->struct_size < sizeof(virtbay_error)) return;
+  out->code = error.code;
+  out->sys_errno = error.sys_errno;
+  const size_t n = std::min(error.text.size(), sizeof(out->text) - 1);
+  std::memcpy(out->text, error.text.data(), n);
+  out->text[n] = '\0';
+}
+
+// The C side of one T: what the host holds, and the table of trampolines.
+template <typename T>
+struct DeviceGlue {
+  virtbay_device base;  // first: the host's pointer is a pointer to this
+  std::unique_ptr<T> device;
+
+  static constexpr uint32_t kBatch = 64;
+
+  static DeviceGlue* From(virtbay_device* d) { return reinterpret_cast<DeviceGlue*>(d); }
+
+  // Runs a [control] function; an exception becomes an error.
+  template <typename F>
+  static int32_t Guard(virtbay_error* out, F&& body) noexcept {
+    try {
+      Status status = body();
+      if (status.ok()) return VIRTBAY_OK;
+      FillError(out, status.error());
+      return status.error().code == VIRTBAY_OK ? VIRTBAY_UNKNOWN : status.error().code;
+    } catch (const std::exception& e) {
+      FillError(out, Error{VIRTBAY_INTERNAL, 0, std::string("exception: ") + e.what()});
+    } catch (...) {
+      FillError(out, Error{VIRTBAY_INTERNAL, 0, "exception of an unknown type"});
+    }
+    return VIRTBAY_INTERNAL;
+  }
+
+  // Runs a [queue] function; an exception fails the device.
+  template <typename F>
+  static void GuardQueue(virtbay_device* d, [[maybe_unused]] uint32_t queue, const char* what,
+                         F&& body) noexcept {
+    Device& device = *From(d)->device;
+#if VIRTBAY_SDK_CHECKS
+    if (!device.host().OnQueueThread(queue)) {
+      device.host().Fail(std::string(what) + ": called on the wrong thread");
+      return;
+    }
+#endif
+    try {
+      body();
+    } catch (const std::exception& e) {
+      device.host().Fail(std::string(what) + ": exception: " + e.what());
+    } catch (...) {
+      device.host().Fail(std::string(what) + ": exception of an unknown type");
+    }
+  }
+
+  static int32_t Create(const virtbay_host* host, virtbay_host_device* device_host,
+                        virtbay_device** out, virtbay_error* error) noexcept {
+    return Guard(error, [&]() -> Status {
+      Result<Host> services = Host::Create(host, device_host);
+      if (!services.ok()) return services.error();
+      auto glue = std::make_unique<DeviceGlue>();
+      glue->base.ops = &kOps;
+      glue->device = std::make_unique<T>();
+      static_cast<Device&>(*glue->device).host_ = *services;
+      *out = &glue.release()->base;
+      return {};
+    });
+  }
+
+  static int32_t Init(virtbay_device* d, virtbay_error* e) noexcept {
+    return Guard(e, [&] { return From(d)->device->Init(); });
+  }
+  static void GetProperties(virtbay_device* d, virtbay_device_properties* out) noexcept {
+    Guard(nullptr, [&]() -> Status {
+      const Properties p = From(d)->device->GetProperties();
+      out->queue_count = p.queue_count;
+      out->features[0] = p.features;
+      out->config_size = p.config_size;
+      return {};
+    });
+  }
+  static void GetQueueProperties(virtbay_device* d, uint32_t q,
+                                 virtbay_queue_properties* out) noexcept {
+    Guard(nullptr, [&]() -> Status {
+      const QueueProperties p = From(d)->device->GetQueueProperties(q);
+      out->max_size = p.max_size;
+      out->in_view = p.in_view;
+      out->out_view = p.out_view;
+      return {};
+    });
+  }
+  static int32_t Negotiate(virtbay_device* d, const uint64_t f[2], virtbay_error* e) noexcept {
+    return Guard(e, [&] { return From(d)->device->Negotiate(f[0]); });
+  }
+  static int32_t Activate(virtbay_device* d, virtbay_error* e) noexcept {
+    return Guard(e, [&] { return From(d)->device->Activate(); });
+  }
+  static int32_t Start(virtbay_device* d, virtbay_error* e) noexcept {
+    return Guard(e, [&] { return From(d)->device->Start(); });
+  }
+  static void OnRequests(virtbay_device* d, uint32_t q, virtbay_request* const* raw,
+                         uint32_t n) noexcept {
+    GuardQueue(d, q, "on_requests", [&] {
+      T& self = *From(d)->device;
+      const Host& host = static_cast<Device&>(self).host();
+      while (n > 0) {
+        const uint32_t count = std::min(n, kBatch);
+        std::array<Request, kBatch> requests;
+        for (uint32_t i = 0; i < count; ++i) requests[i] = Request(&host, raw[i]);
+        self.OnRequests(q, std::span<Request>(requests.data(), count));
+        raw += count;
+        n -= count;
+      }
+    });
+  }
+  static void OnIo(virtbay_device* d, uint32_t q, const virtbay_io_result* r, uint32_t n) noexcept {
+    GuardQueue(d, q, "on_io",
+               [&] { From(d)->device->OnIo(q, std::span<const virtbay_io_result>(r, n)); });
+  }
+  static void OnTimer(virtbay_device* d, uint32_t q, uint64_t cookie) noexcept {
+    GuardQueue(d, q, "on_timer", [&] { From(d)->device->OnTimer(q, cookie); });
+  }
+  static void OnOffload(virtbay_device* d, uint32_t q, void* a, uint64_t cookie) noexcept {
+    GuardQueue(d, q, "on_offload", [&] { From(d)->device->OnOffload(q, a, cookie); });
+  }
+  static void Quiesce(virtbay_device* d, uint32_t q) noexcept {
+    GuardQueue(d, q, "quiesce", [&] { From(d)->device->Quiesce(q); });
+  }
+  static void Resume(virtbay_device* d, uint32_t q) noexcept {
+    GuardQueue(d, q, "resume", [&] { From(d)->device->Resume(q); });
+  }
+  static void Stop(virtbay_device* d) noexcept {
+    Guard(nullptr, [&]() -> Status { return From(d)->device->Stop(), Status(); });
+  }
+  static void Deactivate(virtbay_device* d) noexcept {
+    Guard(nullptr, [&]() -> Status { return From(d)->device->Deactivate(), Status(); });
+  }
+  static int32_t ReadConfig(virtbay_device* d, uint32_t offset, void* data, uint32_t len) noexcept {
+    return Guard(nullptr, [&]() -> Status {
+      if (From(d)->device->ReadConfig(offset, {static_cast<std::byte*>(data), len})) return {};
+      return InvalidArgument("config read refused");
+    });
+  }
+  static int32_t WriteConfig(virtbay_device* d, uint32_t offset, const void* data,
+                             uint32_t len) noexcept {
+    return Guard(nullptr, [&]() -> Status {
+      if (From(d)->device->WriteConfig(offset, {static_cast<const std::byte*>(data), len})) {
+        return {};
+      }
+      return InvalidArgument("config write refused");
+    });
+  }
+  static const void* Extension(virtbay_device* d, const char* id) noexcept {
+    const void* table = nullptr;
+    Guard(nullptr, [&]() -> Status {
+      table = From(d)->device->Extension(id);
+      return {};
+    });
+    return table;
+  }
+  static void Destroy(virtbay_device* d) noexcept {
+    Guard(nullptr, [&]() -> Status {
+      delete From(d);
+      return {};
+    });
+  }
+
+  static constexpr virtbay_device_ops kOps = {sizeof(virtbay_device_ops),
+                                              0,
+                                              &Init,
+                                              &GetProperties,
+                                              &GetQueueProperties,
+                                              &Negotiate,
+                                              &Activate,
+                                              &Start,
+                                              &OnRequests,
+                                              &OnIo,
+                                              &OnTimer,
+                                              &OnOffload,
+                                              &Quiesce,
+                                              &Resume,
+                                              &Stop,
+                                              &Deactivate,
+                                              &ReadConfig,
+                                              &WriteConfig,
+                                              &Extension,
+                                              &Destroy};
+};
+
+}  // namespace virtbay::sdk
+
+#endif  // VIRTBAY_SDK_DEVICE_H_
