@@ -52,16 +52,16 @@ LogLevel FromSpdlog(spdlog::level::level_enum level) {
 // Hands lines to a LogSink instead of a stream.
 class CallbackSink final : public spdlog::sinks::base_sink<std::mutex> {
  public:
-  explicit CallbackSink(LogSink sink) : sink_(std::move(sink)) {}
+  explicit CallbackSink(LogSink callback) : callback_(std::move(callback)) {}
 
  private:
   void sink_it_(const spdlog::details::log_msg& message) override {
-    sink_(FromSpdlog(message.level),
-          absl::string_view(message.payload.data(), message.payload.size()));
+    callback_(FromSpdlog(message.level),
+              absl::string_view(message.payload.data(), message.payload.size()));
   }
   void flush_() override {}
 
-  LogSink sink_;
+  LogSink callback_;
 };
 
 }  // namespace

@@ -4,13 +4,15 @@
 #ifndef VIRTBAY_FRAMEWORK_MEMORY_MEMORY_MAP_H_
 #define VIRTBAY_FRAMEWORK_MEMORY_MEMORY_MAP_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "framework/base/unique_fd.h"
+#include "framework/memory/mapping_registry.h"
 
 namespace virtbay {
 
@@ -18,7 +20,8 @@ namespace virtbay {
 class GuestMapping {
  public:
   // Maps `size` bytes of fd at `offset`, shared and writable. InvalidArgument when the range is
-  // empty, wraps, or the file is known to be shorter; the fd may be closed afterwards.
+  // empty, wraps, or the file is known to be shorter; the fd may be closed afterwards. A memfd that
+  // still takes seals is sealed against shrinking.
   static absl::StatusOr<std::shared_ptr<const GuestMapping>> Create(int fd, uint64_t offset,
                                                                     uint64_t size);
   ~GuestMapping();
@@ -28,12 +31,18 @@ class GuestMapping {
   std::byte* data() const { return data_; }
   uint64_t size() const { return size_; }
 
+  // True once a page of it was found gone (the front-end truncated its file) and was replaced by
+  // zeroes: what was read from it since means nothing. Always false without a SigbusGuard.
+  bool poisoned() const { return poisoned_.load(std::memory_order_relaxed); }
+
  private:
   GuestMapping() = default;
   void* base_ = nullptr;      // page (huge page) aligned start
   uint64_t mapped_size_ = 0;  // from base_
   std::byte* data_ = nullptr;
   uint64_t size_ = 0;
+  std::atomic<bool> poisoned_{false};  // set by the SIGBUS handler
+  MappingRegistry::Entry registration_;
 };
 
 // One region of a map: guest addresses [guest_address, +size), known to a vhost-user front-end as
@@ -74,11 +83,20 @@ class MemoryMap {
     return len != 0 && Translate(address, len, &data) == len ? data : nullptr;
   }
 
-  // The guest address of a front-end user address, for [user, +len) inside one region.
+  // The guest address of a front-end user address, for [user, +len) inside one region; OutOfRange
+  // when it is in none.
   absl::StatusOr<uint64_t> UserToGuest(uint64_t user, uint64_t len) const;
 
   const std::vector<MemoryRegion>& regions() const { return regions_; }
   uint64_t total_size() const;
+
+  // True when a mapping of it is poisoned; rings on this map stop at the next burst boundary.
+  bool poisoned() const {
+    for (const MemoryRegion& region : regions_) {
+      if (region.mapping->poisoned()) return true;
+    }
+    return false;
+  }
 
  private:
   explicit MemoryMap(std::vector<MemoryRegion> regions) : regions_(std::move(regions)) {}

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -24,21 +25,29 @@ class SlotAllocator {
   // Gives back what Allocate gave.
   void Free(std::byte* data, uint32_t count);
 
+  // Single slots, as many as there are up to to.size(); returns how many. One lock for all.
+  size_t AllocateSingles(std::span<std::byte*> to);
+  void FreeSingles(std::span<std::byte* const> slots);
+
   uint32_t slots() const { return slots_; }
+  // Slots that are out, those in the stock of a SlotCache included.
   uint32_t used() const { return used_.load(std::memory_order_relaxed); }
   uint32_t high_water() const { return high_water_.load(std::memory_order_relaxed); }
 
  private:
   // One bit per slot, set = in use; two words a segment.
   struct Segment {
-    uint64_t bits[2];
+    uint64_t bits[2] = {0, 0};
   };
+
+  void Account(uint32_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ClearBits(const std::byte* data, uint32_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   std::byte* const base_;
   const uint32_t slots_;
   absl::Mutex mutex_;
   std::vector<Segment> segments_ ABSL_GUARDED_BY(mutex_);
-  uint32_t hint_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t hint_ ABSL_GUARDED_BY(mutex_) = 0;  // the segment where something was last found or freed
   std::atomic<uint32_t> used_{0};
   std::atomic<uint32_t> high_water_{0};
 };
@@ -58,8 +67,9 @@ class SlotCache {
 
  private:
   static constexpr uint32_t kStock = 64;
+  static constexpr uint32_t kRefill = 16;  // small: what lies in the stock counts as used
   SlotAllocator* const allocator_;
-  uint32_t stocked_ = 0;
+  size_t stocked_ = 0;
   std::byte* stock_[kStock] = {};
 };
 

@@ -1,0 +1,166 @@
+#include "framework/memory/memory_map.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cinttypes>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "framework/base/status.h"
+
+namespace virtbay {
+namespace {
+
+constexpr size_t kMaxRegions = 509;
+
+// The unit in which the file can be mapped: hugetlbfs takes nothing smaller than its own pages.
+uint64_t MappingUnit(int fd) {
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  struct statfs fs {};
+  if (fstatfs(fd, &fs) != 0 || static_cast<uint64_t>(fs.f_type) != HUGETLBFS_MAGIC) return page;
+  const uint64_t huge = static_cast<uint64_t>(fs.f_bsize);
+  return huge > page && (huge & (huge - 1)) == 0 ? huge : page;
+}
+
+// A front-end that can shrink its file later can make every access here fault; where the file takes
+// seals, that is settled now. Failure leaves the SIGBUS guard as the remedy.
+void SealAgainstShrinking(int fd) {
+  const int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & (F_SEAL_SEAL | F_SEAL_SHRINK)) != 0) return;
+  static_cast<void>(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK));
+}
+
+std::string Describe(const MemoryRegion& region) {
+  return absl::StrFormat("region at guest address %#x, user address %#x, size %#x",
+                         region.guest_address, region.user_address, region.size);
+}
+
+absl::Status CheckRegion(const MemoryRegion& region) {
+  if (region.size == 0) return absl::InvalidArgumentError(Describe(region) + ": empty");
+  const uint64_t last = region.size - 1;
+  if (last > UINT64_MAX - region.guest_address || last > UINT64_MAX - region.user_address) {
+    return absl::InvalidArgumentError(Describe(region) + ": wraps round");
+  }
+  if (region.mapping == nullptr || region.mapping->size() < region.size) {
+    return absl::InvalidArgumentError(Describe(region) + ": larger than its mapping");
+  }
+  return absl::OkStatus();
+}
+
+// Regions sorted by `address` that share a byte, as an error.
+template <typename Address>
+absl::Status CheckOverlap(const std::vector<const MemoryRegion*>& sorted, Address address,
+                          absl::string_view what) {
+  for (size_t i = 1; i < sorted.size(); ++i) {
+    const MemoryRegion& before = *sorted[i - 1];
+    // Sizes are not 0 here and nothing wraps: CheckRegion ran.
+    if (address(before) + (before.size - 1) >= address(*sorted[i])) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(Describe(*sorted[i]), ": overlaps the ", Describe(before), " in ", what));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestMapping::Create(int fd, uint64_t offset,
+                                                                         uint64_t size) {
+  uint64_t end = 0;
+  if (size == 0 || __builtin_add_overflow(offset, size, &end) ||
+      end > static_cast<uint64_t>(INT64_MAX)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "memory region: offset %#x, size %#x is not a range of a file", offset, size));
+  }
+  // Sealed first, so that the length seen below stays true.
+  SealAgainstShrinking(fd);
+  struct stat st {};
+  if (fstat(fd, &st) != 0) return ErrnoStatus(errno, "memory region: fstat");
+  if (S_ISREG(st.st_mode) && end > static_cast<uint64_t>(st.st_size)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("memory region: offset %#x, size %#x reaches beyond its file of %#x bytes",
+                        offset, size, static_cast<uint64_t>(st.st_size)));
+  }
+
+  const uint64_t unit = MappingUnit(fd);
+  const uint64_t start = offset & ~(unit - 1);
+  uint64_t length = end - start;
+  if (__builtin_add_overflow(length, unit - 1, &length)) {
+    return absl::InvalidArgumentError("memory region: too large");
+  }
+  length &= ~(unit - 1);
+  void* const base = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+                          static_cast<off_t>(start));
+  if (base == MAP_FAILED) {
+    return ErrnoStatus(errno, absl::StrFormat("memory region: mmap of %#x bytes", length));
+  }
+  // A core file of the device host is not the place for the guest's memory.
+  static_cast<void>(madvise(base, length, MADV_DONTDUMP));
+
+  // The constructor is private, so no make_shared.
+  std::shared_ptr<GuestMapping> mapping(new GuestMapping());
+  mapping->base_ = base;
+  mapping->mapped_size_ = length;
+  mapping->data_ = static_cast<std::byte*>(base) + (offset - start);
+  mapping->size_ = size;
+  if (MappingRegistry* registry = MappingRegistry::Current(); registry != nullptr) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
+    mapping->registration_ =
+        registry->Add({begin, begin + length, static_cast<size_t>(unit), &mapping->poisoned_});
+  }
+  return mapping;
+}
+
+GuestMapping::~GuestMapping() {
+  registration_.Release();
+  if (base_ != nullptr) munmap(base_, mapped_size_);
+}
+
+absl::StatusOr<MemoryMapRef> MemoryMap::Create(std::vector<MemoryRegion> regions) {
+  if (regions.size() > kMaxRegions) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("memory map of ", regions.size(), " regions; at most ", kMaxRegions));
+  }
+  for (const MemoryRegion& region : regions) VIRTBAY_RETURN_IF_ERROR(CheckRegion(region));
+
+  const auto guest = [](const MemoryRegion& region) { return region.guest_address; };
+  const auto user = [](const MemoryRegion& region) { return region.user_address; };
+  std::sort(regions.begin(), regions.end(),
+            [&](const MemoryRegion& a, const MemoryRegion& b) { return guest(a) < guest(b); });
+  std::vector<const MemoryRegion*> sorted;
+  sorted.reserve(regions.size());
+  for (const MemoryRegion& region : regions) sorted.push_back(&region);
+  VIRTBAY_RETURN_IF_ERROR(CheckOverlap(sorted, guest, "guest addresses"));
+  std::sort(sorted.begin(), sorted.end(),
+            [&](const MemoryRegion* a, const MemoryRegion* b) { return user(*a) < user(*b); });
+  VIRTBAY_RETURN_IF_ERROR(CheckOverlap(sorted, user, "user addresses"));
+  return MemoryMapRef(new MemoryMap(std::move(regions)));
+}
+
+absl::StatusOr<uint64_t> MemoryMap::UserToGuest(uint64_t user, uint64_t len) const {
+  for (const MemoryRegion& region : regions_) {
+    if (user < region.user_address) continue;
+    const uint64_t offset = user - region.user_address;
+    if (offset >= region.size || len > region.size - offset) continue;
+    return region.guest_address + offset;
+  }
+  return absl::OutOfRangeError(
+      absl::StrFormat("front-end address %#x, length %#x is in no memory region", user, len));
+}
+
+uint64_t MemoryMap::total_size() const {
+  uint64_t total = 0;
+  for (const MemoryRegion& region : regions_) total += region.size;
+  return total;
+}
+
+}  // namespace virtbay
