@@ -53,6 +53,11 @@ class Plugin {
   // The type with that name ("" = the only one), and its index for factory().create.
   absl::StatusOr<const virtbay_device_type*> FindType(absl::string_view name,
                                                       uint32_t* index) const;
+  // factory().create with everything that can go wrong in it as a status: its error text, an
+  // exception, a device without the required functions. The device is in state CREATED and must be
+  // destroyed through its ops before this Plugin goes. [control]
+  absl::StatusOr<virtbay_device*> CreateDevice(uint32_t index, const virtbay_host& host,
+                                               virtbay_host_device* device_host) const;
   // The file that the user named.
   const std::filesystem::path& path() const;
 
@@ -66,7 +71,8 @@ class Plugin {
 struct PluginSearch {
   std::vector<std::filesystem::path> directories;  // in this order
 
-  // VIRTBAY_PLUGIN_PATH (colon separated), then `extra`, then the install directory compiled in.
+  // VIRTBAY_PLUGIN_PATH (colon separated), then `extra`, then for a program in the build tree the
+  // plugins built there, then the install directory compiled in.
   static PluginSearch FromEnvironment(std::vector<std::filesystem::path> extra = {});
 };
 

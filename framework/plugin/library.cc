@@ -1,0 +1,183 @@
+#include "framework/plugin/library.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <link.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <boost/dll/shared_library.hpp>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "framework/base/status.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define VIRTBAY_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
+#define VIRTBAY_SANITIZED 1
+#endif
+#endif
+#ifndef VIRTBAY_SANITIZED
+#define VIRTBAY_SANITIZED 0
+#endif
+
+namespace virtbay {
+namespace {
+
+constexpr uint64_t kMaxFileSize = uint64_t{1} << 30;
+
+boost::dll::load_mode::type LoadMode() {
+  auto mode = boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local;
+#if VIRTBAY_SANITIZED
+  // Reports at the end of the process name functions of images that were unloaded before.
+  mode |= static_cast<boost::dll::load_mode::type>(RTLD_NODELETE);
+#endif
+  return mode;
+}
+
+// Places for the copy; what is mounted noexec cannot be mapped as code.
+std::vector<std::string> Candidates() {
+  std::vector<std::string> places;
+  for (const char* variable : {"TMPDIR", "XDG_RUNTIME_DIR"}) {
+    if (const char* value = std::getenv(variable); value != nullptr && value[0] == '/') {
+      places.emplace_back(value);
+    }
+  }
+  places.insert(places.end(), {"/tmp", "/var/tmp", "/dev/shm"});
+  return places;
+}
+
+absl::StatusOr<std::filesystem::path> MakePrivateDirectory() {
+  absl::Status error = absl::NotFoundError("no place for a private copy");
+  for (const std::string& place : Candidates()) {
+    struct statvfs fs {};
+    if (statvfs(place.c_str(), &fs) != 0) {
+      error = ErrnoStatus(errno, place);
+      continue;
+    }
+    if ((fs.f_flag & ST_NOEXEC) != 0) {
+      error = absl::PermissionDeniedError(absl::StrCat(place, ": mounted noexec"));
+      continue;
+    }
+    std::string name = absl::StrCat(place, "/virtbay-plugin-XXXXXX");
+    if (mkdtemp(name.data()) != nullptr) return std::filesystem::path(name);
+    error = ErrnoStatus(errno, name);
+  }
+  return error;
+}
+
+absl::Status CopyBytes(int from, int to) {
+  std::vector<char> buffer(size_t{256} << 10);
+  uint64_t total = 0;
+  for (;;) {
+    const ssize_t n = pread(from, buffer.data(), buffer.size(), static_cast<off_t>(total));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus(errno, "read");
+    if (n == 0) return absl::OkStatus();
+    total += static_cast<uint64_t>(n);
+    if (total > kMaxFileSize) return absl::InvalidArgumentError("larger than 1 GiB");
+    for (ssize_t done = 0; done < n;) {
+      const ssize_t written = write(to, buffer.data() + done, static_cast<size_t>(n - done));
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) return ErrnoStatus(errno, "write of a private copy");
+      done += written;
+    }
+  }
+}
+
+// Whether an image of that name is mapped.
+bool Resident(const std::string& path) {
+  return dl_iterate_phdr(
+             [](dl_phdr_info* info, size_t, void* wanted) {
+               return static_cast<int>(
+                   std::strcmp(info->dlpi_name, static_cast<const char*>(wanted)) == 0);
+             },
+             const_cast<char*>(path.c_str())) != 0;
+}
+
+}  // namespace
+
+absl::StatusOr<PrivateCopy> PrivateCopy::Create(int source, const std::filesystem::path& shown) {
+  const std::string subject = absl::StrCat("plugin ", shown.native());
+  absl::StatusOr<std::filesystem::path> directory = MakePrivateDirectory();
+  if (!directory.ok()) return Annotate(directory.status(), subject);
+  PrivateCopy copy;
+  copy.directory_ = *std::move(directory);
+  copy.path_ = copy.directory_ / shown.filename();
+  UniqueFd out(
+      open(copy.path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0500));
+  if (!out.valid()) return Annotate(ErrnoStatus(errno, copy.path_.native()), subject);
+  VIRTBAY_RETURN_IF_ERROR(Annotate(CopyBytes(source, out.get()), subject));
+  copy.fd_.reset(open(copy.path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  if (!copy.fd_.valid()) return Annotate(ErrnoStatus(errno, copy.path_.native()), subject);
+  return copy;
+}
+
+PrivateCopy& PrivateCopy::operator=(PrivateCopy&& other) noexcept {
+  std::swap(directory_, other.directory_);
+  std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+void PrivateCopy::Remove() {
+  if (directory_.empty()) return;
+  static_cast<void>(unlink(path_.c_str()));
+  static_cast<void>(rmdir(directory_.c_str()));
+  directory_.clear();
+}
+
+struct PluginLibrary::Handle {
+  boost::dll::shared_library library;
+};
+
+absl::StatusOr<std::unique_ptr<PluginLibrary>> PluginLibrary::Load(
+    PrivateCopy copy, const std::filesystem::path& shown) {
+  auto handle = std::make_unique<Handle>();
+  std::error_code ec;
+  handle->library.load(copy.path(), ec, LoadMode());
+  if (ec) {
+    // The error_code is the same for every failure; the linker's text is this thread's until the
+    // next dl function.
+    const char* text = dlerror();
+    std::string reason = text != nullptr ? text : ec.message();
+    return absl::FailedPreconditionError(
+        absl::StrCat("plugin ", shown.native(), ": cannot be loaded: ",
+                     absl::StrReplaceAll(reason, {{copy.path().native(), shown.native()}})));
+  }
+  if (!VIRTBAY_SANITIZED) {
+    // Nothing stays behind whatever becomes of the process. A sanitizer reads the file later.
+    copy.Remove();
+  }
+  return std::unique_ptr<PluginLibrary>(new PluginLibrary(std::move(copy), std::move(handle)));
+}
+
+PluginLibrary::PluginLibrary(PrivateCopy copy, std::unique_ptr<Handle> handle)
+    : copy_(std::move(copy)), handle_(std::move(handle)) {}
+
+PluginLibrary::~PluginLibrary() { Unload(); }
+
+const void* PluginLibrary::Symbol(const char* name) const {
+  if (handle_ == nullptr || !handle_->library.has(name)) return nullptr;
+  return &handle_->library.get<const char>(name);
+}
+
+bool PluginLibrary::Unload() {
+  if (handle_ == nullptr) return true;
+  handle_->library.unload();
+  handle_.reset();
+  return VIRTBAY_SANITIZED || !Resident(copy_.path().native());
+}
+
+}  // namespace virtbay
