@@ -1,0 +1,246 @@
+#include "hostif/device_host/config_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <toml++/toml.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <exception>
+#include <map>
+#include <new>
+#include <string_view>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+#include "framework/base/unique_fd.h"
+#include "hostif/device_host/device_keys.h"
+
+namespace virtbay::device_host {
+namespace {
+
+constexpr off_t kMaxFileSize = 1 << 20;
+constexpr size_t kMaxDevices = 4096;
+
+// toml++ speaks std::string_view, which is a type of its own beside absl's.
+absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
+
+// Keys come from the file, so they may hold anything; an error must stay one readable line.
+std::string Printable(std::string_view text) {
+  std::string out;
+  for (const char c : text.substr(0, 128)) {
+    const auto byte = static_cast<unsigned char>(c);
+    out.push_back(byte < 0x20 || byte == 0x7f ? '?' : c);
+  }
+  return out;
+}
+
+class Reader {
+ public:
+  explicit Reader(absl::string_view name) : name_(name) {}
+
+  absl::StatusOr<ServiceConfig> Read(const toml::table& root) {
+    for (const auto& [key, node] : root) {
+      if (key.str() == "host") {
+        const toml::table* table = node.as_table();
+        if (table == nullptr) return At(key, key.str(), "must be a table, [host]");
+        VIRTBAY_RETURN_IF_ERROR(ReadHost(*table));
+      } else if (key.str() == "device") {
+        const toml::array* devices = node.as_array();
+        if (devices == nullptr) return At(key, key.str(), "must be an array of tables, [[device]]");
+        if (devices->size() > kMaxDevices) return At(key, key.str(), "has too many entries");
+        for (const toml::node& device : *devices) {
+          const toml::table* table = device.as_table();
+          if (table == nullptr) {
+            return At(device.source(), "device", "must be an array of tables, [[device]]");
+          }
+          VIRTBAY_RETURN_IF_ERROR(ReadDevice(*table));
+        }
+      } else {
+        return At(key, key.str(), "unknown key");
+      }
+    }
+    if (config_.devices.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(name_, ":1: device: no [[device]] is given"));
+    }
+    return std::move(config_);
+  }
+
+ private:
+  absl::Status At(const toml::source_region& where, std::string_view key,
+                  absl::string_view reason) const {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name_, ":", where.begin.line, ": ", Printable(key), ": ", reason));
+  }
+  absl::Status At(const toml::key& key, std::string_view text, absl::string_view reason) const {
+    return At(key.source(), text, reason);
+  }
+
+  static absl::StatusOr<KeyValue> Scalar(const toml::node& node) {
+    if (const auto* text = node.as_string()) return KeyValue(std::string(text->get()));
+    if (const auto* integer = node.as_integer()) return KeyValue(integer->get());
+    if (const auto* number = node.as_floating_point()) return KeyValue(number->get());
+    if (const auto* flag = node.as_boolean()) return KeyValue(flag->get());
+    return absl::InvalidArgumentError("must be a string, a number, true or false");
+  }
+
+  absl::Status ReadHost(const toml::table& table) {
+    for (const auto& [key, node] : table) {
+      const std::string_view text = key.str();
+      if (text == "log-level") {
+        const auto* value = node.as_string();
+        if (value == nullptr) return At(key, text, "must be a string");
+        const auto level = ParseLogLevel(value->get());
+        if (!level.ok()) return At(key, text, level.status().message());
+        config_.log_level = *level;
+      } else if (text == "control-socket") {
+        const auto* value = node.as_string();
+        if (value == nullptr) return At(key, text, "must be a string");
+        if (value->get().empty()) return At(key, text, "must not be empty");
+        config_.control_socket = value->get();
+      } else if (text == "plugin-path") {
+        VIRTBAY_RETURN_IF_ERROR(ReadPluginPath(key, node));
+      } else if (text == "rlimit-nofile") {
+        const auto* value = node.as_integer();
+        if (value == nullptr) return At(key, text, "must be an integer");
+        if (value->get() < 0 || value->get() > 1'000'000'000) {
+          return At(key, text, "must be between 0 and 1000000000");
+        }
+        config_.rlimit_nofile = static_cast<uint64_t>(value->get());
+      } else if (text == "sigbus-guard") {
+        const auto* value = node.as_boolean();
+        if (value == nullptr) return At(key, text, "must be true or false");
+        config_.sigbus_guard = value->get();
+      } else {
+        return At(key, absl::StrCat("host.", Printable(text)), "unknown key");
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadPluginPath(const toml::key& key, const toml::node& node) {
+    if (const auto* one = node.as_string()) {
+      if (one->get().empty()) return At(key, key.str(), "must not be empty");
+      config_.plugin_dirs.emplace_back(one->get());
+      return absl::OkStatus();
+    }
+    const auto* many = node.as_array();
+    if (many == nullptr) return At(key, key.str(), "must be a string or an array of strings");
+    for (const toml::node& entry : *many) {
+      const auto* text = entry.as_string();
+      if (text == nullptr || text->get().empty()) {
+        return At(entry.source(), key.str(), "must be a string or an array of strings");
+      }
+      config_.plugin_dirs.emplace_back(text->get());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadDevice(const toml::table& table) {
+    DeviceConfig device;
+    device.origin = absl::StrCat(name_, ":", table.source().begin.line);
+    const toml::key* name_key = nullptr;
+    const toml::key* socket_key = nullptr;
+    for (const auto& [key, node] : table) {
+      if (key.str() == "options") {
+        VIRTBAY_RETURN_IF_ERROR(ReadOptions(key, node, &device));
+        continue;
+      }
+      const auto value = Scalar(node);
+      const absl::Status set =
+          value.ok() ? SetDeviceKey(View(key.str()), *value, &device) : UnknownOr(key.str(), value);
+      if (!set.ok()) return At(key, key.str(), set.message());
+      if (key.str() == "name") name_key = &key;
+      if (key.str() == "socket" || key.str() == "fd") socket_key = &key;
+    }
+    const absl::Status finished = FinishDevice(&device);
+    if (!finished.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(device.origin, ": ", finished.message()));
+    }
+    VIRTBAY_RETURN_IF_ERROR(
+        Unique(&names_, device.spec.name, *name_key, "another device has this name"));
+    const std::string socket =
+        device.socket_path.empty() ? absl::StrCat("fd ", device.socket_fd) : device.socket_path;
+    VIRTBAY_RETURN_IF_ERROR(
+        Unique(&sockets_, socket, *socket_key, "another device has this socket"));
+    config_.devices.push_back(std::move(device));
+    return absl::OkStatus();
+  }
+
+  // A table or a date where a scalar belongs: name the unknown key first, if it is one.
+  static absl::Status UnknownOr(std::string_view key, const absl::StatusOr<KeyValue>& value) {
+    DeviceConfig scratch;
+    const absl::Status probe = SetDeviceKey(View(key), KeyValue(false), &scratch);
+    return probe.message() == "unknown key" ? probe : value.status();
+  }
+
+  absl::Status ReadOptions(const toml::key& key, const toml::node& node, DeviceConfig* device) {
+    const toml::table* options = node.as_table();
+    if (options == nullptr) return At(key, key.str(), "must be a table, [device.options]");
+    for (const auto& [option, entry] : *options) {
+      const auto value = Scalar(entry);
+      const absl::Status set =
+          value.ok() ? SetDeviceOption(View(option.str()), *value, device) : value.status();
+      if (!set.ok()) {
+        return At(option, absl::StrCat("options.", Printable(option.str())), set.message());
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Unique(std::map<std::string, toml::source_index>* seen, const std::string& value,
+                      const toml::key& key, absl::string_view reason) const {
+    const auto [it, inserted] = seen->emplace(value, key.source().begin.line);
+    if (inserted) return absl::OkStatus();
+    return At(key, key.str(),
+              absl::StrCat("'", Printable(value), "': ", reason, " (line ", it->second, ")"));
+  }
+
+  const std::string name_;
+  ServiceConfig config_;
+  std::map<std::string, toml::source_index> names_;
+  std::map<std::string, toml::source_index> sockets_;
+};
+
+}  // namespace
+
+absl::StatusOr<ServiceConfig> ParseConfig(absl::string_view text, absl::string_view name) {
+  try {
+    const toml::table root = toml::parse(std::string_view(text.data(), text.size()));
+    return Reader(name).Read(root);
+  } catch (const toml::parse_error& error) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ":", error.source().begin.line,
+                                                   ": syntax: ", Printable(error.description())));
+  } catch (const std::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ":1: syntax: ", error.what()));
+  }
+}
+
+absl::StatusOr<ServiceConfig> ReadConfigFile(const std::filesystem::path& path) {
+  // O_NONBLOCK: opening a FIFO must not hang before the type can be checked.
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd) return ErrnoStatus(errno, path.string());
+  struct stat info = {};
+  if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, path.string());
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not a regular file"));
+  }
+  if (info.st_size > kMaxFileSize) {
+    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is larger than 1 MiB"));
+  }
+  std::string text(static_cast<size_t>(info.st_size), '\0');
+  size_t filled = 0;
+  while (filled < text.size()) {
+    const ssize_t n = ::read(fd.get(), text.data() + filled, text.size() - filled);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus(errno, path.string());
+    if (n == 0) break;
+    filled += static_cast<size_t>(n);
+  }
+  text.resize(filled);
+  return ParseConfig(text, path.string());
+}
+
+}  // namespace virtbay::device_host

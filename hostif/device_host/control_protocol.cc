@@ -1,0 +1,257 @@
+#include "hostif/device_host/control_protocol.h"
+
+#include <exception>
+#include <initializer_list>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+#include "hostif/device_host/device_keys.h"
+#include "hostif/device_host/prometheus.h"
+#include "hostif/device_host/report.h"
+
+namespace virtbay::device_host {
+namespace {
+
+using nlohmann::json;
+
+absl::Status Invalid(absl::string_view text) { return absl::InvalidArgumentError(text); }
+
+// Requests may hold anything; what is echoed must stay one short readable line.
+std::string Quoted(absl::string_view text) {
+  return absl::StrCat("'", absl::CHexEscape(text.substr(0, 64)), "'");
+}
+
+// Looked at before parsing, so that depth costs the parser nothing.
+bool TooDeep(absl::string_view line) {
+  int depth = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < line.size(); ++i) {
+    const char c = line[i];
+    if (in_string) {
+      if (c == '\\') {
+        ++i;
+      } else if (c == '"') {
+        in_string = false;
+      }
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '{' || c == '[') {
+      if (++depth > kMaxControlDepth) return true;
+    } else if (c == '}' || c == ']') {
+      --depth;
+    }
+  }
+  return false;
+}
+
+absl::Status OnlyKeys(const json& object, std::initializer_list<absl::string_view> allowed) {
+  for (const auto& item : object.items()) {
+    bool known = item.key() == "command" || item.key() == "id";
+    for (const absl::string_view key : allowed) known = known || item.key() == key;
+    if (!known) return Invalid(absl::StrCat(Quoted(item.key()), ": unknown key"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> StringKey(const json& object, const char* key) {
+  const auto it = object.find(key);
+  if (it == object.end()) return Invalid(absl::StrCat(key, ": is missing"));
+  if (!it->is_string()) return Invalid(absl::StrCat(key, ": must be a string"));
+  return it->get<std::string>();
+}
+
+absl::StatusOr<KeyValue> Scalar(const json& value) {
+  if (value.is_string()) return KeyValue(value.get<std::string>());
+  if (value.is_boolean()) return KeyValue(value.get<bool>());
+  if (value.is_number_unsigned()) {
+    const auto number = value.get<uint64_t>();
+    if (number > static_cast<uint64_t>(INT64_MAX)) return Invalid("is too large");
+    return KeyValue(static_cast<int64_t>(number));
+  }
+  if (value.is_number_integer()) return KeyValue(value.get<int64_t>());
+  if (value.is_number_float()) return KeyValue(value.get<double>());
+  return Invalid("must be a string, a number, true or false");
+}
+
+absl::StatusOr<json> List(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {}));
+  json devices = json::array();
+  for (const DeviceReport& report : target->InspectAll()) devices.push_back(SummaryJson(report));
+  return devices;
+}
+
+absl::StatusOr<json> Inspect(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string name, StringKey(body, "name"));
+  VIRTBAY_ASSIGN_OR_RETURN(const DeviceReport report, target->InspectDevice(name));
+  return DeviceJson(report);
+}
+
+absl::StatusOr<json> Add(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"device"}));
+  const auto device = body.find("device");
+  if (device == body.end()) return Invalid("device: is missing");
+  VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig config, DeviceFromJson(*device));
+  const std::string name = config.spec.name;
+  VIRTBAY_RETURN_IF_ERROR(target->AddDevice(std::move(config)));
+  return json{{"name", name}};
+}
+
+absl::StatusOr<json> Remove(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string name, StringKey(body, "name"));
+  VIRTBAY_RETURN_IF_ERROR(target->RemoveDevice(name));
+  return json{{"name", name}};
+}
+
+absl::StatusOr<json> Stats(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"format", "name"}));
+  std::string format = "json";
+  if (body.contains("format")) {
+    VIRTBAY_ASSIGN_OR_RETURN(format, StringKey(body, "format"));
+    if (format != "json" && format != "prometheus") {
+      return Invalid(absl::StrCat("format: ", Quoted(format), " is not one of json, prometheus"));
+    }
+  }
+  std::vector<DeviceReport> reports;
+  if (body.contains("name")) {
+    VIRTBAY_ASSIGN_OR_RETURN(const std::string name, StringKey(body, "name"));
+    VIRTBAY_ASSIGN_OR_RETURN(DeviceReport report, target->InspectDevice(name));
+    reports.push_back(std::move(report));
+  } else {
+    reports = target->InspectAll();
+  }
+  if (format == "prometheus") return json(PrometheusText(reports));
+  json devices = json::array();
+  for (const DeviceReport& report : reports) devices.push_back(StatsJson(report));
+  return devices;
+}
+
+absl::StatusOr<json> SetLogLevel(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"level"}));
+  if (body.contains("level")) {
+    VIRTBAY_ASSIGN_OR_RETURN(const std::string text, StringKey(body, "level"));
+    const auto level = ParseLogLevel(text);
+    if (!level.ok()) {
+      return Invalid(absl::StrCat("level: ", Quoted(text),
+                                  " is not one of trace, debug, info, warn, error, off"));
+    }
+    target->log().set_level(*level);
+  }
+  return json{{"level", std::string(LogLevelName(target->log().level()))}};
+}
+
+struct Command {
+  absl::string_view name;
+  bool change;
+  absl::StatusOr<json> (*run)(ControlTarget*, const json&);
+};
+
+constexpr Command kCommands[] = {
+    {"list", false, &List},    {"inspect", false, &Inspect}, {"add", true, &Add},
+    {"remove", true, &Remove}, {"stats", false, &Stats},     {"log-level", false, &SetLogLevel},
+};
+
+const Command* FindCommand(absl::string_view name) {
+  for (const Command& command : kCommands) {
+    if (command.name == name) return &command;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
+  if (line.size() > kMaxControlLine) {
+    return Invalid(absl::StrCat("the line is longer than ", kMaxControlLine, " bytes"));
+  }
+  if (TooDeep(line)) {
+    return Invalid(absl::StrCat("nested deeper than ", kMaxControlDepth, " levels"));
+  }
+  ControlRequest request;
+  request.body = json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+  if (request.body.is_discarded()) return Invalid("the line is not JSON");
+  if (!request.body.is_object()) return Invalid("the line is not a JSON object");
+  VIRTBAY_ASSIGN_OR_RETURN(request.command, StringKey(request.body, "command"));
+  const Command* command = FindCommand(request.command);
+  if (command == nullptr) {
+    return Invalid(absl::StrCat("command: ", Quoted(request.command),
+                                " is not one of list, inspect, add, remove, stats, log-level"));
+  }
+  request.change = command->change;
+  if (const auto id = request.body.find("id"); id != request.body.end()) {
+    if (id->is_structured()) return Invalid("id: must be a string or a number");
+    request.id = *id;
+  }
+  return request;
+}
+
+}  // namespace
+
+absl::StatusOr<DeviceConfig> DeviceFromJson(const json& device) {
+  if (!device.is_object()) return Invalid("device: must be an object");
+  DeviceConfig config;
+  for (const auto& item : device.items()) {
+    const std::string& key = item.key();
+    if (key == "options") {
+      if (!item.value().is_object()) return Invalid("options: must be an object");
+      for (const auto& option : item.value().items()) {
+        const auto value = Scalar(option.value());
+        const absl::Status set =
+            value.ok() ? SetDeviceOption(option.key(), *value, &config) : value.status();
+        if (!set.ok()) {
+          return Invalid(absl::StrCat("options.", absl::CHexEscape(option.key().substr(0, 64)),
+                                      ": ", set.message()));
+        }
+      }
+      continue;
+    }
+    // A number in a request cannot name a descriptor of this process that its sender owns.
+    if (key == "fd") return Invalid("fd: cannot be given here, use socket");
+    const auto value = Scalar(item.value());
+    const absl::Status set = value.ok() ? SetDeviceKey(key, *value, &config) : value.status();
+    if (!set.ok()) {
+      return Invalid(absl::StrCat(absl::CHexEscape(key.substr(0, 64)), ": ", set.message()));
+    }
+  }
+  VIRTBAY_RETURN_IF_ERROR(FinishDevice(&config));
+  return config;
+}
+
+absl::StatusOr<ControlRequest> ParseControlLine(absl::string_view line) noexcept {
+  try {
+    return Parse(line);
+  } catch (const std::exception& error) {
+    return absl::InternalError(error.what());
+  }
+}
+
+std::string ExecuteControl(ControlTarget* target, const ControlRequest& request) noexcept {
+  try {
+    const Command* command = FindCommand(request.command);
+    if (command == nullptr) return ControlErrorLine(Invalid("unknown command"), request.id);
+    absl::StatusOr<json> result = command->run(target, request.body);
+    if (!result.ok()) return ControlErrorLine(result.status(), request.id);
+    json answer{{"ok", true}, {"result", std::move(result).value()}};
+    if (!request.id.is_null()) answer["id"] = request.id;
+    return ToLine(answer);
+  } catch (const std::exception& error) {
+    return ControlErrorLine(absl::InternalError(error.what()), request.id);
+  }
+}
+
+std::string ControlErrorLine(const absl::Status& status, const json& id) noexcept {
+  try {
+    json answer{{"ok", false},
+                {"error",
+                 {{"code", absl::StatusCodeToString(status.code())},
+                  {"message", std::string(status.message())}}}};
+    if (!id.is_null()) answer["id"] = id;
+    return ToLine(answer);
+  } catch (const std::exception&) {
+    // Only memory can run out here; the client still gets a line it can parse.
+    return R"({"ok":false})";
+  }
+}
+
+}  // namespace virtbay::device_host

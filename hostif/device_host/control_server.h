@@ -1,0 +1,95 @@
+// ControlServer: the control socket. One thread moves bytes for all clients without ever blocking
+// on one; two more carry requests out, so that a slow add or remove does not hold up the queries.
+// Owned by the executable; Create and the destructor are [control].
+#ifndef VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_SERVER_H_
+#define VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_SERVER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "framework/base/unique_fd.h"
+#include "hostif/device_host/control_protocol.h"
+#include "hostif/device_host/control_target.h"
+
+namespace virtbay::device_host {
+
+class ControlServer {
+ public:
+  static constexpr size_t kMaxClients = 64;
+
+  // [control] Listens at `path` with mode 0600. `target` outlives the server. Errors name the path.
+  static absl::StatusOr<std::unique_ptr<ControlServer>> Create(const std::string& path,
+                                                               ControlTarget* target);
+  // [control] Finishes the request that is being carried out, drops the clients, removes the path.
+  ~ControlServer();
+  ControlServer(const ControlServer&) = delete;
+  ControlServer& operator=(const ControlServer&) = delete;
+
+ private:
+  struct Client {
+    UniqueFd fd;
+    std::string in;
+    std::string out;
+    size_t out_sent = 0;
+    uint64_t last_used = 0;  // of ticks_, to find the client that was idle longest
+    bool busy = false;       // a request of it is being carried out
+    bool closing = false;    // no more is read; it goes when `out` is sent
+  };
+  struct Job {
+    uint64_t client = 0;
+    ControlRequest request;
+  };
+  // A thread with its queue of requests.
+  struct Lane {
+    absl::Mutex mutex;
+    std::deque<Job> jobs ABSL_GUARDED_BY(mutex);
+    bool stop ABSL_GUARDED_BY(mutex) = false;
+    std::thread thread;
+
+    bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { return stop || !jobs.empty(); }
+  };
+
+  ControlServer(std::string path, ControlTarget* target, UniqueFd listener, UniqueFd wake);
+
+  void Loop();
+  void Work(Lane* lane);
+  void Wake();
+  bool AcceptClients();
+  void TakeAnswers();
+  // False when the client is to be dropped.
+  bool Receive(uint64_t id, Client* client);
+  bool Send(uint64_t id, Client* client);
+  void NextRequest(uint64_t id, Client* client);
+  void Answer(Client* client, const std::string& line);
+
+  const std::string path_;
+  ControlTarget* const target_;
+  UniqueFd listener_;
+  UniqueFd wake_;
+
+  // The loop's own.
+  std::map<uint64_t, Client> clients_;
+  uint64_t next_client_ = 1;
+  uint64_t ticks_ = 0;
+
+  Lane queries_;
+  Lane changes_;
+  absl::Mutex mutex_;
+  std::vector<std::pair<uint64_t, std::string>> answers_ ABSL_GUARDED_BY(mutex_);
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread loop_;
+};
+
+}  // namespace virtbay::device_host
+
+#endif  // VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_SERVER_H_

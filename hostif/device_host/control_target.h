@@ -1,0 +1,43 @@
+// ControlTarget: what the control socket acts on; the seam between protocol and service.
+// Implemented by Service (and by tests); every function is [any] and may block for the time of the
+// change it makes.
+#ifndef VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_TARGET_H_
+#define VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_TARGET_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "framework/base/log.h"
+#include "hostif/device_host/service_config.h"
+#include "virtbay/host.h"
+
+namespace virtbay::device_host {
+
+// A device as the control plane shows it.
+struct DeviceReport {
+  DeviceInfo info;
+  std::string socket;  // path, or "fd N"
+};
+
+class ControlTarget {
+ public:
+  virtual ~ControlTarget() = default;
+
+  // [any] Makes the device and listens for its front-end; nothing is left behind on an error.
+  virtual absl::Status AddDevice(DeviceConfig config) = 0;
+  // [any] Ends the device and removes its socket. NotFound.
+  virtual absl::Status RemoveDevice(absl::string_view name) = 0;
+  // [any] NotFound.
+  virtual absl::StatusOr<DeviceReport> InspectDevice(absl::string_view name) const = 0;
+  // [any] All devices, by name.
+  virtual std::vector<DeviceReport> InspectAll() const = 0;
+  // [any] The log whose level can be read and set.
+  virtual const Log& log() const = 0;
+};
+
+}  // namespace virtbay::device_host
+
+#endif  // VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_TARGET_H_

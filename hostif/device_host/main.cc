@@ -1,0 +1,77 @@
+// virtbay: serves virtio devices over vhost-user. Exit status 0, 1 on a failure, 2 on wrong usage.
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/string_view.h"
+#include "hostif/device_host/commands.h"
+
+namespace virtbay::device_host {
+namespace {
+
+// One line, whatever the message holds.
+void Complain(absl::string_view message) {
+  std::string line(message);
+  for (char& c : line) {
+    if (c == '\n' || c == '\r') c = ' ';
+  }
+  std::cerr << "virtbay: " << line << std::endl;
+}
+
+// Installed under virtiofsd's name it takes virtiofsd's command line, so that a VMM's configured
+// path can be switched by a link.
+std::vector<std::string> Arguments(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  const absl::string_view name = argv[0];
+  if (absl::EndsWith(name, "virtiofsd")) {
+    arguments.insert(arguments.begin(), {"serve", "virtiofs"});
+  }
+  return arguments;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app{"virtbay serves virtio devices, each in a bay of its own, over vhost-user"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version,-V", "virtbay " VIRTBAY_VERSION);
+  std::vector<std::unique_ptr<Command>> commands;
+  commands.push_back(AddServeCommand(&app));
+  commands.push_back(AddRunCommand(&app));
+  commands.push_back(AddPluginCommand(&app));
+  commands.push_back(AddCtlCommand(&app));
+
+  std::vector<std::string> arguments = Arguments(argc, argv);
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
+  try {
+    app.parse(reversed);
+    for (const std::unique_ptr<Command>& command : commands) {
+      if (!command->chosen()) continue;
+      const absl::Status status = command->Run();
+      if (status.ok()) return kExitOk;
+      Complain(status.message());
+      return kExitFailure;
+    }
+    return kExitUsage;
+  } catch (const CLI::Success& success) {
+    return app.exit(success);  // --help, --version
+  } catch (const CLI::ParseError& error) {
+    Complain(std::string(error.what()) + " (see virtbay --help)");
+    return kExitUsage;
+  }
+}
+
+}  // namespace
+}  // namespace virtbay::device_host
+
+int main(int argc, char** argv) {
+  if (argc < 1) return virtbay::device_host::kExitUsage;
+  try {
+    return virtbay::device_host::Main(argc, argv);
+  } catch (const std::exception& error) {
+    virtbay::device_host::Complain(error.what());
+    return virtbay::device_host::kExitFailure;
+  }
+}

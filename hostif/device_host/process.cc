@@ -1,0 +1,118 @@
+#include "hostif/device_host/process.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <csignal>
+#include <cstdlib>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "framework/base/status.h"
+
+namespace virtbay::device_host {
+namespace {
+
+constexpr int kFirstActivationFd = 3;
+constexpr int kMaxActivationFds = 4096;
+constexpr uint64_t kDefaultFileLimit = 1'000'000;
+
+sigset_t StopSet() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  return set;
+}
+
+}  // namespace
+
+absl::StatusOr<StopSignals> StopSignals::Create() {
+  const sigset_t set = StopSet();
+  if (const int error = pthread_sigmask(SIG_BLOCK, &set, nullptr); error != 0) {
+    return ErrnoStatus(error, "pthread_sigmask");
+  }
+  // Ignored by inheritance (nohup, a shell's background job) would mean never being stopped.
+  struct sigaction action = {};
+  action.sa_handler = SIG_DFL;
+  if (::sigaction(SIGINT, &action, nullptr) != 0 || ::sigaction(SIGTERM, &action, nullptr) != 0) {
+    return ErrnoStatus(errno, "sigaction");
+  }
+  action.sa_handler = SIG_IGN;
+  if (::sigaction(SIGPIPE, &action, nullptr) != 0) return ErrnoStatus(errno, "sigaction");
+  UniqueFd fd(::signalfd(-1, &set, SFD_CLOEXEC));
+  if (!fd) return ErrnoStatus(errno, "signalfd");
+  return StopSignals(std::move(fd));
+}
+
+int StopSignals::Wait() {
+  signalfd_siginfo info = {};
+  while (::read(fd_.get(), &info, sizeof(info)) != static_cast<ssize_t>(sizeof(info))) {
+    if (errno != EINTR) return 0;
+  }
+  // Whoever asks a second time does not want to wait for requests in flight.
+  const sigset_t set = StopSet();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  return static_cast<int>(info.ssi_signo);
+}
+
+absl::Status RaiseFileLimit(std::optional<uint64_t> wanted) {
+  if (wanted.has_value() && *wanted == 0) return absl::OkStatus();
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return ErrnoStatus(errno, "getrlimit");
+  const uint64_t target = wanted.value_or(std::min<uint64_t>(limit.rlim_max, kDefaultFileLimit));
+  if (!wanted.has_value() && limit.rlim_cur >= target) return absl::OkStatus();
+  limit.rlim_cur = target;
+  limit.rlim_max = std::max<rlim_t>(limit.rlim_max, target);
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    return ErrnoStatus(errno, absl::StrCat("rlimit-nofile ", target));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ActivationSocket>> TakeActivationSockets() {
+  std::vector<ActivationSocket> sockets;
+  const char* pid_text = std::getenv("LISTEN_PID");
+  const char* count_text = std::getenv("LISTEN_FDS");
+  if (pid_text == nullptr || count_text == nullptr) return sockets;
+  int64_t pid = 0;
+  int count = 0;
+  // For another process of the chain: not ours to touch.
+  if (!absl::SimpleAtoi(pid_text, &pid) || pid != ::getpid()) return sockets;
+  if (!absl::SimpleAtoi(count_text, &count) || count < 0 || count > kMaxActivationFds) {
+    return absl::InvalidArgumentError("LISTEN_FDS is not a number of descriptors");
+  }
+  const char* names_text = std::getenv("LISTEN_FDNAMES");
+  const std::vector<std::string> names =
+      absl::StrSplit(names_text == nullptr ? "" : names_text, ':');
+  for (int i = 0; i < count; ++i) {
+    const int fd = kFirstActivationFd + i;
+    if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) {
+      return ErrnoStatus(errno, absl::StrCat("LISTEN_FDS: fd ", fd));
+    }
+    const auto index = static_cast<size_t>(i);
+    sockets.push_back({fd, index < names.size() ? names[index] : ""});
+  }
+  ::unsetenv("LISTEN_PID");
+  ::unsetenv("LISTEN_FDS");
+  ::unsetenv("LISTEN_FDNAMES");
+  return sockets;
+}
+
+std::vector<std::filesystem::path> PluginPlaces() {
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error) return {};
+  const std::filesystem::path prefix = self.parent_path().parent_path();
+  return {prefix / VIRTBAY_PLUGIN_INSTALL_DIR, prefix / "plugins"};
+}
+
+}  // namespace virtbay::device_host

@@ -1,0 +1,51 @@
+// What the executable does to its own process: signals, limits, inherited sockets, plugin places.
+// Used by main and the commands alone: a library never does any of this.
+#ifndef VIRTBAY_HOSTIF_DEVICE_HOST_PROCESS_H_
+#define VIRTBAY_HOSTIF_DEVICE_HOST_PROCESS_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "framework/base/unique_fd.h"
+
+namespace virtbay::device_host {
+
+// Takes SIGINT and SIGTERM through a descriptor and ignores SIGPIPE. To be made before the first
+// thread, so that every thread inherits the mask. [control]
+class StopSignals {
+ public:
+  static absl::StatusOr<StopSignals> Create();
+  // [control] Waits for the first signal and returns its number. From then on a further one ends
+  // the process at once.
+  int Wait();
+
+ private:
+  explicit StopSignals(UniqueFd fd) : fd_(std::move(fd)) {}
+  UniqueFd fd_;
+};
+
+// [control] Raises RLIMIT_NOFILE: none = as far as allowed, at most 1,000,000; 0 = leave it. An
+// explicit number that is not allowed is PermissionDenied.
+absl::Status RaiseFileLimit(std::optional<uint64_t> wanted);
+
+// A socket that the service manager opened (LISTEN_FDS, LISTEN_FDNAMES).
+struct ActivationSocket {
+  int fd = -1;
+  std::string name;
+};
+
+// [control] The sockets passed to this process, if LISTEN_PID says that they are for it; they are
+// made close-on-exec and the variables are removed. InvalidArgument when the variables lie.
+absl::StatusOr<std::vector<ActivationSocket>> TakeActivationSockets();
+
+// [control] Places beside the executable where plugins may be: installed, then a build tree.
+std::vector<std::filesystem::path> PluginPlaces();
+
+}  // namespace virtbay::device_host
+
+#endif  // VIRTBAY_HOSTIF_DEVICE_HOST_PROCESS_H_

@@ -1,0 +1,184 @@
+#include "hostif/device_host/prometheus.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace virtbay::device_host {
+namespace {
+
+// HELP text escapes backslash and newline only; a quote stays as it is.
+std::string EscapeHelp(absl::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '\\') {
+      out += "\\\\";
+    } else if (c == '\n') {
+      out += "\\n";
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out;
+}
+
+// Plugins are named by files, which may hold any character; metric names may not.
+std::string MetricWord(absl::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const bool word = absl::ascii_isalnum(static_cast<unsigned char>(c));
+    out.push_back(word ? absl::ascii_tolower(static_cast<unsigned char>(c)) : '_');
+  }
+  return out;
+}
+
+void Begin(std::string* out, absl::string_view name, absl::string_view type,
+           absl::string_view help) {
+  absl::StrAppend(out, "# HELP ", name, " ", EscapeHelp(help), "\n# TYPE ", name, " ", type, "\n");
+}
+
+struct DeviceFamily {
+  const char* name;
+  const char* type;
+  const char* help;
+  double (*value)(const DeviceInfo&);
+};
+
+struct QueueFamily {
+  const char* name;
+  const char* type;
+  const char* help;
+  uint64_t (*value)(const QueueStats&);
+};
+
+constexpr DeviceFamily kDeviceFamilies[] = {
+    {"virtbay_device_connected", "gauge", "1 while a front-end is connected.",
+     [](const DeviceInfo& d) { return d.connected ? 1.0 : 0.0; }},
+    {"virtbay_device_needs_reset", "gauge", "1 while the device waits for a reset by its driver.",
+     [](const DeviceInfo& d) { return d.needs_reset ? 1.0 : 0.0; }},
+    {"virtbay_device_cpu_seconds_total", "counter", "CPU time of the device's queue threads.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.cpu_ns) / 1e9; }},
+    {"virtbay_device_dma_violations_total", "counter",
+     "Descriptors refused because they lie outside the device's memory.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.dma_violations); }},
+    {"virtbay_arena_bytes", "gauge", "Size of the device's arena.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.arena_size); }},
+    {"virtbay_arena_slots", "gauge", "Slots of 2 KiB in the device's arena.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.arena_slots); }},
+    {"virtbay_arena_slots_used", "gauge", "Arena slots in use.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.arena_slots_used); }},
+    {"virtbay_arena_slots_high_water", "gauge", "Most arena slots that were ever in use at once.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.arena_slots_high_water); }},
+};
+
+constexpr QueueFamily kQueueFamilies[] = {
+    {"virtbay_queue_requests_total", "counter", "Descriptor chains taken from the queue.",
+     [](const QueueStats& q) { return q.requests; }},
+    {"virtbay_queue_completions_total", "counter", "Used entries published.",
+     [](const QueueStats& q) { return q.completions; }},
+    {"virtbay_queue_kicks_total", "counter", "Times the driver woke the queue's thread.",
+     [](const QueueStats& q) { return q.kicks; }},
+    {"virtbay_queue_calls_total", "counter", "Notifications sent to the driver.",
+     [](const QueueStats& q) { return q.calls; }},
+    {"virtbay_queue_calls_suppressed_total", "counter",
+     "Notifications that the driver did not want.",
+     [](const QueueStats& q) { return q.calls_suppressed; }},
+    {"virtbay_queue_batches_total", "counter", "Bursts that took at least one chain.",
+     [](const QueueStats& q) { return q.batches; }},
+    {"virtbay_queue_poll_hits_total", "counter", "Poll windows that saw work.",
+     [](const QueueStats& q) { return q.poll_hits; }},
+    {"virtbay_queue_poll_misses_total", "counter", "Poll windows that closed without work.",
+     [](const QueueStats& q) { return q.poll_misses; }},
+    {"virtbay_queue_slot_waits_total", "counter", "Times the queue waited for an arena slot.",
+     [](const QueueStats& q) { return q.slot_waits; }},
+    {"virtbay_queue_copied_in_bytes_total", "counter", "Bytes copied from the guest to the arena.",
+     [](const QueueStats& q) { return q.bytes_copied_in; }},
+    {"virtbay_queue_copied_out_bytes_total", "counter", "Bytes copied from the arena to the guest.",
+     [](const QueueStats& q) { return q.bytes_copied_out; }},
+    {"virtbay_queue_direct_bytes_total", "counter",
+     "Payload bytes moved between file descriptors and guest pages without a copy.",
+     [](const QueueStats& q) { return q.bytes_direct; }},
+    {"virtbay_queue_syscalls_total", "counter", "System calls the framework made for the queue.",
+     [](const QueueStats& q) { return q.syscalls; }},
+    {"virtbay_queue_in_flight", "gauge", "Requests taken and not yet answered.",
+     [](const QueueStats& q) { return uint64_t{q.in_flight}; }},
+    {"virtbay_queue_broken", "gauge", "1 when the queue was stopped because of its contents.",
+     [](const QueueStats& q) { return uint64_t{q.broken}; }},
+};
+
+struct PluginFamily {
+  std::string help;
+  std::string samples;
+};
+
+}  // namespace
+
+std::string EscapeLabel(absl::string_view value) {
+  std::string out;
+  for (const char c : value) {
+    if (c == '\\') {
+      out += "\\\\";
+    } else if (c == '"') {
+      out += "\\\"";
+    } else if (c == '\n') {
+      out += "\\n";
+    } else {
+      out.push_back(c);
+    }
+  }
+  return out;
+}
+
+std::string PrometheusText(const std::vector<DeviceReport>& devices) {
+  std::string out;
+  Begin(&out, "virtbay_device_info", "gauge", "Always 1; the labels tell what the device is.");
+  for (const DeviceReport& device : devices) {
+    const DeviceInfo& info = device.info;
+    absl::StrAppend(&out, "virtbay_device_info{device=\"", EscapeLabel(info.name), "\",plugin=\"",
+                    EscapeLabel(info.plugin), "\",version=\"", EscapeLabel(info.plugin_version),
+                    "\",type=\"", EscapeLabel(info.type), "\",state=\"", EscapeLabel(info.state),
+                    "\",dma=\"", EscapeLabel(info.dma_mode), "\"} 1\n");
+  }
+  for (const DeviceFamily& family : kDeviceFamilies) {
+    Begin(&out, family.name, family.type, family.help);
+    for (const DeviceReport& device : devices) {
+      absl::StrAppendFormat(&out, "%s{device=\"%s\"} %.17g\n", family.name,
+                            EscapeLabel(device.info.name), family.value(device.info));
+    }
+  }
+  for (const QueueFamily& family : kQueueFamilies) {
+    Begin(&out, family.name, family.type, family.help);
+    for (const DeviceReport& device : devices) {
+      for (size_t i = 0; i < device.info.queues.size(); ++i) {
+        absl::StrAppend(&out, family.name, "{device=\"", EscapeLabel(device.info.name),
+                        "\",queue=\"", i, "\"} ", family.value(device.info.queues[i]), "\n");
+      }
+    }
+  }
+  // A family's samples must stand together, so the plugins' own are gathered before they are
+  // written: several devices of one plugin share its families.
+  std::map<std::string, PluginFamily> families;
+  for (const DeviceReport& device : devices) {
+    for (const auto& [metric, value] : device.info.metrics) {
+      const std::string name =
+          absl::StrCat("virtbay_", MetricWord(device.info.type), "_", MetricWord(metric));
+      PluginFamily& family = families[name];
+      const auto help = device.info.metric_help.find(metric);
+      if (family.help.empty() && help != device.info.metric_help.end()) family.help = help->second;
+      absl::StrAppend(&family.samples, name, "{device=\"", EscapeLabel(device.info.name), "\"} ",
+                      value, "\n");
+    }
+  }
+  for (const auto& [name, family] : families) {
+    Begin(&out, name, absl::EndsWith(name, "_total") ? "counter" : "untyped", family.help);
+    out += family.samples;
+  }
+  return out;
+}
+
+}  // namespace virtbay::device_host

@@ -1,0 +1,105 @@
+#include "hostif/device_host/report.h"
+
+#include <cstdint>
+
+#include "absl/strings/str_format.h"
+
+namespace virtbay::device_host {
+namespace {
+
+using nlohmann::json;
+
+json QueueJson(const QueueStats& queue) {
+  return json{{"requests", queue.requests},
+              {"completions", queue.completions},
+              {"kicks", queue.kicks},
+              {"calls", queue.calls},
+              {"calls_suppressed", queue.calls_suppressed},
+              {"batches", queue.batches},
+              {"poll_hits", queue.poll_hits},
+              {"poll_misses", queue.poll_misses},
+              {"slot_waits", queue.slot_waits},
+              {"bytes_copied_in", queue.bytes_copied_in},
+              {"bytes_copied_out", queue.bytes_copied_out},
+              {"bytes_direct", queue.bytes_direct},
+              {"syscalls", queue.syscalls},
+              {"in_flight", queue.in_flight},
+              {"running", queue.running},
+              {"broken", queue.broken}};
+}
+
+json ArenaJson(const DeviceInfo& info) {
+  return json{{"bytes", info.arena_size},
+              {"slots", info.arena_slots},
+              {"slots_used", info.arena_slots_used},
+              {"slots_high_water", info.arena_slots_high_water}};
+}
+
+}  // namespace
+
+json SummaryJson(const DeviceReport& report) {
+  const DeviceInfo& info = report.info;
+  return json{{"name", info.name},   {"plugin", info.plugin},       {"type", info.type},
+              {"state", info.state}, {"connected", info.connected}, {"socket", report.socket}};
+}
+
+json StatsJson(const DeviceReport& report) {
+  const DeviceInfo& info = report.info;
+  json queues = json::array();
+  for (const QueueStats& queue : info.queues) queues.push_back(QueueJson(queue));
+  return json{{"name", info.name},
+              {"state", info.state},
+              {"connected", info.connected},
+              {"cpu_ns", info.cpu_ns},
+              {"dma_violations", info.dma_violations},
+              {"arena", ArenaJson(info)},
+              {"total", QueueJson(SumQueues(info))},
+              {"queues", std::move(queues)},
+              {"metrics", info.metrics}};
+}
+
+json DeviceJson(const DeviceReport& report) {
+  const DeviceInfo& info = report.info;
+  json out = StatsJson(report);
+  out["plugin"] = info.plugin;
+  out["plugin_path"] = info.plugin_path.string();
+  out["plugin_version"] = info.plugin_version;
+  out["type"] = info.type;
+  out["virtio_id"] = info.virtio_id;
+  out["dma_mode"] = info.dma_mode;
+  out["needs_reset"] = info.needs_reset;
+  out["failure"] = info.failure;
+  out["features"] = absl::StrFormat("0x%x", info.features);
+  out["options"] = info.options;
+  out["socket"] = report.socket;
+  return out;
+}
+
+QueueStats SumQueues(const DeviceInfo& info) {
+  QueueStats sum;
+  for (const QueueStats& queue : info.queues) {
+    sum.requests += queue.requests;
+    sum.completions += queue.completions;
+    sum.kicks += queue.kicks;
+    sum.calls += queue.calls;
+    sum.calls_suppressed += queue.calls_suppressed;
+    sum.batches += queue.batches;
+    sum.poll_hits += queue.poll_hits;
+    sum.poll_misses += queue.poll_misses;
+    sum.slot_waits += queue.slot_waits;
+    sum.bytes_copied_in += queue.bytes_copied_in;
+    sum.bytes_copied_out += queue.bytes_copied_out;
+    sum.bytes_direct += queue.bytes_direct;
+    sum.syscalls += queue.syscalls;
+    sum.in_flight += queue.in_flight;
+    sum.running = sum.running || queue.running;
+    sum.broken = sum.broken || queue.broken;
+  }
+  return sum;
+}
+
+std::string ToLine(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+}  // namespace virtbay::device_host

@@ -1,0 +1,78 @@
+#include "hostif/device_host/run_service.h"
+
+#include <sys/socket.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "framework/base/status.h"
+#include "framework/isolation/sigbus_guard.h"
+#include "hostif/device_host/control_server.h"
+#include "hostif/device_host/process.h"
+#include "hostif/device_host/service.h"
+
+namespace virtbay::device_host {
+namespace {
+
+absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
+  return device.origin.empty() ? status : Annotate(status, device.origin);
+}
+
+// "systemd" is the only socket passed, "systemd:NAME" the one with that FileDescriptorName.
+absl::Status ResolveActivation(const std::vector<ActivationSocket>& sockets, DeviceConfig* device) {
+  absl::string_view path = device->socket_path;
+  if (path != "systemd" && !absl::ConsumePrefix(&path, "systemd:")) return absl::OkStatus();
+  const ActivationSocket* found = nullptr;
+  for (const ActivationSocket& socket : sockets) {
+    if (device->socket_path != "systemd" && socket.name != path) continue;
+    if (found != nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("socket ", device->socket_path, ": more than one such socket was passed"));
+    }
+    found = &socket;
+  }
+  if (found == nullptr) {
+    return absl::NotFoundError(
+        absl::StrCat("socket ", device->socket_path, ": no such socket was passed (LISTEN_FDS)"));
+  }
+  device->socket_path.clear();
+  device->socket_fd = found->fd;
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunService(ServiceConfig config) {
+  VIRTBAY_ASSIGN_OR_RETURN(StopSignals signals, StopSignals::Create());
+  VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::vector<ActivationSocket> passed, TakeActivationSockets());
+  if (config.sigbus_guard) VIRTBAY_RETURN_IF_ERROR(InstallSigbusGuard());
+
+  const Log log = Log::ToStderr(config.log_level);
+  VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
+                           Service::Create(config.plugin_dirs, log));
+  // Before the devices: a second process with the same file stops here, not half-way.
+  std::unique_ptr<ControlServer> control;
+  if (!config.control_socket.empty()) {
+    VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service.get()));
+  }
+  for (DeviceConfig& device : config.devices) {
+    const DeviceConfig where = device;
+    const absl::Status resolved = ResolveActivation(passed, &device);
+    if (!resolved.ok()) return AtOrigin(where, resolved);
+    const absl::Status added = service->AddDevice(std::move(device));
+    if (!added.ok()) return AtOrigin(where, added);
+  }
+  log.Info(absl::StrCat("serving ", config.devices.size(), " device",
+                        config.devices.size() == 1 ? "" : "s"));
+  const int signal = signals.Wait();
+  log.Info(absl::StrCat("stopping on signal ", signal));
+  return absl::OkStatus();
+}
+
+}  // namespace virtbay::device_host

@@ -1,0 +1,17 @@
+// Serves a configuration until the process is told to stop: what `serve` and `run` share.
+// Stateless; [control], on the main thread.
+#ifndef VIRTBAY_HOSTIF_DEVICE_HOST_RUN_SERVICE_H_
+#define VIRTBAY_HOSTIF_DEVICE_HOST_RUN_SERVICE_H_
+
+#include "absl/status/status.h"
+#include "hostif/device_host/service_config.h"
+
+namespace virtbay::device_host {
+
+// [control] Makes every device, listens, and returns OK after SIGINT or SIGTERM and a clean stop.
+// An error names the device or socket and leaves nothing behind.
+absl::Status RunService(ServiceConfig config);
+
+}  // namespace virtbay::device_host
+
+#endif  // VIRTBAY_HOSTIF_DEVICE_HOST_RUN_SERVICE_H_

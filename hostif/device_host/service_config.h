@@ -1,0 +1,42 @@
+// What one run of the executable serves: filled from the command line, a TOML file or a control
+// request, read by Service.
+// Owned by value; plain data, no thread of its own.
+#ifndef VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_CONFIG_H_
+#define VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_CONFIG_H_
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "framework/base/log.h"
+#include "virtbay/host.h"
+
+namespace virtbay::device_host {
+
+// One device and the socket that its front-end connects to.
+struct DeviceConfig {
+  DeviceSpec spec;
+  std::string socket_path;   // bound and listened on; empty when fd is used
+  int socket_fd = -1;        // inherited listening socket, taken over by the service
+  std::string socket_group;  // group that may connect; empty: the owner alone
+
+  // "FILE:LINE" of the device, for errors found after the file was read; empty elsewhere.
+  std::string origin;
+};
+
+struct ServiceConfig {
+  LogLevel log_level = LogLevel::kInfo;
+  std::string control_socket;  // empty: none
+  std::vector<std::filesystem::path> plugin_dirs;
+  // Wanted RLIMIT_NOFILE; 0 leaves it alone, none: as many as allowed, at most 1,000,000.
+  std::optional<uint64_t> rlimit_nofile;
+  // A fault on a truncated guest file stops that ring instead of the process.
+  bool sigbus_guard = true;
+  std::vector<DeviceConfig> devices;
+};
+
+}  // namespace virtbay::device_host
+
+#endif  // VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_CONFIG_H_

@@ -1,0 +1,252 @@
+// The TOML file of `virtbay run` and the keys of a device: what is accepted, and that every mistake
+// is one line with file, line and key.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "hostif/device_host/config_file.h"
+#include "hostif/device_host/device_keys.h"
+
+namespace virtbay::device_host {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr char kMinimal[] = R"([[device]]
+name = "a"
+plugin = "virtiofs"
+socket = "/run/a.sock"
+)";
+
+std::string ErrorOf(const std::string& text) {
+  const auto config = ParseConfig(text, "f.toml");
+  EXPECT_FALSE(config.ok());
+  const std::string message(config.status().message());
+  EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+  return message;
+}
+
+TEST(DeviceHostConfig, Minimal) {
+  const auto config = ParseConfig(kMinimal, "f.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  ASSERT_EQ(config->devices.size(), 1u);
+  EXPECT_EQ(config->devices[0].spec.name, "a");
+  EXPECT_EQ(config->devices[0].spec.plugin, "virtiofs");
+  EXPECT_EQ(config->devices[0].socket_path, "/run/a.sock");
+  EXPECT_EQ(config->devices[0].origin, "f.toml:1");
+  EXPECT_TRUE(config->sigbus_guard);
+  EXPECT_FALSE(config->rlimit_nofile.has_value());
+}
+
+TEST(DeviceHostConfig, Everything) {
+  const auto config = ParseConfig(R"(
+[host]
+log-level = "debug"
+control-socket = "/run/virtbay.sock"
+plugin-path = ["/a", "/b"]
+rlimit-nofile = 4096
+sigbus-guard = false
+
+[[device]]
+name = "source"
+plugin = "virtiofs"
+type = "virtiofs"
+socket = "/run/source.sock"
+socket-group = "kvm"
+arena-size = "16MiB"
+queue-size = 256
+poll-window = "50us"
+poll-share = 25
+access-platform = true
+dma = "direct"
+stop-deadline = "3s"
+options = { shared-dir = "/srv", readonly = true, request-queues = 4, attr-timeout = 1.5 }
+
+[[device]]
+name = "other"
+plugin = "./other.so"
+fd = 7
+arena-size = 4194304
+poll-window = "off"
+[device.options]
+key = "value"
+)",
+                                  "f.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->log_level, LogLevel::kDebug);
+  EXPECT_EQ(config->control_socket, "/run/virtbay.sock");
+  ASSERT_EQ(config->plugin_dirs.size(), 2u);
+  EXPECT_EQ(config->rlimit_nofile, 4096u);
+  EXPECT_FALSE(config->sigbus_guard);
+  ASSERT_EQ(config->devices.size(), 2u);
+  const DeviceConfig& source = config->devices[0];
+  EXPECT_EQ(source.spec.arena_size, 16u << 20);
+  EXPECT_EQ(source.spec.queue_size_max, 256);
+  EXPECT_EQ(source.spec.poll_window_max, absl::Microseconds(50));
+  EXPECT_EQ(source.spec.poll_share_max_percent, 25u);
+  EXPECT_TRUE(source.spec.offer_access_platform);
+  EXPECT_EQ(source.spec.dma_mode, DmaMode::kDirect);
+  EXPECT_EQ(source.spec.stop_deadline, absl::Seconds(3));
+  EXPECT_EQ(source.socket_group, "kvm");
+  const std::map<std::string, std::string> options = {{"shared-dir", "/srv"},
+                                                      {"readonly", "true"},
+                                                      {"request-queues", "4"},
+                                                      {"attr-timeout", "1.5"}};
+  EXPECT_EQ(source.spec.options, options);
+  const DeviceConfig& other = config->devices[1];
+  EXPECT_EQ(other.socket_fd, 7);
+  EXPECT_EQ(other.spec.arena_size, 4u << 20);
+  EXPECT_EQ(other.spec.poll_window_max, absl::ZeroDuration());
+}
+
+TEST(DeviceHostConfig, NamesTheLineAndKey) {
+  EXPECT_EQ(ErrorOf("colour = 1\n"), "f.toml:1: colour: unknown key");
+  EXPECT_EQ(ErrorOf("[host]\ncolour = 1\n"), "f.toml:2: host.colour: unknown key");
+  EXPECT_EQ(ErrorOf("host = 3\n"), "f.toml:1: host: must be a table, [host]");
+  EXPECT_EQ(ErrorOf("[device]\nname = \"a\"\n"),
+            "f.toml:1: device: must be an array of tables, [[device]]");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "nmae = \"b\"\n"), "f.toml:5: nmae: unknown key");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "type = 5\n"), "f.toml:5: type: must be a string");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "queue-size = 100\n"),
+            "f.toml:5: queue-size: must be a power of two");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "queue-size = 65536\n"),
+            "f.toml:5: queue-size: must be between 1 and 32768");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "access-platform = 1\n"),
+            "f.toml:5: access-platform: must be true or false");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "[device.options]\nlist = [1]\n"),
+            "f.toml:6: options.list: must be a string, a number, true or false");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "colour = [1]\n"), "f.toml:5: colour: unknown key");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "poll-window = 5\n"),
+            "f.toml:5: poll-window: needs a unit, such as \"200us\"");
+  EXPECT_THAT(ErrorOf("[host]\nlog-level = \"loud\"\n"), StartsWith("f.toml:2: log-level: "));
+  EXPECT_THAT(ErrorOf("[host]\nlog-level = \n"), StartsWith("f.toml:2: syntax: "));
+  EXPECT_THAT(ErrorOf("[host]\nlog-level = \"a\"\nlog-level = \"b\"\n"),
+              StartsWith("f.toml:3: syntax: "));
+}
+
+TEST(DeviceHostConfig, MissingParts) {
+  EXPECT_EQ(ErrorOf(""), "f.toml:1: device: no [[device]] is given");
+  EXPECT_EQ(ErrorOf("\n[[device]]\nname = \"a\"\n"), "f.toml:2: plugin: is missing");
+  EXPECT_EQ(ErrorOf("[[device]]\nplugin = \"p\"\n"), "f.toml:1: name: is missing");
+  EXPECT_EQ(ErrorOf("[[device]]\nname = \"a\"\nplugin = \"p\"\n"),
+            "f.toml:1: socket: is missing (or fd)");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "fd = 5\n"),
+            "f.toml:1: fd: cannot be given together with socket");
+}
+
+TEST(DeviceHostConfig, Duplicates) {
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + kMinimal),
+            "f.toml:6: name: 'a': another device has this name (line 2)");
+  std::string second = kMinimal;
+  second.replace(second.find("\"a\""), 3, "\"b\"");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + second),
+            "f.toml:8: socket: '/run/a.sock': another device has this socket (line 4)");
+}
+
+TEST(DeviceHostConfig, HostileNames) {
+  for (const char* name : {"", "a/b", "a b", "..\\n", "a\\u0000b"}) {
+    std::string text = kMinimal;
+    text.replace(text.find("\"a\""), 3, std::string("\"") + name + "\"");
+    EXPECT_THAT(ErrorOf(text), StartsWith("f.toml:2: name: ")) << name;
+  }
+  std::string longest = kMinimal;
+  longest.replace(longest.find("\"a\""), 3, "\"" + std::string(65, 'n') + "\"");
+  EXPECT_THAT(ErrorOf(longest), StartsWith("f.toml:2: name: "));
+  // A key that tries to break the line apart.
+  EXPECT_EQ(ErrorOf("\"a\\nb\" = 1\n"), "f.toml:1: a?b: unknown key");
+}
+
+TEST(DeviceHostConfig, HostileText) {
+  ErrorOf(std::string(100000, '['));
+  ErrorOf("a = " + std::string(100000, '['));
+  ErrorOf("a = \"" + std::string(1, '\xff') + "\"\n");
+  ErrorOf(std::string("a\0b = 1\n", 8));
+  ErrorOf("a." + std::string(5000, 'b') + " = 1");
+}
+
+class DeviceHostConfigFile : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (std::filesystem::temp_directory_path() / "virtbay-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    directory_ = pattern;
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  std::filesystem::path directory_;
+};
+
+TEST_F(DeviceHostConfigFile, Reads) {
+  const auto path = directory_ / "ok.toml";
+  std::ofstream(path) << kMinimal;
+  const auto config = ReadConfigFile(path);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->devices[0].origin, path.string() + ":1");
+}
+
+TEST_F(DeviceHostConfigFile, NotAFile) {
+  const auto missing = ReadConfigFile(directory_ / "missing.toml");
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(missing.status().message()), HasSubstr("missing.toml"));
+
+  EXPECT_THAT(std::string(ReadConfigFile(directory_).status().message()),
+              HasSubstr("is not a regular file"));
+
+  // Opening a FIFO for reading would wait for its writer.
+  const auto fifo = directory_ / "fifo";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  EXPECT_THAT(std::string(ReadConfigFile(fifo).status().message()),
+              HasSubstr("is not a regular file"));
+
+  const auto large = directory_ / "large.toml";
+  std::ofstream(large) << "#";
+  ASSERT_EQ(::truncate(large.c_str(), 2 << 20), 0);
+  EXPECT_THAT(std::string(ReadConfigFile(large).status().message()),
+              HasSubstr("is larger than 1 MiB"));
+}
+
+TEST(DeviceHostKeys, Sizes) {
+  EXPECT_EQ(*ParseSize("0"), 0u);
+  EXPECT_EQ(*ParseSize("4096"), 4096u);
+  EXPECT_EQ(*ParseSize("4096B"), 4096u);
+  EXPECT_EQ(*ParseSize("2K"), 2048u);
+  EXPECT_EQ(*ParseSize("64M"), 64u << 20);
+  EXPECT_EQ(*ParseSize("2GiB"), uint64_t{2} << 30);
+  for (const char* bad : {"", "M", "-1", "1.5M", "1 M", "1Q", "0x10", "99999999999999999999",
+                          "18446744073709551615T"}) {
+    EXPECT_FALSE(ParseSize(bad).ok()) << bad;
+  }
+}
+
+TEST(DeviceHostKeys, Durations) {
+  EXPECT_EQ(*ParseDuration("off"), absl::ZeroDuration());
+  EXPECT_EQ(*ParseDuration("0"), absl::ZeroDuration());
+  EXPECT_EQ(*ParseDuration("200us"), absl::Microseconds(200));
+  EXPECT_EQ(*ParseDuration("1.5ms"), absl::Microseconds(1500));
+  for (const char* bad : {"", "5", "-1s", "1 day", "us"}) {
+    EXPECT_FALSE(ParseDuration(bad).ok()) << bad;
+  }
+}
+
+TEST(DeviceHostKeys, OptionsAreBounded) {
+  DeviceConfig config;
+  EXPECT_FALSE(SetDeviceOption("", KeyValue(true), &config).ok());
+  EXPECT_FALSE(SetDeviceOption("a b", KeyValue(true), &config).ok());
+  EXPECT_FALSE(SetDeviceOption(std::string(65, 'k'), KeyValue(true), &config).ok());
+  EXPECT_FALSE(SetDeviceOption("k", KeyValue(std::string(4097, 'v')), &config).ok());
+  EXPECT_FALSE(SetDeviceOption("k", KeyValue(std::string("a\0b", 3)), &config).ok());
+  for (int i = 0; i < 256; ++i) {
+    ASSERT_TRUE(SetDeviceOption("k" + std::to_string(i), KeyValue(int64_t{i}), &config).ok());
+  }
+  EXPECT_FALSE(SetDeviceOption("one-more", KeyValue(true), &config).ok());
+}
+
+}  // namespace
+}  // namespace virtbay::device_host

@@ -1,0 +1,333 @@
+// The control protocol and its socket against a service that is only a table: right answers, and
+// no harm from hostile lines, floods, slow and vanishing clients.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "hostif/device_host/control_client.h"
+#include "hostif/device_host/control_protocol.h"
+#include "hostif/device_host/control_server.h"
+#include "hostif/device_host/unix_socket.h"
+
+namespace virtbay::device_host {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+
+class FakeTarget final : public ControlTarget {
+ public:
+  absl::Status AddDevice(DeviceConfig config) override {
+    if (config.spec.name == "slow") {
+      slow_started.Notify();
+      slow_release.WaitForNotification();
+    }
+    absl::MutexLock lock(&mutex_);
+    DeviceReport report;
+    report.info.name = config.spec.name;
+    report.info.plugin = config.spec.plugin;
+    report.info.options = config.spec.options;
+    report.info.arena_size = config.spec.arena_size;
+    report.info.state = "ready";
+    report.info.queues.resize(2);
+    report.info.queues[0].requests = 3;
+    report.info.queues[1].requests = 4;
+    report.socket = config.socket_path;
+    if (!devices_.emplace(config.spec.name, report).second) {
+      return absl::AlreadyExistsError("device " + config.spec.name + ": already exists");
+    }
+    return absl::OkStatus();
+  }
+  absl::Status RemoveDevice(absl::string_view name) override {
+    absl::MutexLock lock(&mutex_);
+    if (devices_.erase(std::string(name)) == 0) return absl::NotFoundError("no such device");
+    return absl::OkStatus();
+  }
+  absl::StatusOr<DeviceReport> InspectDevice(absl::string_view name) const override {
+    absl::MutexLock lock(&mutex_);
+    const auto it = devices_.find(std::string(name));
+    if (it == devices_.end()) return absl::NotFoundError("no such device");
+    return it->second;
+  }
+  std::vector<DeviceReport> InspectAll() const override {
+    absl::MutexLock lock(&mutex_);
+    std::vector<DeviceReport> reports;
+    for (const auto& [name, report] : devices_) reports.push_back(report);
+    return reports;
+  }
+  const Log& log() const override { return log_; }
+
+  absl::Notification slow_started;
+  absl::Notification slow_release;
+
+ private:
+  mutable absl::Mutex mutex_;
+  std::map<std::string, DeviceReport> devices_ ABSL_GUARDED_BY(mutex_);
+  Log log_ = Log::ToSink([](LogLevel, absl::string_view) {}, LogLevel::kInfo);
+};
+
+constexpr char kAdd[] =
+    R"({"command":"add","device":{"name":"NAME","plugin":"p","socket":"/s","options":{"a":1}}})";
+
+std::string AddLine(const std::string& name) {
+  std::string line = kAdd;
+  return line.replace(line.find("NAME"), 4, name);
+}
+
+json Ask(ControlTarget* target, const std::string& line) {
+  const auto request = ParseControlLine(line);
+  return json::parse(request.ok() ? ExecuteControl(target, *request)
+                                  : ControlErrorLine(request.status(), nullptr));
+}
+
+std::string ErrorOf(ControlTarget* target, const std::string& line) {
+  const json answer = Ask(target, line);
+  EXPECT_FALSE(answer["ok"].get<bool>()) << line;
+  return answer["error"]["message"];
+}
+
+TEST(ControlProtocol, DeviceLifetime) {
+  FakeTarget target;
+  EXPECT_EQ(Ask(&target, R"({"command":"list"})")["result"], json::array());
+  EXPECT_TRUE(Ask(&target, AddLine("a"))["ok"].get<bool>());
+  const json again = Ask(&target, AddLine("a"));
+  EXPECT_EQ(again["error"]["code"], "ALREADY_EXISTS");
+  const json list = Ask(&target, R"({"command":"list","id":"x"})");
+  EXPECT_EQ(list["id"], "x");
+  EXPECT_EQ(list["result"][0]["name"], "a");
+  const json device = Ask(&target, R"({"command":"inspect","name":"a","id":7})");
+  EXPECT_EQ(device["id"], 7);
+  EXPECT_EQ(device["result"]["options"]["a"], "1");
+  EXPECT_EQ(device["result"]["socket"], "/s");
+  const json stats = Ask(&target, R"({"command":"stats"})");
+  EXPECT_EQ(stats["result"][0]["total"]["requests"], 7);
+  EXPECT_EQ(stats["result"][0]["queues"].size(), 2u);
+  EXPECT_THAT(
+      Ask(&target, R"({"command":"stats","format":"prometheus"})")["result"].get<std::string>(),
+      HasSubstr("virtbay_queue_requests_total{device=\"a\",queue=\"1\"} 4\n"));
+  EXPECT_TRUE(Ask(&target, R"({"command":"remove","name":"a"})")["ok"].get<bool>());
+  EXPECT_EQ(Ask(&target, R"({"command":"remove","name":"a"})")["error"]["code"], "NOT_FOUND");
+}
+
+TEST(ControlProtocol, LogLevel) {
+  FakeTarget target;
+  EXPECT_EQ(Ask(&target, R"({"command":"log-level"})")["result"]["level"], "info");
+  EXPECT_EQ(Ask(&target, R"({"command":"log-level","level":"debug"})")["result"]["level"], "debug");
+  EXPECT_EQ(target.log().level(), LogLevel::kDebug);
+  EXPECT_THAT(ErrorOf(&target, R"({"command":"log-level","level":"x\ny"})"),
+              HasSubstr("'x\\ny' is not one of"));
+}
+
+TEST(ControlProtocol, Mistakes) {
+  FakeTarget target;
+  EXPECT_EQ(ErrorOf(&target, "hello"), "the line is not JSON");
+  EXPECT_EQ(ErrorOf(&target, "{} {}"), "the line is not JSON");
+  EXPECT_EQ(ErrorOf(&target, "[]"), "the line is not a JSON object");
+  EXPECT_EQ(ErrorOf(&target, "{}"), "command: is missing");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":3})"), "command: must be a string");
+  EXPECT_THAT(ErrorOf(&target, R"({"command":"fly"})"), HasSubstr("'fly' is not one of"));
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"list","nmae":1})"), "'nmae': unknown key");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"inspect"})"), "name: is missing");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"list","id":[1]})"), "id: must be a string or a number");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":[]})"), "device: must be an object");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"nmae":"x"}})"), "nmae: unknown key");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"plugin":"p"}})"), "name: is missing");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"fd":5}})"),
+            "fd: cannot be given here, use socket");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"queue-size":18446744073709551615}})"),
+            "queue-size: is too large");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"options":{"a":null}}})"),
+            "options.a: must be a string, a number, true or false");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"stats","format":"xml"})"),
+            "format: 'xml' is not one of json, prometheus");
+}
+
+TEST(ControlProtocol, HostileLines) {
+  FakeTarget target;
+  EXPECT_THAT(ErrorOf(&target, std::string(60000, '[')), HasSubstr("nested deeper"));
+  EXPECT_THAT(ErrorOf(&target, std::string(kMaxControlLine + 1, ' ')), HasSubstr("longer than"));
+  ErrorOf(&target, std::string(1, '\0'));
+  ErrorOf(&target, "{\"command\":\"\xff\xfe\"}");
+  ErrorOf(&target, "{\"command\":\"inspect\",\"name\":\"\\ud800\"}");
+  ErrorOf(&target, R"({"command":1e999})");
+  // Brackets inside strings are not depth.
+  EXPECT_TRUE(Ask(&target, R"({"command":"list","id":"[[[[[[[[[[[[\"{{{{{{"})")["ok"].get<bool>());
+}
+
+TEST(ControlProtocol, AnswersWithBytesThatAreNotUtf8) {
+  FakeTarget target;
+  DeviceConfig config;
+  config.spec.name = "raw";
+  config.spec.options["shared-dir"] = "/\xff";
+  ASSERT_TRUE(target.AddDevice(config).ok());
+  const json answer = Ask(&target, R"({"command":"inspect","name":"raw"})");
+  EXPECT_TRUE(answer["ok"].get<bool>());
+}
+
+class ControlServerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (std::filesystem::temp_directory_path() / "virtbay-XXXXXX").string();
+    ASSERT_NE(::mkdtemp(pattern.data()), nullptr);
+    directory_ = pattern;
+    path_ = pattern + "/ctl";
+    auto server = ControlServer::Create(path_, &target_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = std::move(server).value();
+  }
+  void TearDown() override {
+    if (!target_.slow_release.HasBeenNotified()) target_.slow_release.Notify();
+    server_.reset();
+    EXPECT_FALSE(std::filesystem::exists(path_));
+    std::filesystem::remove_all(directory_);
+  }
+
+  UniqueFd Connect() {
+    auto fd = ConnectUnix(path_);
+    EXPECT_TRUE(fd.ok()) << fd.status();
+    return fd.ok() ? std::move(fd).value() : UniqueFd();
+  }
+  static void Send(const UniqueFd& fd, const std::string& text) {
+    size_t sent = 0;
+    while (sent < text.size()) {
+      const ssize_t n = ::send(fd.get(), text.data() + sent, text.size() - sent, MSG_NOSIGNAL);
+      if (n <= 0) return;
+      sent += static_cast<size_t>(n);
+    }
+  }
+  // Up to the newline; "" when the server closed.
+  static std::string Line(const UniqueFd& fd) {
+    std::string line;
+    char c = 0;
+    while (::recv(fd.get(), &c, 1, 0) == 1) {
+      if (c == '\n') return line;
+      line.push_back(c);
+    }
+    return "";
+  }
+  static json Answer(const UniqueFd& fd) {
+    return json::parse(Line(fd), nullptr, /*allow_exceptions=*/false);
+  }
+
+  std::string directory_;
+  std::string path_;
+  FakeTarget target_;
+  std::unique_ptr<ControlServer> server_;
+};
+
+TEST_F(ControlServerTest, Mode) {
+  struct stat info = {};
+  ASSERT_EQ(::stat(path_.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 07777, 0600u);
+}
+
+TEST_F(ControlServerTest, PathInUse) {
+  const auto second = ControlServer::Create(path_, &target_);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(path_));
+  const auto too_long = ControlServer::Create(directory_ + "/" + std::string(200, 'x'), &target_);
+  EXPECT_THAT(std::string(too_long.status().message()), HasSubstr("longer than 107 bytes"));
+  const std::string file = directory_ + "/file";
+  std::ofstream(file) << "x";
+  EXPECT_FALSE(ControlServer::Create(file, &target_).ok());
+  EXPECT_TRUE(std::filesystem::exists(file));
+}
+
+TEST_F(ControlServerTest, ReplacesAStaleSocket) {
+  const std::string path = directory_ + "/stale";
+  { ASSERT_TRUE(ListenUnix(path, 0600).ok()); }
+  ASSERT_TRUE(std::filesystem::exists(path));
+  EXPECT_TRUE(ControlServer::Create(path, &target_).ok());
+}
+
+TEST_F(ControlServerTest, Client) {
+  const auto added = CallControl(path_, json::parse(AddLine("a")));
+  ASSERT_TRUE(added.ok()) << added.status();
+  const auto missing = CallControl(path_, {{"command", "inspect"}, {"name", "b"}});
+  EXPECT_EQ(missing.status().code(), absl::StatusCode::kNotFound);
+  const auto nobody = CallControl(directory_ + "/nobody", {{"command", "list"}});
+  EXPECT_THAT(std::string(nobody.status().message()), HasSubstr("nobody"));
+}
+
+TEST_F(ControlServerTest, SeveralRequestsInOneWrite) {
+  const UniqueFd fd = Connect();
+  Send(fd, "{\"command\":\"list\",\"id\":1}\r\n\nnonsense\n{\"command\":\"list\",\"id\":2}\n");
+  EXPECT_EQ(Answer(fd)["id"], 1);
+  EXPECT_FALSE(Answer(fd)["ok"].get<bool>());
+  EXPECT_EQ(Answer(fd)["id"], 2);
+}
+
+TEST_F(ControlServerTest, HalfClosedClientIsAnswered) {
+  const UniqueFd fd = Connect();
+  Send(fd, "{\"command\":\"list\",\"id\":1}\n{\"command\":\"list\",\"id\":2}");
+  ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
+  EXPECT_EQ(Answer(fd)["id"], 1);
+  EXPECT_EQ(Answer(fd)["id"], 2);
+  EXPECT_EQ(Line(fd), "");
+}
+
+TEST_F(ControlServerTest, EndlessLineIsRefused) {
+  const UniqueFd fd = Connect();
+  Send(fd, std::string(kMaxControlLine + 1, 'x'));
+  EXPECT_THAT(Line(fd), HasSubstr("longer than"));
+  EXPECT_EQ(Line(fd), "");
+}
+
+TEST_F(ControlServerTest, SlowChangeHoldsUpNobody) {
+  const UniqueFd slow = Connect();
+  Send(slow, AddLine("slow") + "\n");
+  target_.slow_started.WaitForNotification();
+  // A client that asks and goes away while its answer is being made.
+  {
+    const UniqueFd gone = Connect();
+    Send(gone, AddLine("gone") + "\n");
+  }
+  const UniqueFd quick = Connect();
+  Send(quick, "{\"command\":\"list\",\"id\":1}\n");
+  EXPECT_EQ(Answer(quick)["id"], 1);
+  target_.slow_release.Notify();
+  EXPECT_TRUE(Answer(slow)["ok"].get<bool>());
+}
+
+TEST_F(ControlServerTest, ClientThatNeverReadsHoldsUpNobody) {
+  const UniqueFd deaf = Connect();
+  ASSERT_EQ(::fcntl(deaf.get(), F_SETFL, O_NONBLOCK), 0);
+  std::string flood;
+  for (int i = 0; i < 20000; ++i) flood += "{\"command\":\"stats\",\"format\":\"prometheus\"}\n";
+  // As much as the socket takes: the server stops reading a client that does not read.
+  for (size_t sent = 0; sent < flood.size();) {
+    const ssize_t n =
+        ::send(deaf.get(), flood.data() + sent, flood.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n <= 0) break;
+    sent += static_cast<size_t>(n);
+  }
+  const UniqueFd other = Connect();
+  Send(other, "{\"command\":\"list\",\"id\":9}\n");
+  EXPECT_EQ(Answer(other)["id"], 9);
+}
+
+TEST_F(ControlServerTest, IdleClientsDoNotKeepOthersOut) {
+  std::vector<UniqueFd> idle;
+  for (size_t i = 0; i < 3 * ControlServer::kMaxClients; ++i) idle.push_back(Connect());
+  const UniqueFd fd = Connect();
+  Send(fd, "{\"command\":\"list\",\"id\":1}\n");
+  EXPECT_EQ(Answer(fd)["id"], 1);
+  // The oldest was dropped in its favour.
+  EXPECT_EQ(Line(idle.front()), "");
+}
+
+}  // namespace
+}  // namespace virtbay::device_host
