@@ -10,7 +10,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
-#include "hostif/device_host/unix_socket.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -23,25 +22,22 @@ absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Create(const std::
                                                                      ControlTarget* target) {
   UniqueFd wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake) return ErrnoStatus(errno, "eventfd");
-  auto listener = ListenUnix(path, 0600);
-  if (!listener.ok()) return Annotate(listener.status(), "control");
+  auto listener = vhost_user::ListenAt(path, 0600);
+  if (!listener.ok()) return Annotate(listener.status(), "control socket");
   return std::unique_ptr<ControlServer>(
-      new ControlServer(path, target, std::move(listener).value(), std::move(wake)));
+      new ControlServer(target, std::move(listener).value(), std::move(wake)));
 }
 
-ControlServer::ControlServer(std::string path, ControlTarget* target, UniqueFd listener,
+ControlServer::ControlServer(ControlTarget* target, vhost_user::ListeningSocket listener,
                              UniqueFd wake)
-    : path_(std::move(path)),
-      target_(target),
-      listener_(std::move(listener)),
-      wake_(std::move(wake)) {
+    : target_(target), listener_(std::move(listener)), wake_(std::move(wake)) {
   queries_.thread = std::thread([this] { Work(&queries_); });
   changes_.thread = std::thread([this] { Work(&changes_); });
   loop_ = std::thread([this] { Loop(); });
 }
 
 ControlServer::~ControlServer() {
-  ::unlink(path_.c_str());
+  listener_.file.Remove();
   {
     absl::MutexLock lock(&mutex_);
     stop_ = true;
@@ -95,7 +91,7 @@ void ControlServer::Loop() {
     ids.clear();
     polled.push_back({wake_.get(), POLLIN, 0});
     // Out of descriptors: the connection stays in the backlog and would be reported for ever.
-    polled.push_back({accepting ? listener_.get() : -1, POLLIN, 0});
+    polled.push_back({accepting ? listener_.fd.get() : -1, POLLIN, 0});
     for (const auto& [id, client] : clients_) {
       short events = 0;
       if (!client.out.empty()) {
@@ -134,7 +130,7 @@ void ControlServer::Loop() {
 
 bool ControlServer::AcceptClients() {
   for (;;) {
-    UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    UniqueFd fd(::accept4(listener_.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       return errno == EAGAIN || errno == EWOULDBLOCK;

@@ -20,6 +20,7 @@
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/control_protocol.h"
 #include "hostif/device_host/control_target.h"
+#include "hostif/vhost_user/socket.h"
 
 namespace virtbay::device_host {
 
@@ -59,7 +60,7 @@ class ControlServer {
     bool Ready() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { return stop || !jobs.empty(); }
   };
 
-  ControlServer(std::string path, ControlTarget* target, UniqueFd listener, UniqueFd wake);
+  ControlServer(ControlTarget* target, vhost_user::ListeningSocket listener, UniqueFd wake);
 
   void Loop();
   void Work(Lane* lane);
@@ -72,9 +73,8 @@ class ControlServer {
   void NextRequest(uint64_t id, Client* client);
   void Answer(Client* client, const std::string& line);
 
-  const std::string path_;
   ControlTarget* const target_;
-  UniqueFd listener_;
+  vhost_user::ListeningSocket listener_;
   UniqueFd wake_;
 
   // The loop's own.

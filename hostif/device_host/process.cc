@@ -13,16 +13,12 @@
 #include <system_error>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "framework/base/status.h"
 
 namespace virtbay::device_host {
 namespace {
 
-constexpr int kFirstActivationFd = 3;
-constexpr int kMaxActivationFds = 4096;
 constexpr uint64_t kDefaultFileLimit = 1'000'000;
 
 sigset_t StopSet() {
@@ -78,32 +74,19 @@ absl::Status RaiseFileLimit(std::optional<uint64_t> wanted) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<ActivationSocket>> TakeActivationSockets() {
-  std::vector<ActivationSocket> sockets;
-  const char* pid_text = std::getenv("LISTEN_PID");
-  const char* count_text = std::getenv("LISTEN_FDS");
-  if (pid_text == nullptr || count_text == nullptr) return sockets;
-  int64_t pid = 0;
-  int count = 0;
-  // For another process of the chain: not ours to touch.
-  if (!absl::SimpleAtoi(pid_text, &pid) || pid != ::getpid()) return sockets;
-  if (!absl::SimpleAtoi(count_text, &count) || count < 0 || count > kMaxActivationFds) {
-    return absl::InvalidArgumentError("LISTEN_FDS is not a number of descriptors");
-  }
-  const char* names_text = std::getenv("LISTEN_FDNAMES");
-  const std::vector<std::string> names =
-      absl::StrSplit(names_text == nullptr ? "" : names_text, ':');
-  for (int i = 0; i < count; ++i) {
-    const int fd = kFirstActivationFd + i;
-    if (::fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) {
-      return ErrnoStatus(errno, absl::StrCat("LISTEN_FDS: fd ", fd));
+absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets() {
+  VIRTBAY_ASSIGN_OR_RETURN(std::vector<vhost_user::ActivationSocket> sockets,
+                           vhost_user::ActivationSockets());
+  for (const vhost_user::ActivationSocket& socket : sockets) {
+    if (::fcntl(socket.fd, F_SETFD, FD_CLOEXEC) != 0) {
+      return ErrnoStatus(errno, absl::StrCat("LISTEN_FDS: fd ", socket.fd));
     }
-    const auto index = static_cast<size_t>(i);
-    sockets.push_back({fd, index < names.size() ? names[index] : ""});
   }
-  ::unsetenv("LISTEN_PID");
-  ::unsetenv("LISTEN_FDS");
-  ::unsetenv("LISTEN_FDNAMES");
+  if (!sockets.empty()) {
+    ::unsetenv("LISTEN_PID");
+    ::unsetenv("LISTEN_FDS");
+    ::unsetenv("LISTEN_FDNAMES");
+  }
   return sockets;
 }
 

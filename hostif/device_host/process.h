@@ -6,12 +6,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "framework/base/unique_fd.h"
+#include "hostif/vhost_user/socket.h"
 
 namespace virtbay::device_host {
 
@@ -33,15 +34,10 @@ class StopSignals {
 // explicit number that is not allowed is PermissionDenied.
 absl::Status RaiseFileLimit(std::optional<uint64_t> wanted);
 
-// A socket that the service manager opened (LISTEN_FDS, LISTEN_FDNAMES).
-struct ActivationSocket {
-  int fd = -1;
-  std::string name;
-};
-
-// [control] The sockets passed to this process, if LISTEN_PID says that they are for it; they are
-// made close-on-exec and the variables are removed. InvalidArgument when the variables lie.
-absl::StatusOr<std::vector<ActivationSocket>> TakeActivationSockets();
+// [control] The sockets that systemd passed to this process (LISTEN_FDS, LISTEN_FDNAMES): made
+// close-on-exec, and the variables are removed, so that no child takes them for its own.
+// InvalidArgument when the variables lie.
+absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets();
 
 // [control] Places beside the executable where plugins may be: installed, then a build tree.
 std::vector<std::filesystem::path> PluginPlaces();

@@ -1,7 +1,5 @@
 #include "hostif/device_host/run_service.h"
 
-#include <sys/socket.h>
-
 #include <memory>
 #include <string>
 #include <utility>
@@ -24,11 +22,12 @@ absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
 }
 
 // "systemd" is the only socket passed, "systemd:NAME" the one with that FileDescriptorName.
-absl::Status ResolveActivation(const std::vector<ActivationSocket>& sockets, DeviceConfig* device) {
+absl::Status ResolveActivation(const std::vector<vhost_user::ActivationSocket>& sockets,
+                               DeviceConfig* device) {
   absl::string_view path = device->socket_path;
   if (path != "systemd" && !absl::ConsumePrefix(&path, "systemd:")) return absl::OkStatus();
-  const ActivationSocket* found = nullptr;
-  for (const ActivationSocket& socket : sockets) {
+  const vhost_user::ActivationSocket* found = nullptr;
+  for (const vhost_user::ActivationSocket& socket : sockets) {
     if (device->socket_path != "systemd" && socket.name != path) continue;
     if (found != nullptr) {
       return absl::InvalidArgumentError(
@@ -50,7 +49,8 @@ absl::Status ResolveActivation(const std::vector<ActivationSocket>& sockets, Dev
 absl::Status RunService(ServiceConfig config) {
   VIRTBAY_ASSIGN_OR_RETURN(StopSignals signals, StopSignals::Create());
   VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
-  VIRTBAY_ASSIGN_OR_RETURN(const std::vector<ActivationSocket> passed, TakeActivationSockets());
+  VIRTBAY_ASSIGN_OR_RETURN(const std::vector<vhost_user::ActivationSocket> passed,
+                           TakeActivationSockets());
   if (config.sigbus_guard) VIRTBAY_RETURN_IF_ERROR(InstallSigbusGuard());
 
   const Log log = Log::ToStderr(config.log_level);

@@ -1,15 +1,39 @@
 #include "hostif/device_host/service.h"
 
-#include <algorithm>
+#include <grp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
-#include "framework/base/unique_fd.h"
 #include "hostif/device_host/process.h"
-#include "hostif/device_host/unix_socket.h"
 
 namespace virtbay::device_host {
+namespace {
+
+absl::StatusOr<gid_t> GroupId(const std::string& name) {
+  gid_t number = 0;
+  if (absl::SimpleAtoi(name, &number)) return number;
+  group entry = {};
+  group* found = nullptr;
+  std::vector<char> buffer(1024);
+  int error = 0;
+  while ((error = ::getgrnam_r(name.c_str(), &entry, buffer.data(), buffer.size(), &found)) ==
+         ERANGE) {
+    buffer.resize(buffer.size() * 2);
+  }
+  if (error != 0) return ErrnoStatus(error, absl::StrCat("socket-group ", name));
+  if (found == nullptr) {
+    return absl::NotFoundError(absl::StrCat("socket-group ", name, ": no such group"));
+  }
+  return found->gr_gid;
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Service>> Service::Create(
     std::vector<std::filesystem::path> plugin_dirs, Log log) {
@@ -38,15 +62,26 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
                                                                     DeviceHandle device) {
   vhost_user::ServerOptions options;
   options.log = log_.Named(config.spec.name);
-  return vhost_user::Server::Create(std::move(device), std::move(options));
+  options.socket_path = config.socket_path;
+  options.socket.reset(config.socket_fd);
+  gid_t group = 0;
+  if (!config.socket_group.empty()) {
+    VIRTBAY_ASSIGN_OR_RETURN(group, GroupId(config.socket_group));
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<vhost_user::Server> server,
+                           vhost_user::Server::Create(std::move(device), std::move(options)));
+  // The owner alone may connect until the group is set.
+  if (!config.socket_group.empty() &&
+      (::chown(config.socket_path.c_str(), static_cast<uid_t>(-1), group) != 0 ||
+       ::chmod(config.socket_path.c_str(), 0660) != 0)) {
+    return ErrnoStatus(
+        errno, absl::StrCat("socket ", config.socket_path, ": group ", config.socket_group));
+  }
+  return server;
 }
 
 absl::Status Service::AddDevice(DeviceConfig config) {
   const std::string name = config.spec.name;
-  UniqueFd inherited;
-  if (config.socket_fd >= 0) {
-    VIRTBAY_RETURN_IF_ERROR(CheckListeningFd(config.socket_fd));
-  }
   {
     absl::MutexLock lock(&mutex_);
     // Reserves the name, so that the slow part runs without the lock.
