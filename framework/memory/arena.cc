@@ -57,14 +57,14 @@ absl::StatusOr<Arena> Arena::Create(absl::string_view name, uint64_t size) {
   // One reservation with the guards in it, then the memfd over its middle: nothing else can come to
   // lie beside the arena.
   const uint64_t guard = GuardSize();
-  void* const base = mmap(nullptr, rounded + 2 * guard, PROT_NONE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const base =
+      mmap(nullptr, rounded + 2 * guard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) return ErrnoStatus(errno, absl::StrCat("arena '", name, "': mmap"));
   std::byte* const data = static_cast<std::byte*>(base) + guard;
   arena.data_ = data;
   arena.size_ = rounded;
-  if (mmap(data, rounded, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE,
-           arena.fd_.get(), 0) == MAP_FAILED) {
+  if (mmap(data, rounded, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, arena.fd_.get(), 0) ==
+      MAP_FAILED) {
     return ErrnoStatus(errno, absl::StrCat("arena '", name, "': mmap"));
   }
   return arena;

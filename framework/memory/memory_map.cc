@@ -98,8 +98,8 @@ absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestMapping::Create(int fd,
     return absl::InvalidArgumentError("memory region: too large");
   }
   length &= ~(unit - 1);
-  void* const base = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
-                          static_cast<off_t>(start));
+  void* const base =
+      mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(start));
   if (base == MAP_FAILED) {
     return ErrnoStatus(errno, absl::StrFormat("memory region: mmap of %#x bytes", length));
   }

@@ -1,0 +1,569 @@
+#include "framework/device/device.h"
+
+#include <linux/virtio_config.h>
+// The header's legacy helpers are not valid C++.
+#define VIRTIO_RING_NO_LEGACY
+#include <linux/virtio_ring.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+#include "framework/device/plugin_call.h"
+#include "framework/device/port.h"
+#include "framework/device/queue.h"
+#include "framework/device/queue_thread.h"
+#include "framework/device/services.h"
+
+namespace virtbay {
+namespace {
+
+constexpr uint32_t kMaxQueues = 256;
+constexpr uint32_t kMaxConfigSize = 4096;
+constexpr uint32_t kOffloadThreads = 16;
+constexpr uint64_t Bit(unsigned n) { return uint64_t{1} << n; }
+
+// Bits 0 to 23 and 50 to 63 belong to the device type (virtio 1.3 2.2).
+constexpr uint64_t kDeviceBits = (Bit(24) - 1) | ~(Bit(50) - 1);
+
+// The plugin's table may be older (shorter) or newer (longer) than ours.
+template <typename T>
+void CopySized(T* to, const T* from) {
+  *to = T{};
+  std::memcpy(static_cast<void*>(to), from, std::min<size_t>(from->struct_size, sizeof(T)));
+}
+
+}  // namespace
+
+Device::Device(DeviceSpec spec, std::shared_ptr<Plugin> plugin, Log log)
+    : plugin_(std::move(plugin)),
+      core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))),
+      host_device_{core_.get()} {}
+
+Device::~Device() { Retire(); }
+
+absl::StatusOr<std::shared_ptr<Device>> Device::Create(DeviceSpec spec,
+                                                       std::shared_ptr<Plugin> plugin, Log log) {
+  std::shared_ptr<Device> device(new Device(std::move(spec), std::move(plugin), std::move(log)));
+  VIRTBAY_RETURN_IF_ERROR(device->Init());
+  return device;
+}
+
+absl::Status Device::Init() {
+  const DeviceSpec& spec = core_->spec;
+  uint32_t index = 0;
+  VIRTBAY_ASSIGN_OR_RETURN(const virtbay_device_type* type, plugin_->FindType(spec.type, &index));
+  virtio_id_ = type->virtio_id;
+  queue_parallel_ = (type->flags & VIRTBAY_DEVICE_QUEUE_PARALLEL) != 0;
+  type_ = std::string(type->name, strnlen(type->name, sizeof(type->name)));
+
+  if (spec.queue_size_max == 0 || (spec.queue_size_max & (spec.queue_size_max - 1)) != 0 ||
+      spec.queue_size_max > 32768) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("queue_size_max ", spec.queue_size_max, " is not a power of two up to 32768"));
+  }
+  constexpr uint64_t kArenaUnit = 2u << 20;
+  const uint64_t arena_size = (spec.arena_size + kArenaUnit - 1) / kArenaUnit * kArenaUnit;
+  if (arena_size < spec.arena_size) return absl::InvalidArgumentError("arena_size is absurd");
+  VIRTBAY_ASSIGN_OR_RETURN(Arena arena, Arena::Create(spec.name, arena_size));
+  core_->arena.emplace(std::move(arena));
+  core_->slots.emplace(*core_->arena);
+  core_->offload.emplace(absl::StrCat("vb-off-", spec.name), kOffloadThreads);
+
+  virtbay_device* device = nullptr;
+  VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "create", [&](virtbay_error* error) {
+    return plugin_->factory().create(index, &HostTable(), &host_device_, &device, error);
+  }));
+  if (device == nullptr || device->ops == nullptr) {
+    return absl::InternalError("create: the plugin reported success but made no device");
+  }
+  CopySized(&core_->ops, device->ops);
+  if (core_->ops.destroy != nullptr) core_->device = device;
+  if (core_->ops.init == nullptr || core_->ops.properties == nullptr ||
+      core_->ops.on_requests == nullptr || core_->ops.destroy == nullptr) {
+    return absl::InvalidArgumentError(
+        "the plugin's device lacks one of init, properties, on_requests, destroy");
+  }
+  VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "init", [&](virtbay_error* error) {
+    return core_->ops.init(core_->device, error);
+  }));
+  VIRTBAY_RETURN_IF_ERROR(CreateQueues());
+  state_ = "ready";
+  return absl::OkStatus();
+}
+
+absl::Status Device::CreateQueues() {
+  properties_.struct_size = sizeof(properties_);
+  VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "properties", [&](virtbay_error*) {
+    core_->ops.properties(core_->device, &properties_);
+    return VIRTBAY_OK;
+  }));
+  if (properties_.queue_count == 0 || properties_.queue_count > kMaxQueues) {
+    return absl::InvalidArgumentError(absl::StrCat("the plugin asks for ", properties_.queue_count,
+                                                   " queues; 1 to ", kMaxQueues, " are possible"));
+  }
+  if (properties_.config_size > kMaxConfigSize) {
+    return absl::InvalidArgumentError(absl::StrCat("the plugin asks for a configuration space of ",
+                                                   properties_.config_size, " bytes"));
+  }
+  for (uint32_t i = 0; i < properties_.queue_count; ++i) {
+    virtbay_queue_properties queue{};
+    queue.struct_size = sizeof(queue);
+    queue.in_view = 1024;
+    queue.out_view = 1024;
+    if (core_->ops.queue_properties != nullptr) {
+      VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "queue_properties", [&](virtbay_error*) {
+        core_->ops.queue_properties(core_->device, i, &queue);
+        return VIRTBAY_OK;
+      }));
+    }
+    const uint64_t view = ((uint64_t{queue.in_view} + 15) & ~uint64_t{15}) + queue.out_view;
+    if (view > kMappingMax) {
+      return absl::InvalidArgumentError(absl::StrCat("queue ", i, " asks for views of ", view,
+                                                     " bytes; ", kMappingMax, " are possible"));
+    }
+    uint32_t size = core_->spec.queue_size_max;
+    if (queue.max_size != 0) {
+      if ((queue.max_size & (queue.max_size - 1)) != 0) {
+        return absl::InvalidArgumentError(absl::StrCat("queue ", i, " asks for a size of ",
+                                                       queue.max_size, ", not a power of two"));
+      }
+      size = std::min(size, queue.max_size);
+    }
+    core_->queues.push_back(std::make_unique<Queue>(core_.get(), static_cast<uint16_t>(i), queue,
+                                                    static_cast<uint16_t>(size)));
+  }
+  return absl::OkStatus();
+}
+
+// ---- sessions ---------------------------------------------------------------------------------
+
+absl::StatusOr<std::unique_ptr<DevicePort>> Device::Attach(DevicePortEvents* events) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (attached_) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("device ", core_->spec.name, " is in use by another front-end"));
+  }
+  attached_ = true;
+  attached_shown_ = true;
+  core_->SetEvents(events);
+  return MakeDevicePort(shared_from_this());
+}
+
+void Device::Detach() {
+  absl::MutexLock lock(&mutex_);
+  core_->SetEvents(nullptr);
+  EndSession(/*forget=*/true);
+  map_ = nullptr;
+  features_ = 0;
+  features_shown_ = 0;
+  status_ = 0;
+  attached_ = false;
+  attached_shown_ = false;
+  core_->ClearFailure();
+}
+
+absl::Status Device::CheckServing() const {
+  if (retired_) return absl::UnavailableError("the device has been removed");
+  if (stuck_) {
+    return absl::UnavailableError(
+        absl::StrCat("device ", core_->spec.name, ": a callback of its plugin does not return"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Device::BeginSession() {
+  if (session_) return absl::OkStatus();
+  DeviceCore* core = core_.get();
+  const uint64_t features[2] = {features_, 0};
+  if (core->ops.negotiate != nullptr) {
+    VIRTBAY_RETURN_IF_ERROR(CallOnControl(core, "negotiate", [&](virtbay_error* error) {
+      return core->ops.negotiate(core->device, features, error);
+    }));
+  }
+  if (core->ops.activate != nullptr) {
+    VIRTBAY_RETURN_IF_ERROR(CallOnControl(core, "activate", [&](virtbay_error* error) {
+      return core->ops.activate(core->device, error);
+    }));
+  }
+  absl::Status status = StartThreads();
+  if (status.ok() && core->ops.start != nullptr) {
+    status = CallOnControl(
+        core, "start", [&](virtbay_error* error) { return core->ops.start(core->device, error); });
+  }
+  if (!status.ok()) {
+    EndThreads();
+    if (core->ops.deactivate != nullptr) {
+      CallOnControl(core, "deactivate", [&](virtbay_error*) {
+        core->ops.deactivate(core->device);
+        return VIRTBAY_OK;
+      }).IgnoreError();
+    }
+    return status;
+  }
+  session_ = true;
+  state_ = "running";
+  return absl::OkStatus();
+}
+
+void Device::EndSession(bool forget) {
+  if (!session_) return;
+  for (uint32_t i = 0; i < core_->queues.size(); ++i) {
+    const absl::StatusOr<uint16_t> stopped = StopQueueLocked(i, forget);
+    if (!stopped.ok() && stopped.status().code() != absl::StatusCode::kFailedPrecondition) {
+      core_->log.Error(stopped.status().message());
+    }
+  }
+  session_ = false;
+  if (stuck_) {
+    state_ = "failed";
+    return;
+  }
+  EndThreads();
+  if (core_->ops.stop != nullptr) {
+    CallOnControl(core_.get(), "stop", [&](virtbay_error*) {
+      core_->ops.stop(core_->device);
+      return VIRTBAY_OK;
+    }).IgnoreError();
+  }
+  if (core_->ops.deactivate != nullptr) {
+    CallOnControl(core_.get(), "deactivate", [&](virtbay_error*) {
+      core_->ops.deactivate(core_->device);
+      return VIRTBAY_OK;
+    }).IgnoreError();
+  }
+  state_ = "ready";
+}
+
+absl::Status Device::StartThreads() {
+  // Queues that may run in parallel get a thread each; otherwise one thread serves them all.
+  const size_t count = queue_parallel_ ? core_->queues.size() : 1;
+  std::vector<std::unique_ptr<QueueThread>> threads;
+  for (size_t i = 0; i < count; ++i) {
+    std::vector<Queue*> queues;
+    for (size_t q = i; q < core_->queues.size(); q += count) {
+      queues.push_back(core_->queues[q].get());
+    }
+    VIRTBAY_ASSIGN_OR_RETURN(
+        std::unique_ptr<QueueThread> thread,
+        QueueThread::Start(core_.get(), absl::StrCat("vb-", core_->spec.name, "-", i),
+                           std::move(queues)));
+    threads.push_back(std::move(thread));
+  }
+  core_->threads = std::move(threads);
+  absl::MutexLock lock(&threads_mutex_);
+  for (const auto& thread : core_->threads) live_threads_.push_back(thread.get());
+  return absl::OkStatus();
+}
+
+void Device::EndThreads() {
+  // A thread's last figures are taken when it can no longer change them.
+  std::vector<std::unique_ptr<QueueThread>> threads = std::move(core_->threads);
+  core_->threads.clear();
+  for (auto& thread : threads) thread->Join();
+  absl::MutexLock lock(&threads_mutex_);
+  live_threads_.clear();
+  watches_.clear();
+  for (const auto& thread : threads) {
+    ended_cpu_ns_ += thread->CpuNs();
+    ended_enters_ += thread->enters();
+  }
+}
+
+absl::Status Device::Stop() {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (stopped_) return absl::OkStatus();
+  EndSession(/*forget=*/true);
+  stopped_ = true;
+  state_ = "stopped";
+  // A front-end that is attached learns of it as of any failure of the device.
+  if (attached_) core_->RaiseNeedsReset("stopped by its host", /*stops=*/true);
+  return absl::OkStatus();
+}
+
+absl::Status Device::Start() {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (!stopped_) return absl::OkStatus();
+  stopped_ = false;
+  state_ = "ready";
+  core_->ClearFailure();
+  return absl::OkStatus();
+}
+
+void Device::Retire() {
+  absl::MutexLock lock(&mutex_);
+  if (retired_) return;
+  retired_ = true;
+  EndSession(/*forget=*/true);
+  state_ = "removed";
+  if (core_->device == nullptr) return;
+  if (stuck_) {
+    // Its code is still being executed: nothing of it may go away, so the device keeps itself.
+    core_->log.Error("the device is leaked with its plugin, because a callback does not return");
+    self_ = shared_from_this();
+    return;
+  }
+  // Work of the plugin's may still run on the pool's threads; it ends first.
+  core_->offload.reset();
+  CallOnControl(core_.get(), "destroy", [&](virtbay_error*) {
+    core_->ops.destroy(core_->device);
+    return VIRTBAY_OK;
+  }).IgnoreError();
+  core_->device = nullptr;
+}
+
+// ---- the port's functions ---------------------------------------------------------------------
+
+uint16_t Device::max_queue_size(uint32_t queue) const {
+  return queue < core_->queues.size() ? core_->queues[queue]->max_size() : uint16_t{0};
+}
+
+uint64_t Device::offered_features() const {
+  uint64_t features = (properties_.features[0] & kDeviceBits) | Bit(VIRTIO_F_VERSION_1) |
+                      Bit(VIRTIO_RING_F_INDIRECT_DESC) | Bit(VIRTIO_RING_F_EVENT_IDX);
+  if (core_->spec.offer_access_platform) features |= Bit(VIRTIO_F_ACCESS_PLATFORM);
+  return features;
+}
+
+bool Device::AnyQueueRunning() const {
+  return std::any_of(core_->queues.begin(), core_->queues.end(),
+                     [](const auto& queue) { return queue->running(); });
+}
+
+absl::Status Device::SetFeatures(uint64_t acknowledged) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if ((acknowledged & ~offered_features()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "features 0x", absl::Hex(acknowledged & ~offered_features()), " were not offered"));
+  }
+  if (session_ && acknowledged != features_) {
+    if (AnyQueueRunning()) {
+      return absl::FailedPreconditionError("features cannot change while a ring runs");
+    }
+    // A driver that negotiates anew without a reset in between (user-mode Linux does).
+    EndSession(/*forget=*/true);
+  }
+  features_ = acknowledged;
+  features_shown_ = acknowledged;
+  return absl::OkStatus();
+}
+
+absl::Status Device::SetMemory(MemoryMapRef map) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  map_ = map;
+  if (!session_) return absl::OkStatus();
+  for (const auto& queue : core_->queues) {
+    VIRTBAY_RETURN_IF_ERROR(queue->thread()->Run([raw = queue.get(), map] { raw->SetMemory(map); },
+                                                 core_->spec.stop_deadline));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (stopped_) return absl::UnavailableError("the device is stopped by its host");
+  if (index >= core_->queues.size()) {
+    return absl::OutOfRangeError(absl::StrCat("there is no queue ", index));
+  }
+  Queue* queue = core_->queues[index].get();
+  if (queue->running()) {
+    return absl::FailedPreconditionError(absl::StrCat("queue ", index, " runs already"));
+  }
+  if (map_ == nullptr) return absl::FailedPreconditionError("no memory map has been set");
+  if (core_->failed()) return absl::FailedPreconditionError("the device needs a reset");
+  VIRTBAY_RETURN_IF_ERROR(BeginSession());
+  auto result = std::make_shared<absl::Status>();
+  auto shared_config = std::make_shared<QueueConfig>(std::move(config));
+  VIRTBAY_RETURN_IF_ERROR(queue->thread()->Run(
+      [queue, result, shared_config, map = map_, features = features_] {
+        *result = queue->Start(std::move(*shared_config), map, features);
+      },
+      core_->spec.stop_deadline));
+  return Annotate(*result, absl::StrCat("queue ", index));
+}
+
+absl::StatusOr<uint16_t> Device::StopQueue(uint32_t index) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (index >= core_->queues.size()) {
+    return absl::OutOfRangeError(absl::StrCat("there is no queue ", index));
+  }
+  return StopQueueLocked(index, /*forget=*/false);
+}
+
+absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget) {
+  Queue* queue = core_->queues[index].get();
+  if (!session_ || stuck_ || (!queue->running() && !queue->broken())) {
+    return absl::FailedPreconditionError(absl::StrCat("queue ", index, " does not run"));
+  }
+  if (queue->broken()) return queue->stop_index();
+  QueueThread* thread = queue->thread();
+  const absl::Duration deadline = core_->spec.stop_deadline;
+  absl::Status status = thread->Run([queue] { queue->BeginDrain(); }, deadline);
+  if (absl::IsDeadlineExceeded(status)) {
+    stuck_ = true;
+    core_->RaiseNeedsReset(absl::StrCat("queue ", index, ": the plugin's ",
+                                        thread->monitor().name(), " does not return"),
+                           /*stops=*/true);
+    return status;
+  }
+  if (!status.ok()) return status;
+  status = thread->RunUntil([queue] { return queue->drained(); }, deadline);
+  if (absl::IsDeadlineExceeded(status)) {
+    core_->log.Error(absl::StrCat("queue ", index, ": requests did not end within ",
+                                  absl::FormatDuration(deadline), "; they are dropped"));
+  }
+  auto stop_index = std::make_shared<uint16_t>();
+  VIRTBAY_RETURN_IF_ERROR(
+      thread->Run([queue, stop_index, forget] { *stop_index = queue->Finish(forget); }, deadline));
+  return *stop_index;
+}
+
+bool Device::queue_running(uint32_t queue) const {
+  return queue < core_->queues.size() && core_->queues[queue]->running();
+}
+
+absl::Status Device::OnRunningQueue(uint32_t index, absl::AnyInvocable<void(Queue*)> change) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (index >= core_->queues.size()) {
+    return absl::OutOfRangeError(absl::StrCat("there is no queue ", index));
+  }
+  Queue* queue = core_->queues[index].get();
+  if (!session_ || !queue->running()) {
+    return absl::FailedPreconditionError(absl::StrCat("queue ", index, " does not run"));
+  }
+  return queue->thread()->Run(
+      [queue, change = std::move(change)]() mutable {
+        if (queue->running()) change(queue);
+      },
+      core_->spec.stop_deadline);
+}
+
+absl::Status Device::ReadConfig(uint32_t offset, std::span<std::byte> data) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  const uint32_t size = properties_.config_size;
+  if (offset > size || data.size() > size - offset) {
+    return absl::OutOfRangeError(absl::StrCat("configuration read of ", data.size(), " bytes at ",
+                                              offset, "; there are ", size));
+  }
+  if (data.empty()) return absl::OkStatus();
+  if (core_->ops.config_read == nullptr) {
+    return absl::UnimplementedError("the device has no readable configuration");
+  }
+  return CallOnControl(core_.get(), "config_read", [&](virtbay_error*) {
+    return core_->ops.config_read(core_->device, offset, data.data(),
+                                  static_cast<uint32_t>(data.size()));
+  });
+}
+
+absl::Status Device::WriteConfig(uint32_t offset, std::span<const std::byte> data) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  const uint32_t size = properties_.config_size;
+  if (offset > size || data.size() > size - offset) {
+    return absl::OutOfRangeError(absl::StrCat("configuration write of ", data.size(), " bytes at ",
+                                              offset, "; there are ", size));
+  }
+  if (core_->ops.config_write == nullptr) {
+    return absl::UnimplementedError("the device has no writable configuration");
+  }
+  return CallOnControl(core_.get(), "config_write", [&](virtbay_error*) {
+    return core_->ops.config_write(core_->device, offset, data.data(),
+                                   static_cast<uint32_t>(data.size()));
+  });
+}
+
+uint8_t Device::status() const {
+  absl::MutexLock lock(&mutex_);
+  return core_->needs_reset() ? static_cast<uint8_t>(status_ | kStatusNeedsReset) : status_;
+}
+
+absl::Status Device::SetStatus(uint8_t status) {
+  if (status == 0) return Reset();
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  status_ = status & static_cast<uint8_t>(~kStatusNeedsReset);
+  return absl::OkStatus();
+}
+
+absl::Status Device::Reset() {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  EndSession(/*forget=*/true);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());  // it may have got stuck just now
+  features_ = 0;
+  features_shown_ = 0;
+  status_ = 0;
+  if (!stopped_) core_->ClearFailure();
+  return absl::OkStatus();
+}
+
+// ---- what others see --------------------------------------------------------------------------
+
+DeviceInfo Device::Inspect() const {
+  DeviceInfo info;
+  const virtbay_plugin& entry = plugin_->entry();
+  info.plugin = std::string(entry.name, strnlen(entry.name, sizeof(entry.name)));
+  info.plugin_version = std::string(entry.version, strnlen(entry.version, sizeof(entry.version)));
+  info.plugin_path = plugin_->path();
+  info.type = type_;
+  info.virtio_id = virtio_id_;
+  info.state = state_.load();
+  info.connected = attached_shown_.load();
+  info.features = features_shown_.load();
+  absl::MutexLock lock(&threads_mutex_);
+  info.name = core_->spec.name;
+  info.options = core_->spec.options;
+  info.dma_mode = core_->spec.dma_mode == DmaMode::kDirect ? "direct" : "bounce";
+  info.needs_reset = core_->needs_reset();
+  info.failure = core_->failure();
+  if (core_->failed()) info.state = "failed";
+  info.arena_size = core_->arena->size();
+  info.arena_slots = core_->slots->slots();
+  info.arena_slots_used = core_->slots->used();
+  info.arena_slots_high_water = core_->slots->high_water();
+  info.dma_violations = core_->dma_violations.load(std::memory_order_relaxed);
+  info.metrics = core_->metrics.Values();
+  info.metric_help = core_->metrics.Help();
+  for (const auto& queue : core_->queues) info.queues.push_back(queue->Stats());
+  info.cpu_ns = ended_cpu_ns_;
+  uint64_t enters = ended_enters_;
+  for (const QueueThread* thread : live_threads_) {
+    info.cpu_ns += thread->CpuNs();
+    enters += thread->enters();
+  }
+  // A ring serves the thread, not one queue of it; the first queue carries the figure.
+  info.queues.front().syscalls += enters;
+  return info;
+}
+
+void Device::ReportStuck(absl::Duration threshold) {
+  absl::MutexLock lock(&threads_mutex_);
+  const absl::Time now = absl::Now();
+  for (const QueueThread* thread : live_threads_) {
+    const CallbackMonitor& monitor = thread->monitor();
+    const uint64_t sequence = monitor.sequence();
+    Watch& watch = watches_[thread];
+    if (sequence % 2 == 0 || sequence != watch.sequence) {
+      watch = Watch{sequence, now, false};
+      continue;
+    }
+    if (watch.reported || now - watch.since < threshold) continue;
+    watch.reported = true;
+    core_->log.Error(absl::StrCat("queue ", monitor.queue(), ": the plugin has been in ",
+                                  monitor.name(), " for more than ",
+                                  absl::FormatDuration(now - watch.since)));
+  }
+}
+
+}  // namespace virtbay

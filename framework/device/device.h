@@ -1,0 +1,116 @@
+// Device: the control plane of one device: the plugin's device through its states, sessions of
+// front-ends, queues started and stopped on their threads.
+// Shared by the Host's table and an attached port; every public function is [any] and takes its
+// turn on one lock, which queue threads never touch.
+#ifndef VIRTBAY_FRAMEWORK_DEVICE_DEVICE_H_
+#define VIRTBAY_FRAMEWORK_DEVICE_DEVICE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "framework/base/log.h"
+#include "framework/device/device_core.h"
+#include "framework/plugin/plugin.h"
+#include "virtbay/device_port.h"
+#include "virtbay/host.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay {
+
+class Device : public std::enable_shared_from_this<Device> {
+ public:
+  // Makes the plugin's device and brings it to READY.
+  static absl::StatusOr<std::shared_ptr<Device>> Create(DeviceSpec spec,
+                                                        std::shared_ptr<Plugin> plugin, Log log);
+  ~Device();
+
+  absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
+  DeviceInfo Inspect() const;
+  absl::Status Stop();
+  absl::Status Start();
+  // Ends service for good and destroys the plugin's device.
+  void Retire();
+  // Logs queue threads that have been in one plugin callback since the last call and for at least
+  // `threshold`. Called by one watchdog thread.
+  void ReportStuck(absl::Duration threshold);
+
+  // The functions of DevicePort.
+  void Detach();
+  uint64_t offered_features() const;
+  absl::Status SetFeatures(uint64_t acknowledged);
+  absl::Status SetMemory(MemoryMapRef map);
+  absl::Status StartQueue(uint32_t queue, QueueConfig config);
+  absl::StatusOr<uint16_t> StopQueue(uint32_t queue);
+  bool queue_running(uint32_t queue) const;
+  absl::Status OnRunningQueue(uint32_t queue, absl::AnyInvocable<void(Queue*)> change);
+  absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data);
+  absl::Status WriteConfig(uint32_t offset, std::span<const std::byte> data);
+  uint8_t status() const;
+  absl::Status SetStatus(uint8_t status);
+  absl::Status Reset();
+
+  const virtbay_device_properties& properties() const { return properties_; }
+  uint32_t virtio_id() const { return virtio_id_; }
+  uint16_t max_queue_size(uint32_t queue) const;
+
+ private:
+  Device(DeviceSpec spec, std::shared_ptr<Plugin> plugin, Log log);
+  absl::Status Init();
+  absl::Status CreateQueues();
+  absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndSession(bool forget) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<uint16_t> StopQueueLocked(uint32_t queue, bool forget)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status StartThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool AnyQueueRunning() const;
+
+  std::shared_ptr<Plugin> plugin_;
+  std::shared_ptr<Device> self_;  // set only when a plugin callback never returned
+  std::unique_ptr<DeviceCore> core_;
+  virtbay_host_device host_device_;
+  virtbay_device_properties properties_{};
+  uint32_t virtio_id_ = 0;
+  bool queue_parallel_ = false;
+  std::string type_;
+
+  mutable absl::Mutex mutex_;
+  bool attached_ ABSL_GUARDED_BY(mutex_) = false;
+  bool session_ ABSL_GUARDED_BY(mutex_) = false;  // ACTIVE or RUNNING
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // by the embedder
+  bool retired_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;  // a callback does not return
+  uint64_t features_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint8_t status_ ABSL_GUARDED_BY(mutex_) = 0;
+  MemoryMapRef map_ ABSL_GUARDED_BY(mutex_);
+
+  // What Inspect shows without waiting for a slow change of the control plane.
+  mutable absl::Mutex threads_mutex_;
+  std::vector<QueueThread*> live_threads_ ABSL_GUARDED_BY(threads_mutex_);
+  uint64_t ended_cpu_ns_ ABSL_GUARDED_BY(threads_mutex_) = 0;
+  uint64_t ended_enters_ ABSL_GUARDED_BY(threads_mutex_) = 0;
+  struct Watch {
+    uint64_t sequence = 0;
+    absl::Time since;
+    bool reported = false;
+  };
+  std::map<const QueueThread*, Watch> watches_ ABSL_GUARDED_BY(threads_mutex_);
+  std::atomic<const char*> state_{"created"};
+  std::atomic<bool> attached_shown_{false};
+  std::atomic<uint64_t> features_shown_{0};
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_DEVICE_DEVICE_H_

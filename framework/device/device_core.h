@@ -1,0 +1,88 @@
+// DeviceCore: what the queue threads of a device share with its control plane: the plugin's device,
+// the arena, options, metrics, and the failure flag.
+// Owned by the Device, made before its threads and destroyed after them. Constant after the making
+// unless a member says otherwise.
+#ifndef VIRTBAY_FRAMEWORK_DEVICE_DEVICE_CORE_H_
+#define VIRTBAY_FRAMEWORK_DEVICE_DEVICE_CORE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
+#include "absl/synchronization/mutex.h"
+#include "framework/base/log.h"
+#include "framework/device/metrics.h"
+#include "framework/device/offload_pool.h"
+#include "framework/memory/arena.h"
+#include "framework/memory/slot_allocator.h"
+#include "virtbay/host.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay {
+
+class Queue;
+class QueueThread;
+
+class DeviceCore {
+ public:
+  DeviceCore(DeviceSpec device_spec, Log device_log);
+  ~DeviceCore();
+  DeviceCore(const DeviceCore&) = delete;
+  DeviceCore& operator=(const DeviceCore&) = delete;
+
+  const DeviceSpec spec;
+  const Log log;
+  std::vector<std::string> option_keys;
+  virtbay_device* device = nullptr;
+  virtbay_device_ops ops{};  // members beyond the plugin's struct_size are null
+  std::optional<Arena> arena;
+  std::optional<SlotAllocator> slots;
+  std::optional<OffloadPool> offload;
+  Metrics metrics;
+  std::vector<std::unique_ptr<Queue>> queues;
+  std::vector<std::unique_ptr<QueueThread>> threads;  // queue i is on threads[i % size]
+  std::atomic<uint64_t> dma_violations{0};
+
+  // [any] DEVICE_NEEDS_RESET with the first reason kept; `stops` also ends the taking of requests.
+  void RaiseNeedsReset(absl::string_view why, bool stops);
+  // [any] Tells the front-end, if one is attached, that the configuration or the status changed.
+  void NotifyConfigChanged();
+  bool needs_reset() const { return needs_reset_.load(std::memory_order_acquire); }
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  std::string failure() const {
+    absl::MutexLock lock(&mutex_);
+    return failure_;
+  }
+  // [control] A reset of the device.
+  void ClearFailure();
+  // [control] nullptr: detached. Returns after no call to the former one is going on.
+  void SetEvents(DevicePortEvents* events) {
+    absl::MutexLock lock(&mutex_);
+    events_ = events;
+  }
+
+  // [any] The thread that is in a [control] call of this device's plugin, for thread-check.
+  std::atomic<uint64_t> control_thread{0};
+
+ private:
+  std::atomic<bool> needs_reset_{false};
+  std::atomic<bool> failed_{false};
+  mutable absl::Mutex mutex_;
+  std::string failure_ ABSL_GUARDED_BY(mutex_);
+  DevicePortEvents* events_ ABSL_GUARDED_BY(mutex_) = nullptr;
+};
+
+}  // namespace virtbay
+
+// What abi.h leaves opaque: the host's side of a device is its core.
+struct virtbay_host_device {
+  virtbay::DeviceCore* core = nullptr;
+};
+
+#endif  // VIRTBAY_FRAMEWORK_DEVICE_DEVICE_CORE_H_

@@ -1,0 +1,203 @@
+#include "virtbay/host.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "framework/base/status.h"
+#include "framework/device/device.h"
+#include "framework/device/services.h"
+#include "framework/plugin/plugin.h"
+
+namespace virtbay {
+namespace {
+
+// Identifies the contents of a plugin file: a rebuilt file is another image.
+using ImageKey = std::tuple<std::filesystem::path, dev_t, ino_t, off_t, int64_t, int64_t>;
+
+absl::StatusOr<ImageKey> KeyOf(const std::filesystem::path& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, path.string());
+  return ImageKey{path,         info.st_dev,         info.st_ino,
+                  info.st_size, info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
+}
+
+absl::Status CheckName(absl::string_view name) {
+  bool good = !name.empty() && name.size() <= 64;
+  for (const char c : name) {
+    good = good &&
+           (absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.');
+  }
+  if (good) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("device name '", name, "' is not 1 to 64 letters, digits, '-', '_' or '.'"));
+}
+
+class HostImpl final : public Host {
+ public:
+  explicit HostImpl(HostOptions options)
+      : options_(std::move(options)), search_(PluginSearch::FromEnvironment(options_.plugin_dirs)) {
+    watchdog_ = std::thread([this] { Watch(); });
+  }
+
+  ~HostImpl() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    watchdog_.join();
+    std::map<std::string, std::shared_ptr<Device>, std::less<>> devices;
+    {
+      absl::MutexLock lock(&mutex_);
+      devices.swap(devices_);
+    }
+    for (auto& [name, device] : devices) device->Retire();
+  }
+
+  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override {
+    VIRTBAY_RETURN_IF_ERROR(CheckName(spec.name));
+    const std::string name = spec.name;
+    {
+      // Holds the name while the plugin is loaded, which may take its time.
+      absl::MutexLock lock(&mutex_);
+      if (devices_.contains(name) || !adding_.insert(name).second) {
+        return absl::AlreadyExistsError(absl::StrCat("there is a device '", name, "' already"));
+      }
+    }
+    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(std::move(spec));
+    absl::MutexLock lock(&mutex_);
+    adding_.erase(name);
+    if (!device.ok()) return Annotate(device.status(), absl::StrCat("device '", name, "'"));
+    devices_.emplace(name, *device);
+    return DeviceHandle(*device);
+  }
+
+  absl::Status Remove(absl::string_view name) override {
+    std::shared_ptr<Device> device;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto found = devices_.find(name);
+      if (found == devices_.end()) return NoDevice(name);
+      device = std::move(found->second);
+      devices_.erase(found);
+    }
+    device->Retire();
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<DeviceHandle> Find(absl::string_view name) const override {
+    absl::MutexLock lock(&mutex_);
+    const auto found = devices_.find(name);
+    if (found == devices_.end()) return NoDevice(name);
+    return DeviceHandle(found->second);
+  }
+
+  std::vector<std::string> List() const override {
+    absl::MutexLock lock(&mutex_);
+    std::vector<std::string> names;
+    for (const auto& [name, device] : devices_) names.push_back(name);
+    return names;
+  }
+
+  absl::StatusOr<DeviceInfo> Inspect(absl::string_view name) const override {
+    VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Find(name));
+    return handle.Inspect();
+  }
+
+  const Log& log() const override { return options_.log; }
+
+ private:
+  static absl::Status NoDevice(absl::string_view name) {
+    return absl::NotFoundError(absl::StrCat("there is no device '", name, "'"));
+  }
+
+  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(DeviceSpec spec) {
+    VIRTBAY_ASSIGN_OR_RETURN(std::filesystem::path path, FindPlugin(spec.plugin, search_));
+    VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> plugin, LoadImage(path));
+    return Device::Create(std::move(spec), std::move(plugin), options_.log);
+  }
+
+  // Devices of the same file share one image; the last one to go unloads it.
+  absl::StatusOr<std::shared_ptr<Plugin>> LoadImage(const std::filesystem::path& path) {
+    VIRTBAY_ASSIGN_OR_RETURN(const ImageKey key, KeyOf(path));
+    absl::MutexLock lock(&images_mutex_);
+    std::erase_if(images_, [](const auto& entry) { return entry.second.expired(); });
+    if (auto found = images_.find(key); found != images_.end()) {
+      if (std::shared_ptr<Plugin> image = found->second.lock()) return image;
+    }
+    VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> image,
+                             Plugin::Load(path, HostTable(), options_.log));
+    images_[key] = image;
+    return image;
+  }
+
+  void Watch() {
+    const absl::Duration period = options_.stuck_callback_warning / 4;
+    for (;;) {
+      std::vector<std::shared_ptr<Device>> devices;
+      {
+        absl::MutexLock lock(&mutex_);
+        if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), period)) return;
+        for (const auto& [name, device] : devices_) devices.push_back(device);
+      }
+      for (const auto& device : devices) device->ReportStuck(options_.stuck_callback_warning);
+    }
+  }
+
+  const HostOptions options_;
+  const PluginSearch search_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, std::shared_ptr<Device>, std::less<>> devices_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> adding_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Mutex images_mutex_;
+  std::map<ImageKey, std::weak_ptr<Plugin>> images_ ABSL_GUARDED_BY(images_mutex_);
+  std::thread watchdog_;
+};
+
+absl::StatusOr<std::shared_ptr<Device>> Lock(const std::weak_ptr<Device>& device) {
+  std::shared_ptr<Device> locked = device.lock();
+  if (locked == nullptr) return absl::NotFoundError("the device has been removed");
+  return locked;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Host>> Host::Create(HostOptions options) {
+  if (options.stuck_callback_warning < absl::Milliseconds(10)) {
+    return absl::InvalidArgumentError("stuck_callback_warning is below 10 ms");
+  }
+  return std::make_unique<HostImpl>(std::move(options));
+}
+
+absl::StatusOr<std::unique_ptr<DevicePort>> DeviceHandle::Attach(DevicePortEvents* events) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Attach(events);
+}
+
+absl::StatusOr<DeviceInfo> DeviceHandle::Inspect() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Inspect();
+}
+
+absl::Status DeviceHandle::Stop() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Stop();
+}
+
+absl::Status DeviceHandle::Start() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Start();
+}
+
+}  // namespace virtbay

@@ -1,0 +1,67 @@
+// The in-flight table: one entry per head descriptor of a ring, holding what belongs to the request
+// between pop and complete: the checked chain, the arena slots, and the map it was parsed with.
+// Owned by a queue; [queue]. A ring that is stopped by force leaves its table behind until the
+// plugin has ended the last request in it.
+#ifndef VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
+#define VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "framework/memory/memory_map.h"
+#include "framework/virtq/chain.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay {
+
+class Queue;
+struct InFlightTable;
+
+// A memory map and how many requests were parsed with it.
+struct MapHold {
+  MemoryMapRef map;
+  uint32_t users = 0;
+};
+
+// A run of arena slots.
+struct SlotRun {
+  std::byte* data = nullptr;
+  uint32_t count = 0;
+};
+
+enum class RequestState : uint8_t {
+  kFree,
+  kHeld,      // the plugin has it
+  kRequeued,  // handed back, to be presented again
+};
+
+struct InFlightRequest {
+  virtbay_request abi{};  // first: the plugin's pointer is a pointer to this
+  Queue* queue = nullptr;
+  InFlightTable* table = nullptr;
+  MapHold* hold = nullptr;
+  SlotRun view;                           // in and out view
+  absl::InlinedVector<SlotRun, 2> extra;  // from fetch and reserve
+  uint32_t io_pending = 0;                // operations that still use the chain
+  RequestState state = RequestState::kFree;
+  bool out_in_guest = false;  // direct mode: the out view is guest memory, nothing to copy back
+  Chain chain;
+
+  static InFlightRequest* From(virtbay_request* request) {
+    return reinterpret_cast<InFlightRequest*>(request);
+  }
+};
+
+struct InFlightTable {
+  explicit InFlightTable(uint16_t size) : entries(size) {}
+
+  std::vector<InFlightRequest> entries;
+  uint32_t count = 0;      // not free
+  bool abandoned = false;  // its ring is gone: ending a request writes nothing
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_

@@ -1,0 +1,63 @@
+// Calls into a plugin: marked for the watchdog, and with a net for exceptions that a plugin lets
+// escape although its contract forbids it.
+// Stateless; [queue] and [control] as named.
+#ifndef VIRTBAY_FRAMEWORK_DEVICE_PLUGIN_CALL_H_
+#define VIRTBAY_FRAMEWORK_DEVICE_PLUGIN_CALL_H_
+
+#include <pthread.h>
+
+#include <exception>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "framework/device/callback_monitor.h"
+#include "framework/device/device_core.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay {
+
+// [queue] An exception fails the device.
+template <typename F>
+void CallOnQueue(DeviceCore* core, CallbackMonitor* monitor, const char* name, uint32_t queue,
+                 F&& body) noexcept {
+  CallbackMonitor::Scope scope(monitor, name, queue);
+  try {
+    body();
+  } catch (const std::exception& e) {
+    core->RaiseNeedsReset(absl::StrCat("queue ", queue, ": ", name, " threw: ", e.what()), true);
+  } catch (...) {
+    core->RaiseNeedsReset(absl::StrCat("queue ", queue, ": ", name, " threw"), true);
+  }
+}
+
+// [control] Runs `body(virtbay_error*)` and turns its code, text or exception into a Status that
+// begins with `what`.
+template <typename F>
+absl::Status CallOnControl(DeviceCore* core, absl::string_view what, F&& body) {
+  virtbay_error error{};
+  error.struct_size = sizeof(error);
+  core->control_thread.store(static_cast<uint64_t>(pthread_self()), std::memory_order_relaxed);
+  absl::Status status;
+  try {
+    const int32_t code = body(&error);
+    if (code != VIRTBAY_OK) {
+      error.text[sizeof(error.text) - 1] = '\0';
+      const char* text = error.text[0] != '\0' ? error.text : "the plugin gave no reason";
+      const bool known = code > 0 && code <= VIRTBAY_UNAVAILABLE;
+      status =
+          absl::Status(known ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kUnknown,
+                       absl::StrCat(what, ": ", text));
+    }
+  } catch (const std::exception& e) {
+    status = absl::InternalError(absl::StrCat(what, ": the plugin threw: ", e.what()));
+  } catch (...) {
+    status = absl::InternalError(absl::StrCat(what, ": the plugin threw"));
+  }
+  core->control_thread.store(0, std::memory_order_relaxed);
+  return status;
+}
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_DEVICE_PLUGIN_CALL_H_

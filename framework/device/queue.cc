@@ -1,0 +1,575 @@
+#include "framework/device/queue.h"
+
+#include <fcntl.h>
+#include <linux/virtio_config.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <climits>
+
+#include "absl/strings/str_cat.h"
+#include "framework/device/plugin_call.h"
+#include "framework/device/queue_thread.h"
+#include "framework/memory/payload.h"
+
+namespace virtbay {
+namespace {
+
+constexpr uint32_t AlignView(uint32_t bytes) { return (bytes + 15u) & ~15u; }
+
+uint32_t SlotsFor(uint64_t bytes) {
+  return static_cast<uint32_t>((bytes + kSlotSize - 1) / kSlotSize);
+}
+
+// Writing a notification must never wait for the front-end. An eventfd's or pipe's O_NONBLOCK
+// belongs to the open file: for the descriptor we were given, that is what the front-end wants too.
+void MakeNonBlocking(int fd) {
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags >= 0 && (flags & O_NONBLOCK) == 0) fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+void WriteEvent(int fd) {
+  const uint64_t one = 1;
+  // EAGAIN: the other side has not looked yet, so it will see this one too. Anything else means
+  // that there is no other side.
+  [[maybe_unused]] const ssize_t n = write(fd, &one, sizeof(one));
+}
+
+bool SameRing(const RingAddresses& a, const RingAddresses& b) {
+  return a.size == b.size && a.descriptors == b.descriptors && a.driver_area == b.driver_area &&
+         a.device_area == b.device_area;
+}
+
+}  // namespace
+
+Queue::Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& properties,
+             uint16_t max_size)
+    : core_(core),
+      index_(index),
+      max_size_(max_size),
+      in_view_(properties.in_view),
+      out_view_(properties.out_view),
+      view_slots_(SlotsFor(uint64_t{AlignView(properties.in_view)} + properties.out_view)),
+      cache_(std::make_unique<SlotCache>(&*core->slots)) {}
+
+void Queue::BindToThread(Loop* loop, CallbackMonitor* monitor) {
+  loop_ = loop;
+  monitor_ = monitor;
+  thread_.store(pthread_self(), std::memory_order_relaxed);
+}
+
+bool Queue::OnOwnThread() const {
+  return pthread_equal(thread_.load(std::memory_order_relaxed), pthread_self()) != 0;
+}
+
+// ---- life of the ring -------------------------------------------------------------------------
+
+absl::Status Queue::Start(QueueConfig config, MemoryMapRef map, uint64_t features) {
+  const RingAddresses where{config.size, config.descriptors, config.avail, config.used};
+  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*map, where);
+  if (!memory.ok()) return memory.status();
+  if (config.size > max_size_) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ring size ", config.size, " is above this queue's limit of ", max_size_));
+  }
+
+  const bool resumes = !requeued_.empty() && SameRing(where, where_) &&
+                       config.base == stop_index() && requeued_.front()->hold->map == map;
+  if (!resumes) DropRequeued();
+  if (table_ == nullptr || table_->entries.size() != config.size) {
+    table_ = std::make_unique<InFlightTable>(config.size);
+    for (InFlightRequest& request : table_->entries) {
+      request.queue = this;
+      request.table = table_.get();
+    }
+    shadow_used_.reserve(config.size);
+  }
+  present_requeued_ = resumes;
+
+  auto hold = std::find_if(holds_.begin(), holds_.end(),
+                           [&](const std::unique_ptr<MapHold>& h) { return h->map == map; });
+  if (hold != holds_.end()) {
+    hold_ = hold->get();
+  } else {
+    holds_.push_back(std::make_unique<MapHold>(MapHold{std::move(map), 0}));
+    hold_ = holds_.back().get();
+  }
+
+  where_ = where;
+  const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
+  if ((features & (1ull << VIRTIO_RING_F_EVENT_IDX)) != 0) {
+    ring_.emplace<SplitRing<true>>(*memory, config.base, indirect);
+    pump_ = &Queue::PumpRing<true>;
+    publish_ = &Queue::PublishRing<true>;
+  } else {
+    ring_.emplace<SplitRing<false>>(*memory, config.base, indirect);
+    pump_ = &Queue::PumpRing<false>;
+    publish_ = &Queue::PublishRing<false>;
+  }
+  enabled_ = config.enabled;
+  draining_ = false;
+  stalled_ = false;
+  kick_lost_ = false;
+  kicks_armed_ = true;  // so that the first burst turns them off
+  refusals_logged_ = 0;
+  moved_ = 0;
+  broken_.store(false, std::memory_order_relaxed);
+  error_ = std::move(config.error);
+  SetKick(std::move(config.kick));
+  SetCall(std::move(config.call));
+  running_.store(true, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+void Queue::BeginDrain() {
+  if (draining_) return;
+  draining_ = true;
+  pump_ = nullptr;
+  if (core_->ops.quiesce != nullptr && !core_->failed()) {
+    CallOnQueue(core_, monitor_, "quiesce", index_,
+                [this] { core_->ops.quiesce(core_->device, index_); });
+  }
+  Publish();
+}
+
+uint16_t Queue::Finish(bool forget) {
+  if (!std::holds_alternative<std::monostate>(ring_)) {
+    Publish();
+    std::visit(
+        [this](auto& ring) {
+          if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
+            stop_index_.store(ring.next_avail(), std::memory_order_relaxed);
+          }
+        },
+        ring_);
+  }
+  pump_ = nullptr;
+  publish_ = nullptr;
+  shadow_used_.clear();
+  ring_.emplace<std::monostate>();
+  running_.store(false, std::memory_order_release);
+  SetKick(UniqueFd());
+  call_.reset();
+  call_fd_ = -1;
+  error_.reset();
+  if (forget) DropRequeued();
+  if (table_ != nullptr && table_->count > requeued_.size()) {
+    // What the plugin still holds may end at any later time; the ring's heads must be free before
+    // that, so the whole table steps aside.
+    DropRequeued();
+    table_->abandoned = true;
+    abandoned_.push_back(std::move(table_));
+  }
+  hold_ = nullptr;
+  std::erase_if(holds_, [](const std::unique_ptr<MapHold>& hold) { return hold->users == 0; });
+  cache_->Trim();
+  return stop_index();
+}
+
+void Queue::DropRequeued() {
+  present_requeued_ = false;
+  while (!requeued_.empty()) {
+    InFlightRequest* request = requeued_.back();
+    requeued_.pop_back();
+    Free(request);
+  }
+}
+
+void Queue::SetMemory(MemoryMapRef map) {
+  if (!running() || hold_ == nullptr || hold_->map == map) return;
+  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*map, where_);
+  if (!memory.ok()) {
+    Break(absl::StrCat("its ring left the memory map: ", memory.status().message()));
+    return;
+  }
+  std::visit(
+      [&](auto& ring) {
+        if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
+          ring.Rebind(*memory);
+        }
+      },
+      ring_);
+  MapHold* old = hold_;
+  holds_.push_back(std::make_unique<MapHold>(MapHold{std::move(map), 0}));
+  hold_ = holds_.back().get();
+  if (old->users == 0) ReleaseMap(old);
+}
+
+void Queue::SetKick(UniqueFd fd) {
+  if (kick_ != nullptr) {
+    loop_->Unwatch(kick_);
+    kick_ = nullptr;
+  }
+  kick_lost_ = false;
+  if (fd) kick_ = loop_->Watch(std::move(fd), index_);
+}
+
+void Queue::OnKickLost(int32_t error) {
+  // The watch is released by the loop's owner of the fd: nobody, so give it back here.
+  if (kick_ != nullptr) loop_->Unwatch(kick_);
+  kick_ = nullptr;
+  kick_lost_ = true;
+  core_->log.Warn(absl::StrCat("queue ", index_, ": kick descriptor is unusable (",
+                               error == 0 ? "end of file" : absl::StrCat("errno ", -error), ")"));
+}
+
+void Queue::SetCall(UniqueFd fd) {
+  call_ = std::move(fd);
+  call_fd_ = call_.get();
+  if (call_fd_ < 0) return;
+  MakeNonBlocking(call_fd_);
+  // Whoever set the fd late may have missed a notification.
+  if (running() && completions_.value() > 0) WriteEvent(call_fd_);
+}
+
+void Queue::SetError(UniqueFd fd) {
+  error_ = std::move(fd);
+  if (error_) MakeNonBlocking(error_.get());
+}
+
+void Queue::Break(absl::string_view why, bool device_fails) {
+  if (!running()) return;
+  Publish();
+  broken_.store(true, std::memory_order_relaxed);
+  if (error_) WriteEvent(error_.get());
+  const std::string text = absl::StrCat("queue ", index_, ": ", why);
+  Finish(/*forget=*/true);
+  core_->RaiseNeedsReset(text, device_fails);
+}
+
+// ---- the path of a request --------------------------------------------------------------------
+
+template <bool kEventIdx>
+ChainError Queue::Take(SplitRing<kEventIdx>& ring, InFlightRequest** out) {
+  uint16_t head = 0;
+  ChainError error = ring.PeekHead(&head);
+  if (error != ChainError::kNone) return error;
+  InFlightRequest& request = table_->entries[head];
+  if (request.state != RequestState::kFree) return ChainError::kHeadInFlight;
+  // Before the chain is taken, so that a full arena leaves it in the ring.
+  std::byte* view = nullptr;
+  if (view_slots_ > 0) {
+    view = cache_->Allocate(view_slots_);
+    if (view == nullptr) {
+      stalled_ = true;
+      return ChainError::kNone;
+    }
+  }
+  error = ring.PopHead(*hold_->map, head, &request.chain);
+  if (error != ChainError::kNone) {
+    if (view != nullptr) cache_->Free(view, view_slots_);
+    if (!BreaksRing(error)) Refuse(head, error);
+    return error;
+  }
+  request.view = SlotRun{view, view_slots_};
+  request.hold = hold_;
+  ++hold_->users;
+  request.state = RequestState::kHeld;
+  ++table_->count;
+  *out = &request;
+  return ChainError::kNone;
+}
+
+void Queue::FillViews(InFlightRequest* request) {
+  virtbay_request& abi = request->abi;
+  abi.struct_size = sizeof(abi);
+  abi.queue = index_;
+  abi.head = request->chain.head();
+  abi.in_total = request->chain.readable_bytes();
+  abi.out_total = request->chain.writable_bytes();
+  abi.in_len = std::min(abi.in_total, in_view_);
+  abi.out_len = std::min(abi.out_total, out_view_);
+  abi.user = 0;
+  auto* view = reinterpret_cast<uint8_t*>(request->view.data);
+  abi.in = view;
+  abi.out = view + AlignView(in_view_);
+  request->out_in_guest = false;
+  if (abi.in_len > 0) {
+    CopyFromSegments(request->chain.readable(), 0, view, abi.in_len);
+    bytes_in_.Add(abi.in_len);
+  }
+}
+
+template <bool kEventIdx>
+bool Queue::PumpRing() {
+  if (!enabled_ || core_->failed()) return false;
+  if (present_requeued_) PresentRequeued();
+  auto& ring = *std::get_if<SplitRing<kEventIdx>>(&ring_);
+  const int32_t available = ring.Available();
+  if (available == 0) return false;
+  if (available < 0) {
+    Break(ChainErrorName(ChainError::kAvailIndex));
+    return false;
+  }
+  if (kicks_armed_) {
+    ring.DisableKicks();
+    kicks_armed_ = false;
+  }
+  stalled_ = false;
+
+  std::array<virtbay_request*, kBurst> burst;
+  uint32_t count = 0;
+  uint32_t taken = 0;
+  ChainError error = ChainError::kNone;
+  const uint32_t limit = std::min(static_cast<uint32_t>(available), kBurst);
+  for (; taken < limit; ++taken) {
+    InFlightRequest* request = nullptr;
+    error = Take(ring, &request);
+    if (BreaksRing(error) || stalled_) break;
+    if (request == nullptr) continue;  // refused
+    FillViews(request);
+    burst[count++] = &request->abi;
+  }
+  if (stalled_) slot_waits_.Add();
+  if (hold_->map->poisoned()) {
+    for (uint32_t i = 0; i < count; ++i) Free(InFlightRequest::From(burst[i]));
+    Break("guest memory behind it is gone (the front-end truncated its file)");
+    return true;
+  }
+  if (taken > 0) {
+    requests_.Add(taken);
+    batches_.Add();
+  }
+  in_flight_.store(table_->count, std::memory_order_relaxed);
+  if (count > 0) Present(burst.data(), count);
+  Publish();
+  if (BreaksRing(error)) Break(ChainErrorName(error));
+  return taken > 0;
+}
+
+void Queue::Present(virtbay_request* const* requests, uint32_t count) {
+  CallOnQueue(core_, monitor_, "on_requests", index_,
+              [&] { core_->ops.on_requests(core_->device, index_, requests, count); });
+}
+
+void Queue::PresentRequeued() {
+  present_requeued_ = false;
+  std::vector<InFlightRequest*> requests;
+  requests.swap(requeued_);
+  for (InFlightRequest* request : requests) {
+    request->state = RequestState::kHeld;
+    FillViews(request);
+    virtbay_request* raw = &request->abi;
+    Present(&raw, 1);
+  }
+  Publish();
+}
+
+void Queue::Refuse(uint16_t head, ChainError error) {
+  if (error == ChainError::kUnmappedAddress) {
+    core_->dma_violations.fetch_add(1, std::memory_order_relaxed);
+  }
+  // A hostile driver must not be able to fill the log.
+  if (++refusals_logged_ <= 8) {
+    core_->log.Warn(absl::StrCat("queue ", index_, ": chain ", head,
+                                 " refused: ", ChainErrorName(error),
+                                 refusals_logged_ == 8 ? " (no more of these are logged)" : ""));
+  }
+  shadow_used_.push_back({head, 0});
+}
+
+template <bool kEventIdx>
+void Queue::PublishRing() {
+  auto& ring = *std::get_if<SplitRing<kEventIdx>>(&ring_);
+  for (const Used& used : shadow_used_) ring.PushUsed(used.head, used.written);
+  completions_.Add(shadow_used_.size());
+  shadow_used_.clear();
+  moved_ = 0;
+  in_flight_.store(table_->count, std::memory_order_relaxed);
+  ring.PublishUsed();
+  if (call_fd_ < 0) return;
+  if (ring.ShouldNotify()) {
+    WriteCall();
+  } else {
+    calls_suppressed_.Add();
+  }
+}
+
+void Queue::WriteCall() {
+  calls_.Add();
+  syscalls_.Add();
+  WriteEvent(call_fd_);
+}
+
+bool Queue::ArmKicks() {
+  if (!running() || draining_ || !enabled_ || core_->failed() || stalled_) return false;
+  kicks_armed_ = true;
+  return std::visit(
+      [](auto& ring) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
+          return false;
+        } else {
+          return ring.EnableKicks();
+        }
+      },
+      ring_);
+}
+
+int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t written) {
+  if (request->state != RequestState::kHeld || request->io_pending != 0) {
+    core_->log.Error(absl::StrCat(
+        "queue ", index_, ": request ", request->abi.head,
+        request->io_pending != 0 ? " ended while its I/O is under way" : " ended twice"));
+    return VIRTBAY_FAILED_PRECONDITION;
+  }
+  int32_t result = VIRTBAY_OK;
+  if (out_bytes > written || written > request->abi.out_total || out_bytes > request->abi.out_len) {
+    core_->log.Error(absl::StrCat("queue ", index_, ": request ", request->abi.head,
+                                  " completed with sizes that lie (", out_bytes, " of ", written,
+                                  " bytes, room for ", request->abi.out_total, ")"));
+    out_bytes = 0;
+    written = 0;
+    result = VIRTBAY_OUT_OF_RANGE;
+  }
+  if (request->table->abandoned) {
+    Free(request);
+    return result;
+  }
+  if (out_bytes > 0 && !request->out_in_guest) {
+    CopyToSegments(request->chain.writable(), 0, request->abi.out, out_bytes);
+    bytes_out_.Add(out_bytes);
+  }
+  shadow_used_.push_back({request->chain.head(), written});
+  moved_ += uint64_t{written} + request->abi.in_total;
+  Free(request);
+  if (moved_ >= kPublishBytes) Publish();
+  return result;
+}
+
+int32_t Queue::Requeue(InFlightRequest* request) {
+  if (request->state != RequestState::kHeld || request->io_pending != 0) {
+    core_->log.Error(absl::StrCat("queue ", index_, ": request ", request->abi.head,
+                                  " requeued after its end or during its I/O"));
+    return VIRTBAY_FAILED_PRECONDITION;
+  }
+  if (request->table->abandoned) {
+    Free(request);
+    return VIRTBAY_OK;
+  }
+  request->state = RequestState::kRequeued;
+  requeued_.push_back(request);
+  return VIRTBAY_OK;
+}
+
+void Queue::Free(InFlightRequest* request) {
+  if (request->view.data != nullptr) cache_->Free(request->view.data, request->view.count);
+  request->view = SlotRun();
+  for (const SlotRun& run : request->extra) cache_->Free(run.data, run.count);
+  request->extra.clear();
+  MapHold* hold = request->hold;
+  request->hold = nullptr;
+  if (--hold->users == 0 && hold != hold_) ReleaseMap(hold);
+  request->state = RequestState::kFree;
+  InFlightTable* table = request->table;
+  if (--table->count == 0 && table->abandoned) {
+    std::erase_if(abandoned_,
+                  [&](const std::unique_ptr<InFlightTable>& t) { return t.get() == table; });
+  }
+}
+
+void Queue::ReleaseMap(MapHold* hold) {
+  std::erase_if(holds_, [&](const std::unique_ptr<MapHold>& h) { return h.get() == hold; });
+}
+
+uint32_t Queue::outstanding() const {
+  return table_->count - static_cast<uint32_t>(requeued_.size()) + busy_;
+}
+
+int32_t Queue::Fetch(InFlightRequest* request, uint32_t offset, uint32_t len,
+                     const uint8_t** data) {
+  if (request->state != RequestState::kHeld) return VIRTBAY_FAILED_PRECONDITION;
+  const uint32_t total = request->abi.in_total;
+  if (len == 0 || len > kMappingMax || offset > total || total - offset < len) {
+    return VIRTBAY_OUT_OF_RANGE;
+  }
+  if (core_->spec.dma_mode == DmaMode::kDirect) {
+    iovec whole{};
+    std::array<iovec, 1> one{};
+    if (SliceSegments(request->chain.readable(), offset, len, one) == 1) whole = one[0];
+    if (whole.iov_len == len) {
+      *data = static_cast<const uint8_t*>(whole.iov_base);
+      return VIRTBAY_OK;
+    }
+  }
+  const uint32_t count = SlotsFor(len);
+  std::byte* slots = cache_->Allocate(count);
+  if (slots == nullptr) {
+    slot_waits_.Add();
+    return VIRTBAY_RESOURCE_EXHAUSTED;
+  }
+  request->extra.push_back({slots, count});
+  CopyFromSegments(request->chain.readable(), offset, slots, len);
+  bytes_in_.Add(len);
+  *data = reinterpret_cast<const uint8_t*>(slots);
+  return VIRTBAY_OK;
+}
+
+int32_t Queue::Reserve(InFlightRequest* request, uint32_t len) {
+  if (request->state != RequestState::kHeld) return VIRTBAY_FAILED_PRECONDITION;
+  if (len > kMappingMax || len > request->abi.out_total) return VIRTBAY_OUT_OF_RANGE;
+  if (len <= request->abi.out_len) return VIRTBAY_OK;
+  if (core_->spec.dma_mode == DmaMode::kDirect) {
+    std::array<iovec, 1> one{};
+    if (SliceSegments(request->chain.writable(), 0, len, one) == 1 && one[0].iov_len == len) {
+      request->abi.out = static_cast<uint8_t*>(one[0].iov_base);
+      request->abi.out_len = len;
+      request->out_in_guest = true;
+      return VIRTBAY_OK;
+    }
+  }
+  const uint32_t count = SlotsFor(len);
+  std::byte* slots = cache_->Allocate(count);
+  if (slots == nullptr) {
+    slot_waits_.Add();
+    return VIRTBAY_RESOURCE_EXHAUSTED;
+  }
+  request->extra.push_back({slots, count});
+  request->abi.out = reinterpret_cast<uint8_t*>(slots);
+  request->abi.out_len = len;
+  return VIRTBAY_OK;
+}
+
+int64_t Queue::Transfer(InFlightRequest* request, bool read, int fd, uint64_t file_offset,
+                        uint32_t offset, uint32_t len, uint32_t rw_flags) {
+  if (request->state != RequestState::kHeld) return -EINVAL;
+  if (len == 0) return 0;
+  std::array<iovec, IOV_MAX> segments;  // not initialised: only what is filled is touched
+  const auto chain = read ? request->chain.writable() : request->chain.readable();
+  const size_t count = SliceSegments(chain, offset, len, segments);
+  if (count == 0) return -ERANGE;
+  const auto position = static_cast<off_t>(file_offset);  // -1: the stream's own
+  syscalls_.Add();
+  const ssize_t n = read ? preadv2(fd, segments.data(), static_cast<int>(count), position,
+                                   static_cast<int>(rw_flags))
+                         : pwritev2(fd, segments.data(), static_cast<int>(count), position,
+                                    static_cast<int>(rw_flags));
+  if (n < 0) return -errno;
+  bytes_direct_.Add(static_cast<uint64_t>(n));
+  return n;
+}
+
+QueueStats Queue::Stats() const {
+  QueueStats stats;
+  stats.requests = requests_.value();
+  stats.completions = completions_.value();
+  stats.kicks = kicks_.value();
+  stats.calls = calls_.value();
+  stats.calls_suppressed = calls_suppressed_.value();
+  stats.batches = batches_.value();
+  stats.poll_hits = poll_hits_.value();
+  stats.poll_misses = poll_misses_.value();
+  stats.slot_waits = slot_waits_.value();
+  stats.bytes_copied_in = bytes_in_.value();
+  stats.bytes_copied_out = bytes_out_.value();
+  stats.bytes_direct = bytes_direct_.value();
+  stats.syscalls = syscalls_.value();
+  stats.in_flight = in_flight_.load(std::memory_order_relaxed);
+  stats.running = running();
+  stats.broken = broken();
+  return stats;
+}
+
+}  // namespace virtbay

@@ -1,0 +1,197 @@
+// Queue: the runtime of one virtqueue: takes chains in bursts, gives them to the plugin, takes its
+// answers back, publishes and notifies once per burst.
+// Owned by the DeviceCore; used on its queue thread only ([queue]) but for the statistics ([any]).
+#ifndef VIRTBAY_FRAMEWORK_DEVICE_QUEUE_H_
+#define VIRTBAY_FRAMEWORK_DEVICE_QUEUE_H_
+
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "framework/base/unique_fd.h"
+#include "framework/device/callback_monitor.h"
+#include "framework/device/device_core.h"
+#include "framework/device/in_flight.h"
+#include "framework/io/loop.h"
+#include "framework/memory/memory_map.h"
+#include "framework/memory/slot_allocator.h"
+#include "framework/virtq/split_ring.h"
+#include "virtbay/device_port.h"
+#include "virtbay/host.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay {
+
+// A counter that one thread writes and any may read.
+class StatCell {
+ public:
+  void Add(uint64_t n = 1) {
+    value_.store(value_.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+  uint64_t value() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<uint64_t> value_{0};
+};
+
+class Queue {
+ public:
+  Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& properties,
+        uint16_t max_size);
+
+  uint16_t index() const { return index_; }
+  uint16_t max_size() const { return max_size_; }
+  // [queue] The thread that serves this queue from now on says so itself.
+  void BindToThread(Loop* loop, CallbackMonitor* monitor);
+  bool OnOwnThread() const;
+  // [control] The thread that was given the queue last.
+  QueueThread* thread() const { return queue_thread_; }
+  void set_thread(QueueThread* thread) { queue_thread_ = thread; }
+  Loop* loop() const { return loop_; }
+  DeviceCore* core() const { return core_; }
+
+  // ---- life of the ring -----------------------------------------------------------------------
+  // Starts on the ring of `config`; InvalidArgument when its memory is not there.
+  absl::Status Start(QueueConfig config, MemoryMapRef map, uint64_t features);
+  // Takes no more chains and asks the plugin to end what it holds.
+  void BeginDrain();
+  bool drained() const { return table_ == nullptr || outstanding() == 0; }
+  // The ring is gone from here on; returns the next avail index. Requests that the plugin still
+  // holds are abandoned: their end writes nothing. `forget`: requeued chains are dropped too.
+  uint16_t Finish(bool forget);
+  // Requests still flow through the plugin although it should have ended them.
+  bool abandoned_requests() const { return !abandoned_.empty(); }
+  // Another memory map: rebinds the ring or stops it.
+  void SetMemory(MemoryMapRef map);
+  void SetEnabled(bool enabled) { enabled_ = enabled; }
+  void SetKick(UniqueFd fd);
+  void SetCall(UniqueFd fd);
+  void SetError(UniqueFd fd);
+  // Stops the ring: DEVICE_NEEDS_RESET, config interrupt and the error fd (virtio 1.3 2.1.2).
+  void Break(absl::string_view why, bool device_fails = false);
+
+  // [any]
+  bool running() const { return running_.load(std::memory_order_acquire); }
+  uint16_t stop_index() const { return stop_index_.load(std::memory_order_relaxed); }
+  bool broken() const { return broken_.load(std::memory_order_relaxed); }
+  QueueStats Stats() const;
+
+  // ---- the path of a request ------------------------------------------------------------------
+  // Takes and presents one burst; true if it took anything.
+  bool Pump() { return pump_ != nullptr && (this->*pump_)(); }
+  // Publishes what was completed since the last time and notifies if the driver wants it.
+  void Publish() {
+    if (!shadow_used_.empty()) (this->*publish_)();
+  }
+  // Before sleeping: asks the driver for kicks. True: chains came meanwhile, do not sleep.
+  bool ArmKicks();
+  // Waits for arena slots, so it must look again without a kick.
+  bool stalled() const { return stalled_; }
+  // Started without a kick fd: has to be looked at.
+  bool wants_polling() const { return running() && kick_ == nullptr && !kick_lost_; }
+  void OnKick() { kicks_.Add(); }
+  void OnKickLost(int32_t error);
+  // Operations and work the plugin waits for; a drain ends when there are none.
+  void IoBegun() { ++busy_; }
+  void IoEnded() { --busy_; }
+
+  int32_t Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t written);
+  int32_t Requeue(InFlightRequest* request);
+  int32_t Fetch(InFlightRequest* request, uint32_t offset, uint32_t len, const uint8_t** data);
+  int32_t Reserve(InFlightRequest* request, uint32_t len);
+  int64_t Transfer(InFlightRequest* request, bool read, int fd, uint64_t file_offset,
+                   uint32_t offset, uint32_t len, uint32_t rw_flags);
+  void CountDirect(uint64_t bytes) { bytes_direct_.Add(bytes); }
+  void CountSyscall() { syscalls_.Add(); }
+  void CountPoll(bool hit) { (hit ? poll_hits_ : poll_misses_).Add(); }
+
+ private:
+  static constexpr uint32_t kBurst = 64;
+  // Publish within a burst once this much payload has moved, so that the driver can go on.
+  static constexpr uint64_t kPublishBytes = 256 * 1024;
+
+  template <bool kEventIdx>
+  bool PumpRing();
+  template <bool kEventIdx>
+  void PublishRing();
+  template <bool kEventIdx>
+  ChainError Take(SplitRing<kEventIdx>& ring, InFlightRequest** out);
+  void Present(virtbay_request* const* requests, uint32_t count);
+  void PresentRequeued();
+  void DropRequeued();
+  void FillViews(InFlightRequest* request);
+  void Refuse(uint16_t head, ChainError error);
+  void Free(InFlightRequest* request);
+  void ReleaseMap(MapHold* hold);
+  uint32_t outstanding() const;
+  void WriteCall();
+
+  DeviceCore* const core_;
+  const uint16_t index_;
+  const uint16_t max_size_;
+  const uint32_t in_view_;
+  const uint32_t out_view_;
+  const uint32_t view_slots_;
+  Loop* loop_ = nullptr;
+  CallbackMonitor* monitor_ = nullptr;
+  QueueThread* queue_thread_ = nullptr;
+  std::atomic<pthread_t> thread_{};
+
+  // The hot members of a burst.
+  bool (Queue::*pump_)() = nullptr;
+  void (Queue::*publish_)() = nullptr;
+  std::variant<std::monostate, SplitRing<false>, SplitRing<true>> ring_;
+  std::unique_ptr<InFlightTable> table_;
+  MapHold* hold_ = nullptr;  // of the current map
+  std::unique_ptr<SlotCache> cache_;
+  struct Used {
+    uint16_t head;
+    uint32_t written;
+  };
+  std::vector<Used> shadow_used_;
+  uint64_t moved_ = 0;  // payload bytes since the last publish
+  uint32_t busy_ = 0;
+  int call_fd_ = -1;
+  bool enabled_ = true;
+  bool draining_ = false;
+  bool stalled_ = false;
+  bool kicks_armed_ = false;
+  bool kick_lost_ = false;
+  bool present_requeued_ = false;
+
+  std::vector<std::unique_ptr<MapHold>> holds_;
+  std::vector<std::unique_ptr<InFlightTable>> abandoned_;
+  std::vector<InFlightRequest*> requeued_;
+  RingAddresses where_;
+  std::atomic<uint16_t> stop_index_{0};
+  WatchHandle kick_ = nullptr;
+  UniqueFd call_;
+  UniqueFd error_;
+  uint32_t refusals_logged_ = 0;
+  std::atomic<bool> running_{false};
+  std::atomic<bool> broken_{false};
+
+  StatCell requests_;
+  StatCell completions_;
+  StatCell kicks_;
+  StatCell calls_;
+  StatCell calls_suppressed_;
+  StatCell batches_;
+  StatCell poll_hits_;
+  StatCell poll_misses_;
+  StatCell slot_waits_;
+  StatCell bytes_in_;
+  StatCell bytes_out_;
+  StatCell bytes_direct_;
+  StatCell syscalls_;
+  std::atomic<uint32_t> in_flight_{0};
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_DEVICE_QUEUE_H_

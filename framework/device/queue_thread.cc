@@ -1,0 +1,360 @@
+#include "framework/device/queue_thread.h"
+
+#include <signal.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <climits>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "framework/base/clock.h"
+#include "framework/base/status.h"
+#include "framework/device/plugin_call.h"
+#include "framework/memory/payload.h"
+
+namespace virtbay {
+namespace {
+
+constexpr uint32_t kRingEntries = 128;
+constexpr uint64_t kStalledLookNs = 1'000'000;
+constexpr uint64_t kKicklessLookNs = 100'000;
+constexpr absl::Duration kIoDrain = absl::Seconds(5);
+
+// Signals belong to the embedder's threads. SIGPIPE and SIGXFSZ come to the thread that writes, and
+// stay pending for ever, which is what is wanted.
+void BlockSignals() {
+  sigset_t all;
+  sigfillset(&all);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) {
+    sigdelset(&all, fault);
+  }
+  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+}
+
+}  // namespace
+
+QueueThread::QueueThread(DeviceCore* core, std::string name, std::vector<Queue*> queues)
+    : core_(core),
+      name_(std::move(name)),
+      queues_(std::move(queues)),
+      window_(static_cast<uint64_t>(
+                  std::max<int64_t>(0, absl::ToInt64Nanoseconds(core->spec.poll_window_max))),
+              core->spec.poll_share_max_percent) {
+  results_.reserve(64);
+}
+
+absl::StatusOr<std::unique_ptr<QueueThread>> QueueThread::Start(DeviceCore* core, std::string name,
+                                                                std::vector<Queue*> queues) {
+  std::unique_ptr<QueueThread> self(new QueueThread(core, std::move(name), std::move(queues)));
+  VIRTBAY_ASSIGN_OR_RETURN(self->loop_, Loop::Create(kRingEntries, self.get()));
+  self->mailbox_ = std::make_shared<Mailbox>(self->loop_.get());
+  for (Queue* queue : self->queues_) queue->set_thread(self.get());
+  try {
+    self->thread_ = std::thread([raw = self.get()] { raw->Main(); });
+  } catch (const std::system_error& e) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no thread for ", self->name_, ": ", e.what()));
+  }
+  return self;
+}
+
+QueueThread::~QueueThread() { Join(); }
+
+void QueueThread::Join() {
+  stop_.store(true, std::memory_order_release);
+  if (loop_ != nullptr) loop_->Wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+void QueueThread::Post(absl::AnyInvocable<void()> task) { mailbox_->Post(std::move(task)); }
+
+absl::Status QueueThread::Run(absl::AnyInvocable<void()> task, absl::Duration timeout) {
+  return RunUntil(
+      [task = std::move(task)]() mutable {
+        task();
+        return true;
+      },
+      timeout);
+}
+
+absl::Status QueueThread::RunUntil(absl::AnyInvocable<bool()> check, absl::Duration timeout) {
+  // Shared with the thread: a caller that gave up must not be written to.
+  auto done = std::make_shared<absl::Notification>();
+  Post([this, done, check = std::move(check)]() mutable {
+    if (check()) {
+      done->Notify();
+    } else {
+      conditions_.push_back(Until{std::move(check), done});
+    }
+  });
+  const absl::Time deadline = absl::Now() + timeout;
+  while (!done->WaitForNotificationWithTimeout(absl::Milliseconds(100))) {
+    if (ended() && !done->HasBeenNotified()) {
+      return absl::UnavailableError(absl::StrCat(name_, ": the queue thread has ended"));
+    }
+    if (absl::Now() > deadline) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          name_, ": the queue thread did not answer within ", absl::FormatDuration(timeout)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void QueueThread::Condemn(std::string why) {
+  condemned_ = true;
+  condemned_why_ = std::move(why);
+}
+
+uint64_t QueueThread::CpuNs() const {
+  if (ended()) return final_cpu_ns_.load(std::memory_order_relaxed);
+  clockid_t clock{};
+  timespec now{};
+  auto& thread = const_cast<std::thread&>(thread_);
+  if (pthread_getcpuclockid(thread.native_handle(), &clock) != 0) return 0;
+  if (clock_gettime(clock, &now) != 0) return 0;
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+}
+
+// ---- the loop ---------------------------------------------------------------------------------
+
+void QueueThread::Main() {
+  pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
+  BlockSignals();
+  for (Queue* queue : queues_) queue->BindToThread(loop_.get(), &monitor_);
+  if (const absl::Status status = loop_->Enable(); status.ok()) {
+    Serve();
+  } else {
+    core_->RaiseNeedsReset(absl::StrCat(name_, ": ", status.message()), /*stops=*/true);
+  }
+  if (condemned_) {
+    for (Queue* queue : queues_) queue->Break(condemned_why_);
+    core_->log.Error(absl::StrCat(name_, ": the queue thread ends: ", condemned_why_));
+  }
+  DrainIo();
+  mailbox_->Close();
+  conditions_.clear();
+  final_cpu_ns_.store(ThreadCpuNs(), std::memory_order_relaxed);
+  ended_.store(true, std::memory_order_release);
+}
+
+void QueueThread::Serve() {
+  uint64_t idle_since = 0;  // 0: not idle
+  uint64_t spin_until = 0;
+  bool spun = false;
+  while (!stop_.load(std::memory_order_acquire) && !condemned_) {
+    bool progress = RunMail();
+    progress |= loop_->Poll() > 0;
+    DeliverIo();
+    progress |= PumpAll();
+    loop_->Flush();
+    if (progress) {
+      if (!conditions_.empty()) CheckConditions();
+      if (spun) {
+        window_.Hit(MonotonicNs() - idle_since);
+        queues_.front()->CountPoll(true);
+        spun = false;
+      }
+      idle_since = 0;
+      continue;
+    }
+    const uint64_t now = MonotonicNs();
+    if (idle_since == 0) {
+      idle_since = now;
+      spin_until = now + window_.Open(now);
+    }
+    if (now < spin_until) {
+      spun = true;
+      CpuRelax();
+      continue;
+    }
+    if (spun) {
+      window_.Miss(now - idle_since);
+      queues_.front()->CountPoll(false);
+      spun = false;
+    }
+    if (ArmAll()) {
+      idle_since = 0;
+      continue;
+    }
+    if (mailbox_->waiting()) continue;
+    uint64_t look_again = 0;
+    for (const Queue* queue : queues_) {
+      if (queue->stalled()) look_again = now + kStalledLookNs;
+      if (queue->wants_polling()) look_again = now + kKicklessLookNs;
+    }
+    loop_->Wait(look_again);
+    enters_.Add(loop_->enters() - enters_.value());
+    window_.Woke(MonotonicNs() - idle_since);
+    idle_since = 0;
+  }
+}
+
+bool QueueThread::RunMail() {
+  if (!mailbox_->waiting()) return false;
+  for (Mailbox::Task& task : mailbox_->Take()) task();
+  return true;
+}
+
+void QueueThread::CheckConditions() {
+  std::erase_if(conditions_, [](Until& until) {
+    if (!until.check()) return false;
+    until.done->Notify();
+    return true;
+  });
+}
+
+bool QueueThread::PumpAll() {
+  bool progress = false;
+  for (Queue* queue : queues_) {
+    progress |= queue->Pump();
+    if (condemned_) break;
+  }
+  return progress;
+}
+
+bool QueueThread::ArmAll() {
+  bool more = false;
+  for (Queue* queue : queues_) more |= queue->ArmKicks();
+  return more;
+}
+
+void QueueThread::DrainIo() {
+  if (loop_->pending() == 0) return;
+  loop_->CancelAll();
+  const uint64_t deadline =
+      MonotonicNs() + static_cast<uint64_t>(absl::ToInt64Nanoseconds(kIoDrain));
+  while (loop_->pending() > 0 && MonotonicNs() < deadline) {
+    loop_->Wait(deadline);
+    loop_->Poll();
+    DeliverIo();
+  }
+  if (loop_->pending() > 0) {
+    // The kernel still writes into memory that the ring's end does not take from it: leaking the
+    // ring keeps everything in place.
+    core_->log.Error(absl::StrCat(name_, ": ", loop_->pending(),
+                                  " I/O operations would not end; their ring is leaked"));
+    static_cast<void>(loop_.release());
+  }
+}
+
+// ---- reports ----------------------------------------------------------------------------------
+
+void QueueThread::OnIo(const IoOp& op, int32_t result) {
+  Queue* queue = core_->queues[op.queue].get();
+  if (results_queue_ != queue || results_.size() == results_.capacity()) DeliverIo();
+  results_queue_ = queue;
+  auto* request = static_cast<InFlightRequest*>(op.context);
+  if (request != nullptr) {
+    --request->io_pending;
+    if (result > 0 && op.kind <= IoKind::kWrite) {
+      queue->CountDirect(static_cast<uint64_t>(result));
+    }
+  }
+  queue->IoEnded();
+  constexpr uint32_t kOps[] = {VIRTBAY_IO_READ, VIRTBAY_IO_WRITE, VIRTBAY_IO_FSYNC,
+                               VIRTBAY_IO_FALLOCATE, VIRTBAY_IO_POLL};
+  results_.push_back({op.cookie, request == nullptr ? nullptr : &request->abi, result,
+                      kOps[static_cast<size_t>(op.kind)]});
+}
+
+void QueueThread::DeliverIo() {
+  if (results_.empty()) return;
+  if (core_->ops.on_io != nullptr) {
+    const uint32_t index = results_queue_->index();
+    CallOnQueue(core_, &monitor_, "on_io", index, [&] {
+      core_->ops.on_io(core_->device, index, results_.data(),
+                       static_cast<uint32_t>(results_.size()));
+    });
+  }
+  results_.clear();
+  results_queue_->Publish();
+}
+
+void QueueThread::OnWatch(uint32_t tag) { core_->queues[tag]->OnKick(); }
+
+void QueueThread::OnWatchLost(uint32_t tag, int32_t error) {
+  core_->queues[tag]->OnKickLost(error);
+}
+
+void QueueThread::OnTimer(uint16_t index, uint64_t cookie) {
+  if (core_->ops.on_timer == nullptr) return;
+  DeliverIo();
+  CallOnQueue(core_, &monitor_, "on_timer", index,
+              [&] { core_->ops.on_timer(core_->device, index, cookie); });
+  core_->queues[index]->Publish();
+}
+
+// ---- services ---------------------------------------------------------------------------------
+
+int32_t QueueThread::SubmitIo(const virtbay_io* ops, uint32_t count) {
+  // All or none: check first.
+  for (uint32_t i = 0; i < count; ++i) {
+    const virtbay_io& io = ops[i];
+    if (io.struct_size < sizeof(virtbay_io) || io.op < VIRTBAY_IO_READ || io.op > VIRTBAY_IO_POLL ||
+        io.queue >= core_->queues.size()) {
+      return VIRTBAY_INVALID_ARGUMENT;
+    }
+    const bool moves = io.op == VIRTBAY_IO_READ || io.op == VIRTBAY_IO_WRITE;
+    if (!moves) continue;
+    if (io.request == nullptr) return VIRTBAY_INVALID_ARGUMENT;
+    const InFlightRequest* request = InFlightRequest::From(io.request);
+    const uint32_t total =
+        io.op == VIRTBAY_IO_READ ? request->abi.out_total : request->abi.in_total;
+    if (request->state != RequestState::kHeld) return VIRTBAY_FAILED_PRECONDITION;
+    if (io.payload_len == 0 || io.payload_offset > total ||
+        total - io.payload_offset < io.payload_len) {
+      return VIRTBAY_OUT_OF_RANGE;
+    }
+  }
+  for (uint32_t i = 0; i < count; ++i) {
+    const virtbay_io& io = ops[i];
+    IoOp* op = loop_->NewOp();
+    op->kind = static_cast<IoKind>(io.op - VIRTBAY_IO_READ);
+    op->queue = io.queue;
+    op->fd = io.fd;
+    op->flags = io.op <= VIRTBAY_IO_WRITE ? io.rw_flags : io.arg;
+    op->file_offset = io.file_offset;
+    op->length = io.length;
+    op->cookie = io.cookie;
+    if (io.request != nullptr) {
+      InFlightRequest* request = InFlightRequest::From(io.request);
+      op->context = request;
+      ++request->io_pending;
+      if (io.op <= VIRTBAY_IO_WRITE) {
+        const auto chain =
+            io.op == VIRTBAY_IO_READ ? request->chain.writable() : request->chain.readable();
+        op->segments.resize(std::min<size_t>(chain.size(), IOV_MAX));
+        op->segments.resize(SliceSegments(chain, io.payload_offset, io.payload_len, op->segments));
+      }
+    }
+    core_->queues[io.queue]->IoBegun();
+    loop_->Submit(op);
+  }
+  return VIRTBAY_OK;
+}
+
+int32_t QueueThread::Offload(Queue* queue, void (*work)(void*), void* argument, uint64_t cookie) {
+  queue->IoBegun();
+  // The mailbox outlives this thread for as long as work is out; a closed one drops the report.
+  const bool accepted =
+      core_->offload->Run([this, mailbox = mailbox_, queue, work, argument, cookie] {
+        work(argument);
+        mailbox->Post([this, queue, argument, cookie] {
+          queue->IoEnded();
+          if (core_->ops.on_offload != nullptr) {
+            CallbackMonitor::Scope scope(&monitor_, "on_offload", queue->index());
+            core_->ops.on_offload(core_->device, queue->index(), argument, cookie);
+          }
+          queue->Publish();
+        });
+      });
+  if (accepted) return VIRTBAY_OK;
+  queue->IoEnded();
+  return VIRTBAY_RESOURCE_EXHAUSTED;
+}
+
+}  // namespace virtbay

@@ -1,0 +1,325 @@
+#include "framework/io/loop.h"
+
+#include <liburing.h>
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "framework/base/clock.h"
+#include "framework/base/status.h"
+
+namespace virtbay {
+
+struct Loop::Ring {
+  io_uring ring{};
+  bool ready = false;
+  bool disabled = false;  // set up R_DISABLED, to be enabled by its thread
+
+  ~Ring() {
+    if (ready) io_uring_queue_exit(&ring);
+  }
+};
+
+Loop::Loop(LoopEvents* events) : events_(events), ring_(std::make_unique<Ring>()) {}
+
+absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents* events) {
+  std::unique_ptr<Loop> loop(new Loop(events));
+  // From the cheapest way to get completions to what every kernel with io_uring has.
+  constexpr std::array<unsigned, 3> kFlags = {
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_R_DISABLED |
+          IORING_SETUP_TASKRUN_FLAG,
+      IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, 0};
+  int error = 0;
+  for (const unsigned flags : kFlags) {
+    error = -io_uring_queue_init(entries, &loop->ring_->ring, flags);
+    if (error == 0) {
+      loop->ring_->ready = true;
+      loop->ring_->disabled = (flags & IORING_SETUP_R_DISABLED) != 0;
+      break;
+    }
+    if (error != EINVAL) break;
+  }
+  if (error != 0) return ErrnoStatus(error, "io_uring_setup");
+  if ((loop->ring_->ring.features & IORING_FEAT_EXT_ARG) == 0) {
+    return absl::UnimplementedError("io_uring of this kernel has no timeouts (needs Linux 5.11)");
+  }
+  UniqueFd wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake) return ErrnoStatus(errno, "eventfd");
+  loop->wake_fd_ = wake.get();
+  IoOp* op = loop->NewOp();
+  op->kind = IoKind::kWake;
+  op->owned = std::move(wake);
+  op->fd = loop->wake_fd_;
+  return loop;
+}
+
+Loop::~Loop() = default;
+
+absl::Status Loop::Enable() {
+  if (ring_->disabled) {
+    const int error = -io_uring_enable_rings(&ring_->ring);
+    if (error != 0) return ErrnoStatus(error, "io_uring enable");
+  }
+  Start(&ops_.front());  // the wake-up watch that Create put there
+  return absl::OkStatus();
+}
+
+IoOp* Loop::NewOp() {
+  if (free_.empty()) return &ops_.emplace_back();
+  IoOp* op = free_.back();
+  free_.pop_back();
+  return op;
+}
+
+void Loop::Release(IoOp* op) {
+  op->owned.reset();
+  op->segments.clear();
+  op->fd = -1;
+  op->flags = 0;
+  op->length = 0;
+  op->context = nullptr;
+  op->pending = false;
+  op->dead = false;
+  op->queued = false;
+  free_.push_back(op);
+}
+
+io_uring_sqe* Loop::NextSqe() {
+  io_uring_sqe* sqe = io_uring_get_sqe(&ring_->ring);
+  if (sqe != nullptr) return sqe;
+  ++enters_;
+  io_uring_submit(&ring_->ring);
+  return io_uring_get_sqe(&ring_->ring);
+}
+
+void Loop::Prepare(io_uring_sqe* sqe, IoOp* op) {
+  const auto count = static_cast<unsigned>(op->segments.size());
+  switch (op->kind) {
+    case IoKind::kRead:
+      io_uring_prep_readv2(sqe, op->fd, op->segments.data(), count, op->file_offset,
+                           static_cast<int>(op->flags));
+      break;
+    case IoKind::kWrite:
+      io_uring_prep_writev2(sqe, op->fd, op->segments.data(), count, op->file_offset,
+                            static_cast<int>(op->flags));
+      break;
+    case IoKind::kFsync:
+      io_uring_prep_fsync(sqe, op->fd, op->flags == 1 ? IORING_FSYNC_DATASYNC : 0);
+      break;
+    case IoKind::kFallocate:
+      io_uring_prep_fallocate(sqe, op->fd, static_cast<int>(op->flags),
+                              static_cast<off_t>(op->file_offset), static_cast<off_t>(op->length));
+      break;
+    case IoKind::kPoll:
+      io_uring_prep_poll_add(sqe, op->fd, op->flags);
+      break;
+    case IoKind::kWatch:
+    case IoKind::kWake:
+      io_uring_prep_read(sqe, op->fd, &op->word, sizeof(op->word), UINT64_MAX);
+      break;
+  }
+  io_uring_sqe_set_data(sqe, op);
+}
+
+void Loop::Start(IoOp* op) {
+  op->pending = true;
+  io_uring_sqe* sqe = NextSqe();
+  if (sqe == nullptr) {
+    op->queued = true;
+    queued_.push_back(op);
+    return;
+  }
+  Prepare(sqe, op);
+}
+
+void Loop::Submit(IoOp* op) {
+  ++pending_;
+  Start(op);
+}
+
+void Loop::PrepareCancel(IoOp* op) {
+  io_uring_sqe* sqe = NextSqe();
+  if (sqe == nullptr) {
+    cancels_.push_back(op);
+    return;
+  }
+  io_uring_prep_cancel(sqe, op, 0);
+  io_uring_sqe_set_data(sqe, nullptr);
+}
+
+void Loop::RetryQueued() {
+  while (!queued_.empty()) {
+    IoOp* op = queued_.back();
+    io_uring_sqe* sqe = NextSqe();
+    if (sqe == nullptr) return;
+    queued_.pop_back();
+    op->queued = false;
+    Prepare(sqe, op);
+  }
+  std::vector<IoOp*> cancels;
+  cancels.swap(cancels_);
+  for (IoOp* op : cancels) {
+    if (op->pending) PrepareCancel(op);
+  }
+}
+
+void Loop::Cancel(uint16_t queue, uint64_t cookie) {
+  for (IoOp& op : ops_) {
+    if (op.pending && op.kind < IoKind::kWatch && op.queue == queue && op.cookie == cookie) {
+      PrepareCancel(&op);
+    }
+  }
+}
+
+void Loop::CancelAll() {
+  for (IoOp& op : ops_) {
+    if (op.pending && op.kind < IoKind::kWatch) PrepareCancel(&op);
+  }
+}
+
+WatchHandle Loop::Watch(UniqueFd fd, uint32_t tag) {
+  IoOp* op = NewOp();
+  op->kind = IoKind::kWatch;
+  op->fd = fd.get();
+  op->owned = std::move(fd);
+  op->tag = tag;
+  Start(op);
+  return op;
+}
+
+void Loop::Unwatch(WatchHandle watch) {
+  if (!watch->pending) {
+    Release(watch);
+    return;
+  }
+  // The read is still with the kernel: the op and its fd live until it has come back.
+  watch->dead = true;
+  PrepareCancel(watch);
+}
+
+void Loop::SetTimer(uint16_t queue, uint64_t cookie, uint64_t deadline_ns) {
+  CancelTimer(queue, cookie);
+  timers_.push_back({deadline_ns, cookie, queue});
+  next_deadline_ns_ = std::min(next_deadline_ns_, deadline_ns);
+}
+
+void Loop::CancelTimer(uint16_t queue, uint64_t cookie) {
+  std::erase_if(timers_, [&](const Timer& t) { return t.queue == queue && t.cookie == cookie; });
+}
+
+void Loop::CancelTimers(uint16_t queue) {
+  std::erase_if(timers_, [&](const Timer& t) { return t.queue == queue; });
+}
+
+uint32_t Loop::ReportTimers() {
+  if (next_deadline_ns_ == UINT64_MAX) return 0;
+  const uint64_t now = MonotonicNs();
+  if (now < next_deadline_ns_) return 0;
+  uint32_t reports = 0;
+  // A timer's report may set or cancel others, so the list is searched anew after each.
+  for (;;) {
+    auto due = std::find_if(timers_.begin(), timers_.end(),
+                            [&](const Timer& t) { return t.deadline_ns <= now; });
+    if (due == timers_.end()) break;
+    const Timer timer = *due;
+    timers_.erase(due);
+    events_->OnTimer(timer.queue, timer.cookie);
+    ++reports;
+  }
+  next_deadline_ns_ = UINT64_MAX;
+  for (const Timer& timer : timers_) {
+    next_deadline_ns_ = std::min(next_deadline_ns_, timer.deadline_ns);
+  }
+  return reports;
+}
+
+void Loop::Handle(IoOp* op, int32_t result) {
+  if (op->kind != IoKind::kWatch && op->kind != IoKind::kWake) {
+    op->pending = false;
+    --pending_;
+    events_->OnIo(*op, result);
+    Release(op);
+    return;
+  }
+  if (op->dead) {
+    Release(op);
+    return;
+  }
+  if (result > 0 || result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
+    Start(op);
+    if (op->kind == IoKind::kWatch && result > 0) events_->OnWatch(op->tag);
+    return;
+  }
+  op->pending = false;
+  if (op->kind == IoKind::kWatch) events_->OnWatchLost(op->tag, result);
+}
+
+uint32_t Loop::ReapReady() {
+  uint32_t reports = 0;
+  io_uring_cqe* cqe = nullptr;
+  // One at a time: a report may submit, which may need room in the completion queue.
+  while (io_uring_cq_ready(&ring_->ring) != 0 && io_uring_peek_cqe(&ring_->ring, &cqe) == 0) {
+    auto* op = static_cast<IoOp*>(io_uring_cqe_get_data(cqe));
+    const int32_t result = cqe->res;
+    io_uring_cqe_seen(&ring_->ring, cqe);
+    if (op == nullptr) continue;  // the answer to a cancellation
+    Handle(op, result);
+    ++reports;
+  }
+  return reports;
+}
+
+uint32_t Loop::Poll() {
+  const unsigned flags =
+      std::atomic_ref<unsigned>(*ring_->ring.sq.kflags).load(std::memory_order_acquire);
+  // With DEFER_TASKRUN the kernel shows finished work only to a caller that asks for it.
+  if ((flags & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW)) != 0) {
+    ++enters_;
+    io_uring_get_events(&ring_->ring);
+  }
+  return ReapReady() + ReportTimers();
+}
+
+void Loop::Flush() {
+  if (!queued_.empty() || !cancels_.empty()) RetryQueued();
+  if (io_uring_sq_ready(&ring_->ring) == 0) return;
+  ++enters_;
+  io_uring_submit(&ring_->ring);
+}
+
+void Loop::Wait(uint64_t deadline_ns) {
+  if (!queued_.empty() || !cancels_.empty()) RetryQueued();
+  sleeping_.store(true, std::memory_order_seq_cst);
+  // A Wake before this store left woken_ set; one after it writes the eventfd.
+  if (woken_.load(std::memory_order_seq_cst)) {
+    Flush();
+  } else {
+    uint64_t deadline = next_deadline_ns_;
+    if (deadline_ns != 0) deadline = std::min(deadline, deadline_ns);
+    io_uring_cqe* cqe = nullptr;
+    ++enters_;
+    if (deadline == UINT64_MAX) {
+      io_uring_submit_and_wait(&ring_->ring, 1);
+    } else {
+      const uint64_t now = MonotonicNs();
+      const uint64_t left = deadline > now ? deadline - now : 0;
+      __kernel_timespec timeout{};
+      timeout.tv_sec = static_cast<int64_t>(left / 1'000'000'000u);
+      timeout.tv_nsec = static_cast<long long>(left % 1'000'000'000u);
+      io_uring_submit_and_wait_timeout(&ring_->ring, &cqe, 1, &timeout, nullptr);
+    }
+  }
+  sleeping_.store(false, std::memory_order_relaxed);
+  woken_.store(false, std::memory_order_seq_cst);
+}
+
+void Loop::Wake() {
+  if (woken_.exchange(true, std::memory_order_seq_cst)) return;
+  if (!sleeping_.load(std::memory_order_seq_cst)) return;
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t n = ::write(wake_fd_, &one, sizeof(one));
+}
+
+}  // namespace virtbay

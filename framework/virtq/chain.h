@@ -1,0 +1,83 @@
+// Chain: one descriptor chain after its snapshot and checks: host iovecs, readable ones first.
+// Owned by the queue's in-flight entry, reused for chain after chain; [queue].
+#ifndef VIRTBAY_FRAMEWORK_VIRTQ_CHAIN_H_
+#define VIRTBAY_FRAMEWORK_VIRTQ_CHAIN_H_
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace virtbay {
+
+// Why a chain or a ring was refused; kNone is a good one.
+enum class ChainError : uint8_t {
+  kNone,
+  // The head is known, so the chain can be completed with nothing written.
+  kUnmappedAddress,  // a buffer outside the device's memory
+  kReadableAfterWritable,
+  kLengthOverflow,  // more than 4 GiB - 1 one way
+  kTooManyDescriptors,
+  kBadIndirect,  // table length, nesting or NEXT beside INDIRECT (virtio 1.3 2.7.5.3)
+  // The ring itself cannot be trusted any more.
+  kAvailIndex,  // avail index moved by more than the ring's size
+  kHeadOutOfRange,
+  kNextOutOfRange,
+  kLoop,
+  kHeadInFlight,  // a head that the device still holds
+};
+
+// True for the errors after which the ring must stop.
+inline bool BreaksRing(ChainError error) { return error >= ChainError::kAvailIndex; }
+const char* ChainErrorName(ChainError error);
+
+class Chain {
+ public:
+  uint16_t head() const { return head_; }
+  std::span<const iovec> readable() const { return {segments_.data(), readable_}; }
+  std::span<const iovec> writable() const {
+    return {segments_.data() + readable_, segments_.size() - readable_};
+  }
+  uint32_t readable_bytes() const { return readable_bytes_; }
+  uint32_t writable_bytes() const { return writable_bytes_; }
+
+  void Begin(uint16_t head) {
+    head_ = head;
+    readable_ = 0;
+    readable_bytes_ = 0;
+    writable_bytes_ = 0;
+    segments_.clear();
+  }
+  // Appends a checked buffer; the capacity that this needs is kept, so that a queue in steady state
+  // allocates nothing.
+  ChainError AddReadable(std::byte* data, uint64_t len) {
+    if (segments_.size() != readable_) return ChainError::kReadableAfterWritable;
+    uint32_t total = 0;
+    if (__builtin_add_overflow(readable_bytes_, len, &total)) return ChainError::kLengthOverflow;
+    readable_bytes_ = total;
+    ++readable_;
+    segments_.push_back(iovec{data, len});
+    return ChainError::kNone;
+  }
+  ChainError AddWritable(std::byte* data, uint64_t len) {
+    uint32_t total = 0;
+    if (__builtin_add_overflow(writable_bytes_, len, &total)) return ChainError::kLengthOverflow;
+    writable_bytes_ = total;
+    segments_.push_back(iovec{data, len});
+    return ChainError::kNone;
+  }
+  size_t segment_count() const { return segments_.size(); }
+
+ private:
+  uint16_t head_ = 0;
+  size_t readable_ = 0;
+  uint32_t readable_bytes_ = 0;
+  uint32_t writable_bytes_ = 0;
+  std::vector<iovec> segments_;
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_VIRTQ_CHAIN_H_

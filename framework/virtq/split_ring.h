@@ -1,0 +1,157 @@
+// SplitRing: the device side of a split virtqueue (virtio 1.3 2.7).
+// Owned by a queue, used on its thread only. Everything behind the three pointers is
+// guest-controlled: touched through atomic_ref, each field read once and checked in private
+// storage.
+#ifndef VIRTBAY_FRAMEWORK_VIRTQ_SPLIT_RING_H_
+#define VIRTBAY_FRAMEWORK_VIRTQ_SPLIT_RING_H_
+
+// The header's legacy helpers are not valid C++.
+#define VIRTIO_RING_NO_LEGACY
+#include <linux/virtio_ring.h>
+
+#include <atomic>
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "framework/memory/memory_map.h"
+#include "framework/virtq/chain.h"
+#include "framework/virtq/ring.h"
+
+namespace virtbay {
+
+// The longest chain that is accepted through an indirect table: what QEMU and Linux use at most,
+// whatever the ring's size.
+inline constexpr uint32_t kMaxChainDescriptors = 1024;
+
+// The three parts as host pointers, checked to be mapped whole and aligned.
+struct SplitRingMemory {
+  uint16_t size = 0;
+  vring_desc* descriptors = nullptr;  // guest-controlled
+  uint16_t* avail = nullptr;          // guest-controlled: flags, idx, ring[size], used_event
+  uint16_t* used_head = nullptr;      // written here: flags, idx; guest may scribble
+  vring_used_elem* used = nullptr;
+  uint16_t* avail_event = nullptr;
+
+  // InvalidArgument: size not a power of two up to 32768, a part misaligned, unmapped, not in one
+  // region, or overlapping another part.
+  static absl::StatusOr<SplitRingMemory> Create(const MemoryMap& map, const RingAddresses& where);
+};
+
+// Walks and checks the chain at `head`; common to both kinds of SplitRing.
+ChainError WalkSplitChain(const SplitRingMemory& ring, const MemoryMap& map, bool indirect_allowed,
+                          uint16_t head, Chain* chain);
+
+template <bool kEventIdx>
+class SplitRing {
+ public:
+  SplitRing(const SplitRingMemory& memory, uint16_t base, bool indirect)
+      : m_(memory),
+        mask_(static_cast<uint16_t>(memory.size - 1)),
+        indirect_(indirect),
+        next_avail_(base),
+        // The driver's view of used survives a restart; only avail is given by SET_VRING_BASE.
+        used_index_(LoadRelaxed(m_.used_head[1])),
+        published_(used_index_) {}
+
+  // The same ring in another memory map.
+  void Rebind(const SplitRingMemory& memory) { m_ = memory; }
+
+  int32_t Available() {
+    const uint16_t index = LoadAcquire(m_.avail[1]);
+    const uint16_t waiting = static_cast<uint16_t>(index - next_avail_);
+    return waiting > m_.size ? -1 : static_cast<int32_t>(waiting);
+  }
+
+  ChainError PeekHead(uint16_t* head) {
+    *head = LoadRelaxed(m_.avail[2 + (next_avail_ & mask_)]);
+    return *head < m_.size ? ChainError::kNone : ChainError::kHeadOutOfRange;
+  }
+
+  // Precondition: Available() > 0.
+  ChainError Pop(const MemoryMap& map, Chain* chain) {
+    uint16_t head = 0;
+    const ChainError error = PeekHead(&head);
+    if (error != ChainError::kNone) return error;
+    return PopHead(map, head, chain);
+  }
+  // Pop with the head that PeekHead gave, so that the guest's word is not read twice.
+  ChainError PopHead(const MemoryMap& map, uint16_t head, Chain* chain) {
+    ++next_avail_;
+    return WalkSplitChain(m_, map, indirect_, head, chain);
+  }
+
+  void PushUsed(uint16_t head, uint32_t written) {
+    vring_used_elem& element = m_.used[used_index_ & mask_];
+    StoreRelaxed(element.id, uint32_t{head});
+    StoreRelaxed(element.len, written);
+    ++used_index_;
+  }
+
+  // virtio 1.3 2.7.8: entries before the index. Returns how many entries became visible.
+  uint32_t PublishUsed() {
+    const uint16_t count = static_cast<uint16_t>(used_index_ - published_);
+    if (count == 0) return 0;
+    std::atomic_ref<uint16_t>(m_.used_head[1]).store(used_index_, std::memory_order_release);
+    notify_from_ = published_;
+    published_ = used_index_;
+    return count;
+  }
+
+  bool ShouldNotify() {
+    // The driver re-checks after it enabled notifications; the fence pairs with its own.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if constexpr (kEventIdx) {
+      const uint16_t event = LoadRelaxed(m_.avail[2 + m_.size]);
+      return vring_need_event(event, published_, notify_from_) != 0;
+    } else {
+      return (LoadRelaxed(m_.avail[0]) & VRING_AVAIL_F_NO_INTERRUPT) == 0;
+    }
+  }
+
+  bool EnableKicks() {
+    if constexpr (kEventIdx) {
+      StoreRelaxed(*m_.avail_event, next_avail_);
+    } else {
+      StoreRelaxed(m_.used_head[0], uint16_t{0});
+    }
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    return LoadAcquire(m_.avail[1]) != next_avail_;
+  }
+
+  void DisableKicks() {
+    // With event-idx an old avail_event is silent until the index wraps round to it; it need not be
+    // written, which saves dirtying the driver's cache line.
+    if constexpr (!kEventIdx) StoreRelaxed(m_.used_head[0], uint16_t{VRING_USED_F_NO_NOTIFY});
+  }
+
+  uint16_t next_avail() const { return next_avail_; }
+  bool used_pending() const { return used_index_ != published_; }
+  uint16_t size() const { return m_.size; }
+
+ private:
+  template <typename T>
+  static T LoadRelaxed(T& field) {
+    return std::atomic_ref<T>(field).load(std::memory_order_relaxed);
+  }
+  static uint16_t LoadAcquire(uint16_t& field) {
+    return std::atomic_ref<uint16_t>(field).load(std::memory_order_acquire);
+  }
+  template <typename T>
+  static void StoreRelaxed(T& field, T value) {
+    std::atomic_ref<T>(field).store(value, std::memory_order_relaxed);
+  }
+
+  SplitRingMemory m_;
+  uint16_t mask_;
+  bool indirect_;
+  uint16_t next_avail_;
+  uint16_t used_index_;
+  uint16_t published_;
+  uint16_t notify_from_ = 0;
+};
+
+static_assert(VirtqRing<SplitRing<false>> && VirtqRing<SplitRing<true>>);
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_VIRTQ_SPLIT_RING_H_
