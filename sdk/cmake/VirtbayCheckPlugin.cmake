@@ -1,11 +1,20 @@
-# Post-link check of a plugin: cmake -DPLUGIN=file -DNM=nm -P VirtbayCheckPlugin.cmake
-# Fails unless the file exports exactly virtbay_plugin_entry and has no UNIQUE symbol.
+# Post-link check of a plugin: cmake -DPLUGIN=file -DNM=nm [-DKEEP=ON] -P VirtbayCheckPlugin.cmake
+# Fails unless the file exports exactly virtbay_plugin_entry and has no UNIQUE symbol. A file that fails
+# is removed, for the next build would take it for up to date; KEEP leaves it.
+cmake_minimum_required(VERSION 3.25)
+
+function(refuse problem)
+  if(NOT KEEP)
+    file(REMOVE ${PLUGIN})
+  endif()
+  message(FATAL_ERROR "${PLUGIN}: ${problem}")
+endfunction()
+
 execute_process(
   COMMAND ${NM} -D --defined-only ${PLUGIN}
   OUTPUT_VARIABLE dynamic ERROR_VARIABLE error RESULT_VARIABLE result)
 if(NOT result EQUAL 0)
-  file(REMOVE ${PLUGIN})
-  message(FATAL_ERROR "${PLUGIN}: ${NM} failed: ${error}")
+  refuse("${NM} failed: ${error}")
 endif()
 
 set(exported)
@@ -37,7 +46,5 @@ else()
   endif()
 endif()
 if(problem)
-  # Left in place, the next build would take the file for up to date.
-  file(REMOVE ${PLUGIN})
-  message(FATAL_ERROR "${PLUGIN}: ${problem}")
+  refuse("${problem}")
 endif()

@@ -1,0 +1,2 @@
+/* Nothing is wrong with this one: what the others are measured against. */
+#include "plugin_base.h"

@@ -1,0 +1,3 @@
+/* No device types. */
+#define FACTORY_COUNT 0
+#include "plugin_base.h"

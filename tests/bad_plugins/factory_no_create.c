@@ -1,0 +1,3 @@
+/* The factory cannot make anything. */
+#define FACTORY_CREATE NULL
+#include "plugin_base.h"

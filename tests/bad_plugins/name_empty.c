@@ -1,0 +1,3 @@
+/* No name. */
+#define ENTRY_NAME ""
+#include "plugin_base.h"

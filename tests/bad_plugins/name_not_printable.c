@@ -1,0 +1,3 @@
+/* Would rewrite a terminal's title. */
+#define ENTRY_NAME "\033]0;owned\007"
+#include "plugin_base.h"

@@ -1,0 +1,2 @@
+/* A shared library, but no plugin. */
+__attribute__((visibility("default"))) const int something_else = 1;

@@ -1,0 +1,3 @@
+/* Built for the major before. */
+#define ENTRY_MAJOR (VIRTBAY_ABI_MAJOR - 1)
+#include "plugin_base.h"
