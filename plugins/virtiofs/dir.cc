@@ -1,0 +1,178 @@
+#include "plugins/virtiofs/dir.h"
+
+#include <dirent.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <new>
+
+#include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/path.h"
+
+namespace virtbay::virtiofs {
+namespace {
+
+// linux_dirent64, which no header gives.
+struct RawEntry {
+  uint64_t d_ino;
+  uint64_t d_off;
+  uint16_t d_reclen;
+  uint8_t d_type;
+};
+constexpr size_t kRawName = 19;  // offset of the name
+
+RawEntry ReadRaw(const char* at) {
+  RawEntry raw;
+  std::memcpy(&raw.d_ino, at, 8);
+  std::memcpy(&raw.d_off, at + 8, 8);
+  std::memcpy(&raw.d_reclen, at + 16, 2);
+  raw.d_type = static_cast<uint8_t>(at[18]);
+  return raw;
+}
+
+constexpr uint32_t kDirentHead = FUSE_NAME_OFFSET;
+constexpr uint32_t kPlusHead = FUSE_NAME_OFFSET_DIRENTPLUS;
+static_assert(kDirentHead == 24 && kPlusHead == 152);
+
+uint32_t Aligned(size_t n) { return static_cast<uint32_t>((n + 7) & ~size_t{7}); }
+
+bool IsDots(std::string_view name) { return name == "." || name == ".."; }
+
+// The answer of one READDIR(PLUS) as it grows.
+struct Writer {
+  std::byte* at;
+  uint32_t room;
+  uint32_t used = 0;
+
+  void Put(const DirEntry& entry, uint64_t ino, const fuse_entry_out* plus) {
+    const uint32_t head = plus != nullptr ? kPlusHead : kDirentHead;
+    const uint32_t total = Aligned(head + entry.name.size());
+    std::byte* to = at + used;
+    if (plus != nullptr) {
+      std::memcpy(to, plus, sizeof(*plus));
+      to += sizeof(*plus);
+    }
+    fuse_dirent dirent = {};
+    dirent.ino = ino;
+    dirent.off = entry.next;
+    dirent.namelen = static_cast<uint32_t>(entry.name.size());
+    dirent.type = entry.type;
+    std::memcpy(to, &dirent, kDirentHead);
+    to += kDirentHead;
+    std::memcpy(to, entry.name.data(), entry.name.size());
+    const uint32_t padding = total - head - static_cast<uint32_t>(entry.name.size());
+    std::memset(to + entry.name.size(), 0, padding);
+    used += total;
+  }
+};
+
+// The attributes half of a READDIRPLUS entry. False: the file is gone, leave it out.
+bool FillPlus(Call& c, Handle& handle, const DirEntry& entry, uint64_t ino, fuse_entry_out* plus) {
+  *plus = {};
+  plus->attr.ino = ino;
+  plus->attr.mode = static_cast<uint32_t>(entry.type) << 12;
+  // The guest counts no lookup for these two, nor for an entry with nodeid 0.
+  if (IsDots(entry.name)) return true;
+  struct statx st;
+  const int error = StatAt(handle.fd, entry.name.data(), &st);
+  if (error == ENOENT) return false;
+  if (error != 0) return true;
+  sdk::Host::Add(c.fs.counters.lookups);
+  EnterInode(c.fs, *handle.inode, entry.name, st, plus);
+  return true;
+}
+
+void ReadDirectory(Call& c, bool plus) {
+  const auto in = c.Arg<fuse_read_in>();
+  const HandleRef handle = c.fs.handles.Find(in.fh, c.header().nodeid);
+  if (!handle) return c.Error(EBADF);
+  if (!handle->is_dir) return c.Error(ENOTDIR);
+  const uint32_t wanted = std::min({in.size, c.room(), VIRTBAY_MAPPING_MAX - kOutHeader});
+  std::byte* body = c.Body(wanted);
+  uint32_t space = wanted;
+  if (body == nullptr) {
+    // No slots: a shorter answer is as good, the guest asks again.
+    body = c.request().out().data() + kOutHeader;
+    space = std::min(wanted, c.BodySpace());
+  }
+  Writer writer{body, space};
+
+  const std::lock_guard<std::mutex> lock(handle->dir_mu);
+  if (handle->dir == nullptr) handle->dir.reset(new (std::nothrow) DirStream);
+  if (handle->dir == nullptr) return c.Error(ENOMEM);
+  DirStream& stream = *handle->dir;
+  if (const int error = stream.Seek(handle->fd, in.offset); error != 0) return c.Error(error);
+  const bool root = handle->inode == &c.fs.inodes.root();
+  DirEntry entry;
+  for (;;) {
+    const int state = stream.Peek(handle->fd, &entry);
+    if (state < 0 && writer.used == 0) return c.Error(-state);
+    if (state <= 0) break;
+    const uint32_t need = Aligned((plus ? kPlusHead : kDirentHead) + entry.name.size());
+    if (need > writer.room - writer.used) {
+      if (writer.used == 0) return c.Error(EINVAL);
+      break;
+    }
+    // Above the root of the share there is nothing that the guest may know of.
+    const uint64_t ino = root && entry.name == ".." ? c.fs.inodes.root().key.ino : entry.ino;
+    fuse_entry_out attributes;
+    if (!plus) {
+      writer.Put(entry, ino, nullptr);
+    } else if (FillPlus(c, *handle, entry, ino, &attributes)) {
+      writer.Put(entry, ino, &attributes);
+    }
+    stream.Skip(entry);
+  }
+  c.Finish(writer.used);
+}
+
+}  // namespace
+
+int DirStream::Seek(int fd, uint64_t offset) {
+  if (offset == offset_ && (offset != 0 || fresh_)) return 0;
+  if (offset != 0) {
+    // The guest often asks for the part of the last answer again that it had no room for.
+    for (size_t at = 0; at < end_;) {
+      const RawEntry raw = ReadRaw(data_ + at);
+      at += raw.d_reclen;
+      if (raw.d_off == offset) {
+        at_ = at;
+        offset_ = offset;
+        return 0;
+      }
+    }
+  }
+  if (::lseek(fd, static_cast<off_t>(offset), SEEK_SET) < 0) return errno;
+  at_ = end_ = 0;
+  offset_ = offset;
+  fresh_ = offset == 0;
+  return 0;
+}
+
+int DirStream::Peek(int fd, DirEntry* entry) {
+  if (at_ >= end_) {
+    const int64_t n = ::syscall(SYS_getdents64, fd, data_, sizeof(data_));
+    if (n < 0) return -errno;
+    fresh_ = false;
+    at_ = 0;
+    end_ = static_cast<size_t>(n);
+    if (n == 0) return 0;
+  }
+  const RawEntry raw = ReadRaw(data_ + at_);
+  const char* name = data_ + at_ + kRawName;
+  *entry = {raw.d_ino, raw.d_off, raw.d_type, std::string_view(name)};
+  step_ = raw.d_reclen;
+  return 1;
+}
+
+void DirStream::Skip(const DirEntry& entry) {
+  at_ += step_;
+  offset_ = entry.next;
+}
+
+void OpReaddir(Call& c) { ReadDirectory(c, false); }
+void OpReaddirplus(Call& c) { ReadDirectory(c, true); }
+
+}  // namespace virtbay::virtiofs

@@ -1,0 +1,138 @@
+#include "plugins/virtiofs/fd_budget.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+
+#include "plugins/virtiofs/file_handle.h"
+#include "plugins/virtiofs/inode_table.h"
+
+namespace virtbay::virtiofs {
+
+void FdBudget::Configure(InodeTable* table, uint32_t paths, uint32_t total) {
+  table_ = table;
+  max_paths_ = paths;
+  max_total_ = total;
+}
+
+PathFd FdBudget::Install(Inode& inode, int fd) {
+  uint64_t expected = inode.fd_word.load(std::memory_order_acquire);
+  const uint64_t mine = (static_cast<uint64_t>(fd) + 1) << 32;
+  for (;;) {
+    if ((expected >> 32) != 0) {
+      PathFd other = Acquire(inode);
+      if (other) {
+        Close(fd, true);
+        return other;
+      }
+      expected = inode.fd_word.load(std::memory_order_acquire);
+      continue;
+    }
+    // Users of a descriptor that was taken away do not exist (it goes only at 0 users), so the low
+    // half is 0 here.
+    if (inode.fd_word.compare_exchange_weak(expected, mine | 1, std::memory_order_acq_rel)) break;
+  }
+  inode.fd_used.store(true, std::memory_order_relaxed);
+  const std::lock_guard<std::mutex> lock(mu_);
+  if (inode.ring_at == 0) {
+    ring_.push_back(&inode);
+    inode.ring_at = static_cast<uint32_t>(ring_.size());
+  }
+  return PathFd(&inode, fd);
+}
+
+void FdBudget::RemoveFromRing(Inode& inode) {
+  if (inode.ring_at == 0) return;
+  const size_t at = inode.ring_at - 1;
+  ring_[at] = ring_.back();
+  ring_[at]->ring_at = static_cast<uint32_t>(at + 1);
+  ring_.pop_back();
+  inode.ring_at = 0;
+}
+
+int FdBudget::Remove(Inode& inode) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  RemoveFromRing(inode);
+  const uint64_t w = inode.fd_word.exchange(0, std::memory_order_acq_rel);
+  return static_cast<int>(w >> 32) - 1;
+}
+
+bool FdBudget::Reserve(bool path) {
+  const uint32_t total = total_.fetch_add(1, std::memory_order_relaxed);
+  uint32_t paths = 0;
+  if (path) paths = paths_.fetch_add(1, std::memory_order_relaxed);
+  if (total < max_total_ && (!path || paths < max_paths_)) return true;
+  // A few at once, so that a walk over a tree larger than the budget does not sweep for each step.
+  Evict(std::clamp(max_paths_ / 16, 1u, 64u));
+  if (total_.load(std::memory_order_relaxed) <= max_total_) return true;
+  Unreserve(path);
+  return false;
+}
+
+void FdBudget::Unreserve(bool path) {
+  total_.fetch_sub(1, std::memory_order_relaxed);
+  if (path) paths_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void FdBudget::Close(int fd, bool path) {
+  ::close(fd);
+  Unreserve(path);
+}
+
+void FdBudget::KeepHandle(Inode& inode, int fd) const {
+  if (!handles_ || inode.key.mnt_id != handle_mnt_id_) return;
+  if (inode.file_handle.load(std::memory_order_acquire) != nullptr) return;
+  FileHandle* handle = FileHandle::Of(fd);
+  FileHandle* none = nullptr;
+  if (handle != nullptr && !inode.file_handle.compare_exchange_strong(none, handle)) {
+    FileHandle::Free(handle);
+  }
+}
+
+uint32_t FdBudget::Evict(uint32_t n) {
+  struct Victim {
+    InodeRef inode;
+    int fd = -1;
+  };
+  std::array<Victim, 64> victims;
+  uint32_t found = 0;
+  n = std::min<uint32_t>(n, static_cast<uint32_t>(victims.size()));
+  {
+    const std::lock_guard<std::mutex> lock(mu_);
+    // Twice round: the first pass may only take the second chances away.
+    for (size_t steps = ring_.size() * 2; steps > 0 && found < n && !ring_.empty(); --steps) {
+      if (hand_ >= ring_.size()) hand_ = 0;
+      Inode& inode = *ring_[hand_];
+      if (inode.keep_fd.load(std::memory_order_relaxed) ||
+          inode.fd_used.exchange(false, std::memory_order_relaxed)) {
+        ++hand_;
+        continue;
+      }
+      uint64_t w = inode.fd_word.load(std::memory_order_acquire);
+      InodeRef ref;
+      if ((w & Inode::kRefMask) == 0 && (w >> 32) != 0) ref = table_->TryRef(inode);
+      if (!ref || !inode.fd_word.compare_exchange_strong(w, 0, std::memory_order_acq_rel)) {
+        // Destroying needs mu_, so a reference that may be the last one goes after the lock.
+        if (ref) victims[found++].inode = std::move(ref);
+        ++hand_;
+        continue;
+      }
+      RemoveFromRing(inode);
+      victims[found].inode = std::move(ref);
+      victims[found++].fd = static_cast<int>(w >> 32) - 1;
+    }
+  }
+  uint32_t closed = 0;
+  for (uint32_t i = 0; i < found; ++i) {
+    if (victims[i].fd < 0) continue;
+    KeepHandle(*victims[i].inode, victims[i].fd);
+    Close(victims[i].fd, true);
+    ++closed;
+  }
+  if (evicted_ != nullptr) __atomic_fetch_add(evicted_, closed, __ATOMIC_RELAXED);
+  return closed;
+}
+
+}  // namespace virtbay::virtiofs

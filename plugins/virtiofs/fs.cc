@@ -1,0 +1,321 @@
+#include "plugins/virtiofs/fs.h"
+
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/magic.h>
+#include <sys/resource.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "plugins/virtiofs/file_handle.h"
+#include "plugins/virtiofs/path.h"
+
+namespace virtbay::virtiofs {
+namespace {
+
+using sdk::Errno;
+using sdk::Status;
+
+constexpr uint32_t kFdReserve = 64;
+constexpr uint32_t kDefaultPathFds = 16384;
+// Longest chain of parents that is opened anew; a longer one is a circle made by the host moving
+// directories.
+constexpr size_t kMaxDepth = 16384;
+
+bool HasCapability(int cap) {
+  __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct data[2] = {};
+  if (::syscall(SYS_capget, &header, data) != 0) return false;
+  return (data[cap / 32].effective & (1u << (cap % 32))) != 0;
+}
+
+bool InMemory(int64_t type) {
+  return type == TMPFS_MAGIC || type == RAMFS_MAGIC || type == HUGETLBFS_MAGIC;
+}
+
+// File systems whose close(2) does work of its own, such as writing back and reporting errors.
+bool FlushesOnClose(int64_t type) {
+  constexpr int64_t kFuse = 0x65735546, kCifs = 0xff534d42, kSmb2 = 0xfe534d42, kCeph = 0x00c36400,
+                    k9p = 0x01021997;
+  return type == NFS_SUPER_MAGIC || type == AFS_FS_MAGIC || type == AFS_SUPER_MAGIC ||
+         type == SMB_SUPER_MAGIC || type == kFuse || type == kCifs || type == kSmb2 ||
+         type == kCeph || type == k9p || type == CODA_SUPER_MAGIC;
+}
+
+}  // namespace
+
+Fs::~Fs() {
+  DropSession();
+  if (root_fd >= 0) ::close(root_fd);
+  if (root_read_fd >= 0) ::close(root_read_fd);
+  if (proc_fd >= 0) ::close(proc_fd);
+}
+
+Status Fs::Init(const sdk::Host* the_host) {
+  host = the_host;
+  std::vector<Options::KeyValue> given;
+  for (uint32_t i = 0; const char* key = host->OptionName(i); ++i) {
+    given.emplace_back(key, host->Option(key).value_or(""));
+  }
+  sdk::Result<Options> parsed = Options::Parse(given);
+  if (!parsed.ok()) return parsed.error();
+  options = std::move(*parsed);
+
+  const std::string what = "shared-dir " + options.shared_dir;
+  root_fd = ::open(options.shared_dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (root_fd < 0) return Errno(errno, what);
+  root_read_fd = ::open(options.shared_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (root_read_fd < 0) return Errno(errno, what);
+  proc_fd = ::open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (proc_fd < 0) return Errno(errno, "/proc/self/fd (needed to open files again)");
+  const int probe = OpenBeneath(root_fd, ".", O_PATH | O_DIRECTORY);
+  if (probe < 0) return Errno(-probe, what + ": openat2 with RESOLVE_BENEATH");
+  ::close(probe);
+
+  struct statx st;
+  if (const int error = StatFd(root_fd, &st); error != 0) return Errno(error, what);
+  struct statfs fs_info = {};
+  if (::fstatfs(root_fd, &fs_info) != 0) return Errno(errno, what);
+  const int64_t fs_type = static_cast<int64_t>(static_cast<uint32_t>(fs_info.f_type));
+  memory_fs = InMemory(fs_type);
+  flush_on_close = FlushesOnClose(fs_type);
+  root_mnt_id = KeyOf(st).mnt_id;
+
+  struct rlimit limit = {1024, 1024};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const uint32_t nofile = static_cast<uint32_t>(std::min<rlim_t>(limit.rlim_cur, 1u << 24));
+  uint32_t total = nofile > 2 * kFdReserve ? nofile - kFdReserve : nofile / 2;
+  if (options.max_open_files != 0) total = std::min(total, options.max_open_files);
+  // An eighth: other devices of the process live on the same limit, and a cold inode is only a
+  // few microseconds away.
+  uint32_t paths = std::min(std::max(total / 8, 16u), kDefaultPathFds);
+  if (options.max_open_inodes != 0) paths = options.max_open_inodes;
+  budget.Configure(&inodes, std::min(paths, total / 2), total);
+  lock_waiters.Configure(options.max_lock_waiters);
+  if (HasCapability(CAP_DAC_READ_SEARCH)) budget.RememberHandles(root_mnt_id);
+
+  // On overlayfs a file gets a new birth time when it is first written to.
+  const bool check_birth = fs_type != OVERLAYFS_SUPER_MAGIC;
+  if (!inodes.Init(&budget, options.max_inodes, check_birth, st, root_fd) ||
+      !handles.Init(this, total)) {
+    return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, ENOMEM, "no memory for the inode table"};
+  }
+
+  auto counter = [&](const char* name, const char* help) { return host->Counter(name, help); };
+  counters.lookups = counter("lookups", "names looked up, READDIRPLUS entries included");
+  counters.metadata = counter("metadata_requests", "requests other than READ, WRITE and FORGET");
+  counters.data = counter("data_requests", "READ and WRITE requests");
+  counters.forgets = counter("forget_requests", "FORGET and BATCH_FORGET requests");
+  counters.errors = counter("error_replies", "requests answered with an error");
+  counters.malformed = counter("malformed_requests", "requests that no guest kernel would send");
+  counters.bytes_read = counter("bytes_read", "file data moved to the guest without a copy");
+  counters.bytes_written = counter("bytes_written", "file data moved to the host without a copy");
+  counters.inline_reads = counter("inline_reads", "READ requests answered from the page cache");
+  counters.submitted_io = counter("submitted_io", "operations that went through the ring");
+  counters.slow_writes = counter("slow_writes", "inline writes that took more than 2 ms");
+  counters.parked_locks = counter("parked_locks", "SETLKW requests that had to wait");
+  counters.stale = counter("stale_inodes", "inodes that the host had renamed or replaced");
+  inodes.set_counter(counter("inodes", "inodes that the guest knows"));
+  handles.set_counter(counter("open_handles", "files and directories that the guest has open"));
+  budget.set_evicted_counter(counter("fds_evicted", "cold inode descriptors closed"));
+  return {};
+}
+
+void Fs::DropSession() {
+  ready.store(false, std::memory_order_release);
+  session_flags.store(0, std::memory_order_relaxed);
+  lock_waiters.InterruptAll(LockWaiters::kNoQueue);
+  // Inodes first: a handle that closes would else keep a descriptor for its nameless inode.
+  inodes.DropAll();
+  handles.DropAll();
+}
+
+// ---- from an inode to a descriptor --------------------------------------------------------------
+
+PathFd Fs::OpenPathStep(Inode& inode, Inode* parent, int* error) {
+  *error = ESTALE;
+  if (parent != nullptr) {
+    std::array<char, 256> name;
+    const InodeRef still = inodes.CopyName(inode, &name);
+    PathFd parent_fd = FdBudget::Acquire(*parent);
+    if (still.get() == parent && parent_fd) {
+      const int fd =
+          OpenCounted(true, [&] { return OpenBeneath(parent_fd.fd(), name.data(), O_PATH); });
+      if (fd >= 0) {
+        struct statx st;
+        if (StatFd(fd, &st) == 0 && inodes.Matches(inode, st)) return budget.Install(inode, fd);
+        budget.Close(fd, true);
+      } else if (fd != -ENOENT && fd != -ENOTDIR && fd != -ELOOP && fd != -EXDEV) {
+        *error = -fd;
+        if (fd == -ENFILE) return {};
+      }
+    }
+  }
+  const HandleRef open = handles.AnyOf(inode);
+  int fd = -ESTALE;
+  if (open) {
+    fd = OpenCounted(true, [&] { return Reopen(proc_fd, open->fd, O_PATH); });
+  } else if (FileHandle* handle = inode.file_handle.load(std::memory_order_acquire)) {
+    fd = OpenCounted(true, [&] { return handle->Open(root_read_fd, O_PATH | O_CLOEXEC); });
+  }
+  if (fd >= 0) {
+    struct statx st;
+    if (StatFd(fd, &st) == 0 && inodes.Matches(inode, st)) return budget.Install(inode, fd);
+    budget.Close(fd, true);
+  }
+  sdk::Host::Add(counters.stale);
+  return {};
+}
+
+PathFd Fs::OpenPath(Inode& inode, int* error) {
+  // Up to the first ancestor that has a descriptor (the root always has), then down again.
+  std::vector<InodeRef> chain;
+  chain.push_back(inodes.Ref(inode));
+  InodeRef base;
+  while (chain.size() < kMaxDepth) {
+    std::array<char, 256> name;
+    InodeRef parent = inodes.CopyName(*chain.back(), &name);
+    if (!parent) break;
+    if (FdBudget::Acquire(*parent)) {
+      base = std::move(parent);
+      break;
+    }
+    chain.push_back(std::move(parent));
+  }
+  PathFd fd;
+  for (size_t i = chain.size(); i-- > 0;) {
+    Inode* parent = i + 1 < chain.size() ? chain[i + 1].get() : base.get();
+    // The previous step's descriptor stays in use while the next one is opened from it.
+    fd = OpenPathStep(*chain[i], parent, error);
+    if (!fd && *error == ENFILE) return {};
+  }
+  return fd;
+}
+
+int Fs::AnyFd(Inode& inode, FdUse* use) {
+  use->path = FdBudget::Acquire(inode);
+  if (use->path) return 0;
+  use->handle = handles.AnyOf(inode);
+  if (use->handle) return 0;
+  int error = ESTALE;
+  use->path = OpenPath(inode, &error);
+  return use->path ? 0 : error;
+}
+
+int Fs::Stat(Inode& inode, struct statx* st, uint32_t extra_mask, int sync_flags) {
+  const uint32_t mask = kStatMask | extra_mask;
+  {
+    const PathFd fd = FdBudget::Acquire(inode);
+    if (fd) return StatFd(fd.fd(), st, mask, sync_flags);
+    const HandleRef handle = handles.AnyOf(inode);
+    if (handle) return StatFd(handle->fd, st, mask, sync_flags);
+  }
+  std::array<char, 256> name;
+  const InodeRef parent = inodes.CopyName(inode, &name);
+  if (parent) {
+    int error = ESTALE;
+    const PathFd parent_fd = PathOf(*parent, &error);
+    if (parent_fd) {
+      error = StatAt(parent_fd.fd(), name.data(), st, mask, sync_flags);
+      if (error == 0 && inodes.Matches(inode, *st)) return 0;
+      if (error != 0 && error != ENOENT && error != ENOTDIR) return error;
+    } else if (error == ENFILE) {
+      return error;
+    }
+  }
+  if (inode.file_handle.load(std::memory_order_acquire) == nullptr) {
+    sdk::Host::Add(counters.stale);
+    return ESTALE;
+  }
+  int error = ESTALE;
+  const PathFd fd = OpenPath(inode, &error);
+  return fd ? StatFd(fd.fd(), st, mask, sync_flags) : error;
+}
+
+int Fs::OpenByName(Inode& inode, int flags, struct statx* st, int* error) {
+  *error = ESTALE;
+  std::array<char, 256> name;
+  const InodeRef parent = inodes.CopyName(inode, &name);
+  if (!parent) return -1;
+  const PathFd parent_fd = PathOf(*parent, error);
+  if (!parent_fd) return -1;
+  const int fd =
+      OpenCounted(false, [&] { return OpenBeneath(parent_fd.fd(), name.data(), flags); });
+  if (fd < 0) {
+    *error = fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP || fd == -ENXIO ? ESTALE : -fd;
+    return -1;
+  }
+  if (StatFd(fd, st) == 0 && inodes.Matches(inode, *st)) return fd;
+  budget.Close(fd, false);
+  *error = ESTALE;
+  return -1;
+}
+
+int Fs::OpenForIo(Inode& inode, int flags, bool* use_nonblock) {
+  *use_nonblock = false;
+  if (!inode.is_regular() && !inode.is_dir()) return -ELOOP;
+  if (inode.is_dir() != ((flags & O_DIRECTORY) != 0)) return inode.is_dir() ? -EISDIR : -ENOTDIR;
+  PathFd path = FdBudget::Acquire(inode);
+  const bool truncate = (flags & O_TRUNC) != 0;
+  if (!path && (!truncate || (flags & O_ACCMODE) != O_RDONLY)) {
+    // By name, and looked at before anything is changed. Another file may stand there by now, even
+    // a FIFO or a device: O_NONBLOCK keeps the open from waiting for it.
+    struct statx st;
+    int error = 0;
+    const int wait_free = inode.is_dir() ? 0 : O_NONBLOCK | O_NOCTTY;
+    const int fd = OpenByName(inode, (flags & ~O_TRUNC) | wait_free, &st, &error);
+    if (fd >= 0) {
+      if (truncate && ::ftruncate(fd, 0) != 0) {
+        const int failed = errno;
+        budget.Close(fd, false);
+        return -failed;
+      }
+      *use_nonblock = wait_free != 0;
+      return fd;
+    }
+    if (error != ESTALE) return -error;
+  }
+  HandleRef open;
+  if (!path) {
+    open = handles.AnyOf(inode);
+    int error = 0;
+    if (!open) path = OpenPath(inode, &error);
+    if (!open && !path) return -error;
+  }
+  const int from = path ? path.fd() : open->fd;
+  return OpenCounted(false, [&] { return Reopen(proc_fd, from, flags); });
+}
+
+void Fs::PinBeforeLoss(Inode& inode) {
+  if (FdBudget::Acquire(inode)) return;
+  const bool links = inode.nlink.load(std::memory_order_relaxed) > 1;
+  if (!inode.is_dir() && !links) return;  // open handles pin it themselves, see CloseHandle
+  int error = 0;
+  OpenPath(inode, &error);
+}
+
+void Fs::CloseHandle(Handle& handle, bool last) {
+  Inode& inode = *handle.inode;
+  bool unlocked = handle.flocked.load(std::memory_order_relaxed);
+  if (last) {
+    // Nobody has the file open, so nobody can hold a lock; a guest that died leaves some.
+    unlocked |= lock_owners.DropAll(*this, inode);
+    if (inode.keep_fd.load(std::memory_order_relaxed) &&
+        inode.nlookup.load(std::memory_order_acquire) > 0 && !FdBudget::Acquire(inode)) {
+      const int fd = OpenCounted(true, [&] { return Reopen(proc_fd, handle.fd, O_PATH); });
+      if (fd >= 0) budget.Install(inode, fd);
+    }
+  }
+  budget.Close(handle.fd, false);
+  if (unlocked) lock_waiters.Poke(inode, LockWaiters::kNoQueue);
+  InodeRef(&inodes, &inode).Reset();
+}
+
+}  // namespace virtbay::virtiofs

@@ -1,0 +1,141 @@
+#include "plugins/virtiofs/handle_table.h"
+
+#include <new>
+
+#include "plugins/virtiofs/dir.h"
+
+namespace virtbay::virtiofs {
+namespace {
+
+constexpr uint64_t kRefMask = 0xffffffffu;
+
+}  // namespace
+
+bool HandleTable::Init(Closer* closer, uint32_t max_handles) {
+  closer_ = closer;
+  max_ = max_handles / kChunk * kChunk + kChunk;
+  chunks_.reset(new (std::nothrow) std::atomic<Handle*>[max_ / kChunk]());
+  return chunks_ != nullptr;
+}
+
+HandleTable::~HandleTable() {
+  if (chunks_ == nullptr) return;
+  DropAll();
+  for (uint32_t i = 0; i < max_ / kChunk; ++i) delete[] chunks_[i].load();
+}
+
+HandleRef HandleTable::Open(InodeRef* inode, int fd) {
+  Handle* handle = nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(mu_);
+    if (free_ != 0) {
+      handle = Slot(free_ - 1);
+      free_ = handle->next;
+    } else {
+      const uint32_t index = slots_.load(std::memory_order_relaxed);
+      if (index >= max_) return {};
+      std::atomic<Handle*>& chunk = chunks_[index / kChunk];
+      if (chunk.load(std::memory_order_relaxed) == nullptr) {
+        Handle* fresh = new (std::nothrow) Handle[kChunk];
+        if (fresh == nullptr) return {};
+        chunk.store(fresh, std::memory_order_release);
+      }
+      handle = Slot(index);
+      handle->index = index;
+      slots_.store(index + 1, std::memory_order_release);
+    }
+  }
+  Inode* owner = inode->Release();
+  handle->inode = owner;
+  handle->nodeid = owner->nodeid();
+  handle->fd = fd;
+  handle->is_dir = owner->is_dir();
+  handle->writable = handle->readable = handle->direct = false;
+  handle->nonblock.store(false, std::memory_order_relaxed);
+  handle->flocked.store(false, std::memory_order_relaxed);
+  handle->no_nowait.store(false, std::memory_order_relaxed);
+  handle->slow_writes.store(0, std::memory_order_relaxed);
+  handle->submit_until.store(0, std::memory_order_relaxed);
+  handle->released.store(false, std::memory_order_relaxed);
+  handle->word.fetch_add(2, std::memory_order_acq_rel);
+  {
+    const std::lock_guard<std::mutex> lock(StripeOf(*owner).mu);
+    handle->previous = 0;
+    handle->next = owner->open_handle.load(std::memory_order_relaxed);
+    if (handle->next != 0) Slot(handle->next - 1)->previous = handle->index + 1;
+    owner->open_handle.store(handle->index + 1, std::memory_order_relaxed);
+  }
+  if (counter_ != nullptr) __atomic_fetch_add(counter_, 1, __ATOMIC_RELAXED);
+  return HandleRef(this, handle);
+}
+
+HandleRef HandleTable::TryRef(Handle* handle, uint64_t generation, bool any_generation) {
+  uint64_t w = handle->word.load(std::memory_order_acquire);
+  do {
+    if ((w & kRefMask) == 0 || (!any_generation && (w >> 32) != generation)) return {};
+  } while (!handle->word.compare_exchange_weak(w, w + 1, std::memory_order_acq_rel));
+  return HandleRef(this, handle);
+}
+
+HandleRef HandleTable::Find(uint64_t fh, uint64_t nodeid) {
+  const uint64_t index = (fh & kRefMask) - 1;
+  if (index >= slots_.load(std::memory_order_acquire)) return {};
+  HandleRef ref = TryRef(Slot(static_cast<uint32_t>(index)), fh >> 32, false);
+  if (!ref || ref->nodeid != nodeid || ref->released.load(std::memory_order_acquire)) return {};
+  return ref;
+}
+
+HandleRef HandleTable::AnyOf(const Inode& inode) {
+  if (inode.open_handle.load(std::memory_order_relaxed) == 0) return {};
+  const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
+  for (uint32_t at = inode.open_handle.load(std::memory_order_relaxed); at != 0;) {
+    Handle* handle = Slot(at - 1);
+    HandleRef ref = TryRef(handle, 0, true);
+    if (ref) return ref;
+    at = handle->next;
+  }
+  return {};
+}
+
+bool HandleTable::Release(Handle& handle) {
+  if (handle.released.exchange(true, std::memory_order_acq_rel)) return false;
+  Unref(&handle);
+  return true;
+}
+
+void HandleTable::DropAll() {
+  const uint32_t slots = slots_.load(std::memory_order_acquire);
+  for (uint32_t i = 0; i < slots; ++i) {
+    const HandleRef ref = TryRef(Slot(i), 0, true);
+    if (ref) Release(*ref);
+  }
+}
+
+void HandleTable::Unref(Handle* handle) {
+  const uint64_t w = handle->word.fetch_sub(1, std::memory_order_acq_rel);
+  if ((w & kRefMask) != 1) return;
+  // A handle is never revived: only the thread that took the last reference comes here.
+  bool last = false;
+  Inode& inode = *handle->inode;
+  {
+    const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
+    if (handle->next != 0) Slot(handle->next - 1)->previous = handle->previous;
+    if (handle->previous != 0) {
+      Slot(handle->previous - 1)->next = handle->next;
+    } else {
+      inode.open_handle.store(handle->next, std::memory_order_relaxed);
+    }
+    last = inode.open_handle.load(std::memory_order_relaxed) == 0;
+  }
+  closer_->CloseHandle(*handle, last);
+  handle->dir.reset();
+  handle->inode = nullptr;
+  handle->fd = -1;
+  handle->word.store(((w >> 32) + 1) << 32, std::memory_order_release);
+  if (counter_ != nullptr) __atomic_fetch_sub(counter_, 1, __ATOMIC_RELAXED);
+  const std::lock_guard<std::mutex> lock(mu_);
+  handle->next = free_;
+  free_ = handle->index + 1;
+}
+
+}  // namespace virtbay::virtiofs

@@ -1,0 +1,142 @@
+// InodeTable: nodeid -> Inode, (device, inode, mount) -> Inode and (parent, name) -> Inode.
+// Owned by the device; every function is [any]. Sharded locks, none held over a system call.
+// Lock order: key shard, then name shard, then FdBudget.
+#ifndef VIRTBAY_PLUGINS_VIRTIOFS_INODE_TABLE_H_
+#define VIRTBAY_PLUGINS_VIRTIOFS_INODE_TABLE_H_
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <vector>
+
+#include "plugins/virtiofs/fd_budget.h"
+#include "plugins/virtiofs/inode.h"
+
+namespace virtbay::virtiofs {
+
+class InodeTable {
+ public:
+  static constexpr uint64_t kRootId = 1;
+
+  InodeTable() = default;
+  ~InodeTable();
+  InodeTable(const InodeTable&) = delete;
+  InodeTable& operator=(const InodeTable&) = delete;
+
+  // [control] `check_birth`: birth times are part of the identity. Makes the root inode, which
+  // stays until the end; its descriptor is the caller's and never evicted. False: no memory.
+  bool Init(FdBudget* budget, uint32_t max_inodes, bool check_birth, const struct statx& root,
+            int root_fd);
+
+  // The inode that the guest calls `nodeid`; empty when it does not know it (any more).
+  InodeRef Find(uint64_t nodeid) {
+    const uint64_t index = (nodeid & Inode::kRefMask) - 1;
+    if (index >= slots_.load(std::memory_order_acquire)) return {};
+    Inode* inode = Slot(static_cast<uint32_t>(index));
+    if (inode == nullptr) return {};
+    uint64_t w = inode->word.load(std::memory_order_acquire);
+    do {
+      if ((w >> 32) != (nodeid >> 32) || (w & Inode::kRefMask) == 0) return {};
+    } while (!inode->word.compare_exchange_weak(w, w + 1, std::memory_order_acq_rel));
+    InodeRef ref(this, inode);
+    if (inode->nlookup.load(std::memory_order_acquire) == 0) return {};
+    return ref;
+  }
+
+  // A further reference on an inode that somebody else may be about to drop; may be empty.
+  InodeRef TryRef(Inode& inode) {
+    uint64_t w = inode.word.load(std::memory_order_acquire);
+    do {
+      if ((w & Inode::kRefMask) == 0) return {};
+    } while (!inode.word.compare_exchange_weak(w, w + 1, std::memory_order_acq_rel));
+    return InodeRef(this, &inode);
+  }
+  // A further reference on an inode on which the caller holds one.
+  InodeRef Ref(Inode& inode) {
+    inode.word.fetch_add(1, std::memory_order_relaxed);
+    return InodeRef(this, &inode);
+  }
+
+  // The inode that `st` describes, made if it is new, with one lookup of the guest added. Empty:
+  // the cap on inodes is reached or memory is out (ENOMEM).
+  InodeRef Lookup(const struct statx& st);
+  // Takes n lookups of the guest back, never below none.
+  void Forget(uint64_t nodeid, uint64_t n);
+  void Forget(Inode& inode, uint64_t n);
+
+  // (parent, name) leads to the inode from now on; replaces what it was called before.
+  void SetName(Inode& inode, Inode& parent, std::string_view name);
+  // The inode has lost its name, if it is still (parent, name).
+  void ClearName(Inode& inode, const Inode& parent, std::string_view name);
+  // The inode that is remembered under that name; may be out of date.
+  InodeRef FindByName(const Inode& parent, std::string_view name);
+  // Copies the remembered name; an empty ref when there is none.
+  InodeRef CopyName(Inode& inode, std::array<char, 256>* name);
+
+  // Forgets everything but the root: the session is over. What operations still hold goes when
+  // they end.
+  void DropAll();
+
+  bool Matches(const Inode& inode, const struct statx& st) const {
+    return inode.Matches(st, check_birth_);
+  }
+  Inode& root() { return *root_; }
+  uint32_t count() const { return count_.load(std::memory_order_relaxed); }
+  void set_counter(uint64_t* cell) { counter_ = cell; }
+
+ private:
+  friend class InodeRef;
+  static constexpr uint32_t kChunk = 256;
+  static constexpr uint32_t kShards = 64;
+  struct alignas(64) KeyShard {
+    std::mutex mu;
+    std::vector<uint32_t> buckets;  // index of the first inode, 0 = none (0 is the root)
+    uint32_t count = 0;
+    uint32_t free = 0;  // list through next_key, 0 = none
+  };
+  struct alignas(64) NameShard {
+    std::mutex mu;
+    std::vector<uint32_t> buckets;
+    uint32_t count = 0;
+  };
+
+  Inode* Slot(uint32_t index) const {
+    Inode* chunk = chunks_[index / kChunk].load(std::memory_order_acquire);
+    return chunk == nullptr ? nullptr : &chunk[index % kChunk];
+  }
+  uint64_t HashKey(const InodeKey& key) const;
+  uint64_t HashName(const Inode& parent, std::string_view name) const;
+  Inode* NewSlot(KeyShard& shard);                    // shard held
+  void GrowKeys(KeyShard& shard);                     // shard held
+  void GrowNames(NameShard& shard);                   // shard held
+  void UnlinkKey(KeyShard& shard, Inode& inode);      // shard held
+  Inode* UnlinkName(NameShard& shard, Inode& inode);  // shard held; the parent to unreference
+  void Unref(Inode* inode);
+  Inode* Destroy(Inode* inode, uint32_t generation, uint64_t hash);
+  // Locks the shard that the inode's name is in, and `other` as well (kShards: none).
+  struct NameLock;
+
+  FdBudget* budget_ = nullptr;
+  bool check_birth_ = true;
+  uint32_t max_inodes_ = 0;
+  uint64_t seed_ = 0;
+  Inode* root_ = nullptr;
+  std::unique_ptr<std::atomic<Inode*>[]> chunks_;
+  uint32_t max_slots_ = 0;
+  std::atomic<uint32_t> slots_{0};  // every index below has been given out once
+  std::atomic<uint32_t> count_{0};
+  uint64_t* counter_ = nullptr;
+  std::array<KeyShard, kShards> keys_;
+  std::array<NameShard, kShards> names_;
+};
+
+inline void InodeRef::Reset() {
+  if (inode_ != nullptr) table_->Unref(std::exchange(inode_, nullptr));
+}
+
+}  // namespace virtbay::virtiofs
+
+#endif  // VIRTBAY_PLUGINS_VIRTIOFS_INODE_TABLE_H_

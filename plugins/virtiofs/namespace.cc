@@ -1,0 +1,194 @@
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/path.h"
+
+namespace virtbay::virtiofs {
+namespace {
+
+// The directory that a request works in.
+struct Dir {
+  InodeRef inode;
+  PathFd fd;
+};
+
+int OpenDir(Call& c, uint64_t nodeid, Dir* dir) {
+  dir->inode = c.Find(nodeid);
+  if (!dir->inode) return ESTALE;
+  if (!dir->inode->is_dir()) return ENOTDIR;
+  int error = 0;
+  dir->fd = c.fs.PathOf(*dir->inode, &error);
+  return dir->fd ? 0 : error;
+}
+
+// What all create-type operations have around their system call `make(dirfd, name)`.
+template <typename Make>
+void CreateEntry(Call& c, std::string_view name, uint32_t umask, uint32_t wanted_mode,
+                 bool fix_mode, Make&& make) {
+  Dir dir;
+  if (const int error = OpenDir(c, c.header().nodeid, &dir); error != 0) return c.Error(error);
+  int error = 0;
+  {
+    AsCaller caller;
+    error = caller.Enter(c, umask);
+    if (error == 0 && make(dir.fd.fd(), name.data()) != 0) error = errno;
+    if (!caller.Leave(c)) error = EIO;
+  }
+  if (error != 0) return c.Error(error);
+  // The process's umask is the embedder's; where the thread cannot have its own, undo it.
+  if (fix_mode && !c.worker.identity.own_umask() && !c.fs.has(FUSE_POSIX_ACL)) {
+    ::fchmodat(dir.fd.fd(), name.data(), wanted_mode & 07777, 0);
+  }
+  fuse_entry_out entry = {};
+  error = MakeEntry(c, *dir.inode, dir.fd.fd(), name, &entry);
+  if (error != 0) return c.Error(error);
+  c.Reply(entry);
+}
+
+void Remove(Call& c, int flags) {
+  std::string_view name;
+  if (const int error = c.Name(0, &name); error != 0) return c.Error(error);
+  Dir dir;
+  if (const int error = OpenDir(c, c.header().nodeid, &dir); error != 0) return c.Error(error);
+  const InodeRef victim = c.fs.inodes.FindByName(*dir.inode, name);
+  if (victim) c.fs.PinBeforeLoss(*victim);
+  if (::unlinkat(dir.fd.fd(), name.data(), flags) != 0) return c.Error(errno);
+  if (victim) c.fs.inodes.ClearName(*victim, *dir.inode, name);
+  c.Ok();
+}
+
+void Rename(Call& c, uint32_t fixed, uint64_t new_parent, uint32_t flags) {
+  constexpr uint32_t kKnown = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT;
+  if ((flags & ~kKnown) != 0) return c.Error(EINVAL);
+  std::string_view from_name, to_name;
+  int error = c.TwoTexts(fixed, true, &from_name, &to_name);
+  if (error != 0) return c.Error(error);
+  Dir from, to;
+  error = OpenDir(c, c.header().nodeid, &from);
+  if (error == 0) error = OpenDir(c, new_parent, &to);
+  if (error != 0) return c.Error(error);
+
+  InodeTable& inodes = c.fs.inodes;
+  const InodeRef moved = inodes.FindByName(*from.inode, from_name);
+  const InodeRef target = inodes.FindByName(*to.inode, to_name);
+  const bool replaces = target && target.get() != moved.get();
+  if (replaces && (flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)) == 0) {
+    c.fs.PinBeforeLoss(*target);
+  }
+  const int64_t result =
+      flags == 0 ? ::renameat(from.fd.fd(), from_name.data(), to.fd.fd(), to_name.data())
+                 : ::syscall(SYS_renameat2, from.fd.fd(), from_name.data(), to.fd.fd(),
+                             to_name.data(), flags);
+  if (result != 0) return c.Error(errno);
+  if ((flags & RENAME_EXCHANGE) != 0) {
+    if (replaces) inodes.SetName(*target, *from.inode, from_name);
+  } else if (replaces) {
+    inodes.ClearName(*target, *to.inode, to_name);
+  }
+  if (moved) inodes.SetName(*moved, *to.inode, to_name);
+  c.Ok();
+}
+
+// A hard link to an inode without a descriptor, by its name. ESTALE: the name does not lead to it.
+int LinkByName(Call& c, Inode& inode, const Dir& dir, std::string_view name,
+               fuse_entry_out* entry) {
+  std::array<char, 256> old_name;
+  const InodeRef parent = c.fs.inodes.CopyName(inode, &old_name);
+  if (!parent) return ESTALE;
+  int error = 0;
+  const PathFd parent_fd = c.fs.PathOf(*parent, &error);
+  if (!parent_fd) return error;
+  if (::linkat(parent_fd.fd(), old_name.data(), dir.fd.fd(), name.data(), 0) != 0) {
+    return errno == ENOENT ? ESTALE : errno;
+  }
+  struct statx st;
+  error = StatAt(dir.fd.fd(), name.data(), &st);
+  if (error == 0 && !c.fs.inodes.Matches(inode, st)) {
+    // The host has put another file there in between; this link to it is ours to undo.
+    ::unlinkat(dir.fd.fd(), name.data(), 0);
+    error = ESTALE;
+  }
+  if (error != 0) return error;
+  return EnterInode(c.fs, *dir.inode, name, st, entry) ? 0 : ENOMEM;
+}
+
+}  // namespace
+
+void OpMknod(Call& c) {
+  const auto in = c.Arg<fuse_mknod_in>();
+  std::string_view name;
+  if (const int error = c.Name(sizeof(in), &name); error != 0) return c.Error(error);
+  const mode_t type = in.mode & S_IFMT;
+  if (type == S_IFDIR || type == S_IFLNK) return c.Error(EINVAL);
+  const mode_t mode = type | AsCaller::ModeFor(c, in.mode, in.umask);
+  const dev_t dev = ::makedev(DecodeMajor(in.rdev), DecodeMinor(in.rdev));
+  CreateEntry(c, name, in.umask, mode, true,
+              [&](int dirfd, const char* at) { return ::mknodat(dirfd, at, mode, dev); });
+}
+
+void OpMkdir(Call& c) {
+  const auto in = c.Arg<fuse_mkdir_in>();
+  std::string_view name;
+  if (const int error = c.Name(sizeof(in), &name); error != 0) return c.Error(error);
+  const mode_t mode = AsCaller::ModeFor(c, in.mode, in.umask);
+  CreateEntry(c, name, in.umask, mode, true,
+              [&](int dirfd, const char* at) { return ::mkdirat(dirfd, at, mode); });
+}
+
+void OpSymlink(Call& c) {
+  std::string_view name, target;
+  if (const int error = c.TwoTexts(0, false, &name, &target); error != 0) return c.Error(error);
+  if (target.empty()) return c.Error(ENOENT);
+  CreateEntry(c, name, 0, 0, false,
+              [&](int dirfd, const char* at) { return ::symlinkat(target.data(), dirfd, at); });
+}
+
+void OpLink(Call& c) {
+  const auto in = c.Arg<fuse_link_in>();
+  std::string_view name;
+  if (const int error = c.Name(sizeof(in), &name); error != 0) return c.Error(error);
+  const InodeRef inode = c.Find(in.oldnodeid);
+  if (!inode) return c.Error(ESTALE);
+  if (inode->is_dir()) return c.Error(EPERM);
+  Dir dir;
+  int error = OpenDir(c, c.header().nodeid, &dir);
+  if (error != 0) return c.Error(error);
+  fuse_entry_out entry = {};
+  error = ESTALE;
+  if (!FdBudget::Acquire(*inode)) error = LinkByName(c, *inode, dir, name, &entry);
+  if (error == ESTALE) {
+    FdUse use;
+    error = c.fs.AnyFd(*inode, &use);
+    if (error != 0) return c.Error(error);
+    // Through /proc/self/fd because AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH.
+    if (::linkat(c.fs.proc_fd, FdName(use.fd()).c_str(), dir.fd.fd(), name.data(),
+                 AT_SYMLINK_FOLLOW) != 0) {
+      return c.Error(errno);
+    }
+    error = MakeEntry(c, *dir.inode, dir.fd.fd(), name, &entry);
+  }
+  if (error != 0) return c.Error(error);
+  c.Reply(entry);
+}
+
+void OpUnlink(Call& c) { Remove(c, 0); }
+void OpRmdir(Call& c) { Remove(c, AT_REMOVEDIR); }
+
+void OpRename(Call& c) {
+  const auto in = c.Arg<fuse_rename_in>();
+  Rename(c, sizeof(in), in.newdir, 0);
+}
+
+void OpRename2(Call& c) {
+  const auto in = c.Arg<fuse_rename2_in>();
+  Rename(c, sizeof(in), in.newdir, in.flags);
+}
+
+}  // namespace virtbay::virtiofs

@@ -1,0 +1,48 @@
+// Options of one virtiofs device, read once from the host's configuration service.
+// A value owned by the device; constant after Init.
+#ifndef VIRTBAY_PLUGINS_VIRTIOFS_OPTIONS_H_
+#define VIRTBAY_PLUGINS_VIRTIOFS_OPTIONS_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "virtbay/sdk/result.h"
+
+namespace virtbay::virtiofs {
+
+enum class CachePolicy : uint8_t { kAuto, kAlways, kNever, kMetadata };
+
+struct Options {
+  std::string shared_dir;
+  std::string tag = "virtiofs";
+  CachePolicy cache = CachePolicy::kAuto;
+  uint64_t attr_timeout_ns = 0;
+  uint64_t entry_timeout_ns = 0;
+  uint64_t negative_timeout_ns = 0;
+  bool readonly = false;
+  bool writeback = false;
+  bool xattr = false;
+  bool posix_acl = false;
+  bool allow_direct_io = false;
+  bool readdirplus = true;
+  bool announce_submounts = true;
+  bool killpriv_v2 = false;
+  uint32_t request_queues = 1;
+  uint32_t max_write = 1u << 20;     // bytes
+  uint32_t max_open_inodes = 0;      // O_PATH descriptors kept open; 0: derived from RLIMIT_NOFILE
+  uint32_t max_open_files = 0;       // all descriptors of the device; 0: derived
+  uint32_t max_inodes = 8u << 20;    // inodes that the guest may know
+  uint32_t max_lock_waiters = 1024;  // blocked SETLKW requests
+
+  using KeyValue = std::pair<std::string, std::string>;
+  // [control] An Error names the key and the value that is wrong, or the key that is unknown.
+  static sdk::Result<Options> Parse(const std::vector<KeyValue>& given);
+};
+
+}  // namespace virtbay::virtiofs
+
+#endif  // VIRTBAY_PLUGINS_VIRTIOFS_OPTIONS_H_

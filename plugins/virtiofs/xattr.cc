@@ -1,0 +1,146 @@
+#include <sys/xattr.h>
+
+#include <cerrno>
+
+#include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/path.h"
+
+namespace virtbay::virtiofs {
+namespace {
+
+bool IsAcl(std::string_view name) {
+  return name == "system.posix_acl_access" || name == "system.posix_acl_default";
+}
+
+// Extended attributes of any inode without opening it: the calls take a path, and the entry of an
+// O_PATH descriptor in /proc/self/fd leads to the inode itself, symbolic links included.
+struct Target {
+  InodeRef inode;
+  FdUse use;
+};
+
+int Resolve(Call& c, Target* target) {
+  target->inode = c.Find(c.header().nodeid);
+  if (!target->inode) return ESTALE;
+  return c.fs.AnyFd(*target->inode, &target->use);
+}
+
+// The name of an attribute at the front of `tail`; `rest` is what follows its NUL.
+int AttrName(const Fs& fs, std::span<const std::byte> tail, std::string_view* name,
+             std::span<const std::byte>* rest) {
+  const void* end = tail.empty() ? nullptr : std::memchr(tail.data(), 0, tail.size());
+  if (end == nullptr) return tail.size() > XATTR_NAME_MAX ? ERANGE : EINVAL;
+  const size_t length = static_cast<size_t>(static_cast<const std::byte*>(end) - tail.data());
+  if (length == 0 || length > XATTR_NAME_MAX) return ERANGE;
+  *name = {reinterpret_cast<const char*>(tail.data()), length};
+  *rest = tail.subspan(length + 1);
+  if (IsAcl(*name) && !fs.has(FUSE_POSIX_ACL)) return EOPNOTSUPP;
+  return 0;
+}
+
+// Takes names out of a list that the guest must not see; returns the new length.
+size_t HideAcls(char* list, size_t length) {
+  size_t kept = 0;
+  for (size_t at = 0; at < length;) {
+    const std::string_view name(list + at);
+    const size_t size = name.size() + 1;
+    if (!IsAcl(name)) {
+      std::memmove(list + kept, list + at, size);
+      kept += size;
+    }
+    at += size;
+  }
+  return kept;
+}
+
+// Answers a get or list of `wanted` bytes (0: how many there are) with what `read(buffer, size)`
+// gives.
+template <typename ReadFunction>
+void ReplyValue(Call& c, uint32_t wanted, ReadFunction&& read) {
+  if (wanted == 0) {
+    const ssize_t n = read(nullptr, size_t{0});
+    if (n < 0) return c.Error(errno);
+    return c.Reply(fuse_getxattr_out{static_cast<uint32_t>(n), 0});
+  }
+  const uint32_t size = std::min({wanted, c.room(), kXattrSizeMax});
+  std::byte* body = c.Body(size);
+  if (body == nullptr) return c.Error(ENOMEM);
+  const ssize_t n = read(reinterpret_cast<char*>(body), size_t{size});
+  if (n < 0) return c.Error(errno);
+  c.Finish(static_cast<uint32_t>(n));
+}
+
+}  // namespace
+
+void OpSetxattr(Call& c) {
+  // The longer struct only where it was agreed on.
+  const bool extended = c.fs.has(FUSE_SETXATTR_EXT);
+  const uint32_t fixed = extended ? sizeof(fuse_setxattr_in) : FUSE_COMPAT_SETXATTR_IN_SIZE;
+  if (c.arg_bytes() < fixed) return c.Error(EINVAL);
+  auto in = c.Arg<fuse_setxattr_in>();
+  if (!extended) in.setxattr_flags = 0;
+  if (in.size > kXattrSizeMax) return c.Error(E2BIG);
+  std::span<const std::byte> tail, value;
+  std::string_view name;
+  int error = c.Tail(fixed, &tail);
+  if (error == 0) error = AttrName(c.fs, tail, &name, &value);
+  if (error == 0 && value.size() != in.size) error = EINVAL;
+  Target target;
+  if (error == 0) error = Resolve(c, &target);
+  if (error != 0) return c.Error(error);
+  const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
+  {
+    const bool kill = (in.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0;
+    const WithoutFsetid guard(c.fs, c.worker, kill);
+    if (::setxattr(path.c_str(), name.data(), value.data(), value.size(),
+                   static_cast<int>(in.flags)) != 0) {
+      error = errno;
+    }
+  }
+  c.Error(c.worker.condemned ? EIO : error);
+}
+
+void OpGetxattr(Call& c) {
+  const auto in = c.Arg<fuse_getxattr_in>();
+  std::span<const std::byte> tail, rest;
+  std::string_view name;
+  int error = c.Tail(sizeof(in), &tail);
+  if (error == 0) error = AttrName(c.fs, tail, &name, &rest);
+  if (error == 0 && !rest.empty()) error = EINVAL;
+  Target target;
+  if (error == 0) error = Resolve(c, &target);
+  if (error != 0) return c.Error(error);
+  const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
+  ReplyValue(c, in.size, [&](char* buffer, size_t size) {
+    return ::getxattr(path.c_str(), name.data(), buffer, size);
+  });
+}
+
+void OpListxattr(Call& c) {
+  const auto in = c.Arg<fuse_getxattr_in>();
+  Target target;
+  if (const int error = Resolve(c, &target); error != 0) return c.Error(error);
+  const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
+  const bool hide = !c.fs.has(FUSE_POSIX_ACL);
+  ReplyValue(c, in.size, [&](char* buffer, size_t size) {
+    // An upper bound is a right answer to "how many": the ACLs count here, and are left out below.
+    const ssize_t n = ::listxattr(path.c_str(), buffer, size);
+    if (n <= 0 || buffer == nullptr || !hide) return n;
+    return static_cast<ssize_t>(HideAcls(buffer, static_cast<size_t>(n)));
+  });
+}
+
+void OpRemovexattr(Call& c) {
+  std::span<const std::byte> tail, rest;
+  std::string_view name;
+  int error = c.Tail(0, &tail);
+  if (error == 0) error = AttrName(c.fs, tail, &name, &rest);
+  if (error == 0 && !rest.empty()) error = EINVAL;
+  Target target;
+  if (error == 0) error = Resolve(c, &target);
+  if (error != 0) return c.Error(error);
+  const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
+  c.Error(::removexattr(path.c_str(), name.data()) == 0 ? 0 : errno);
+}
+
+}  // namespace virtbay::virtiofs
