@@ -59,9 +59,13 @@ Loop::~Loop() = default;
 
 absl::Status Loop::Enable() {
   if (ring_->disabled) {
-    const int error = -io_uring_enable_rings(&ring_->ring);
+    // Debian 12's shared liburing does not export io_uring_enable_rings.
+    const int error = -io_uring_register(static_cast<unsigned>(ring_->ring.ring_fd),
+                                         IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
     if (error != 0) return ErrnoStatus(error, "io_uring enable");
   }
+  // Saves the kernel the look-up of the ring's fd at each call; every call works without.
+  io_uring_register_ring_fd(&ring_->ring);
   Start(&ops_.front());  // the wake-up watch that Create put there
   return absl::OkStatus();
 }

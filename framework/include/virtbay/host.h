@@ -27,7 +27,7 @@ struct HostOptions {
   absl::Duration stuck_callback_warning = absl::Seconds(10);
 };
 
-// How a device reaches guest memory; see docs/architecture.md.
+// How a device reaches guest memory; see docs/life-of-a-request.md.
 enum class DmaMode { kBounce, kDirect };
 
 struct DeviceSpec {
