@@ -135,8 +135,12 @@ FuseSlot* FuseQueue::Acquire() {
 }
 
 void FuseQueue::Release(FuseSlot* slot) {
+  if (slot == nullptr) return;
   // A request that timed out keeps its slot until the device gives it back.
-  if (slot == nullptr || slot->in_flight_) return;
+  if (slot->in_flight_) {
+    slot->given_up_ = true;
+    return;
+  }
   free_.push_back(slot);
 }
 
@@ -230,7 +234,7 @@ void FuseQueue::Collect() {
     for (size_t i = 0; i < n; ++i) {
       FuseSlot* const slot = slots_[used[i].token].get();
       Finish(slot, used[i].written);
-      done_.push_back(slot);
+      (std::exchange(slot->given_up_, false) ? free_ : done_).push_back(slot);
     }
     if (n < used.size()) return;
   }
@@ -274,8 +278,7 @@ void FuseQueue::Abandon() {
   done_.clear();
   free_.clear();
   for (const auto& slot : slots_) {
-    slot->in_flight_ = false;
-    slot->done_ = false;
+    slot->in_flight_ = slot->done_ = slot->given_up_ = false;
     free_.push_back(slot.get());
   }
 }

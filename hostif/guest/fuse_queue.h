@@ -132,6 +132,7 @@ class FuseSlot {
   bool raw_ = false;
   bool in_flight_ = false;
   bool done_ = false;
+  bool given_up_ = false;  // released while in flight
   uint64_t unique_ = 0;
   int error_ = 0;
   uint32_t written_ = 0;
@@ -147,6 +148,7 @@ class FuseQueue {
 
   // A free slot, or nullptr when `depth` are out.
   FuseSlot* Acquire();
+  // Gives it back; a slot in flight (after a timeout) is free once the device has returned it.
   void Release(FuseSlot* slot);
 
   // Puts the request on the ring; the device sees it at Flush. InvalidArgument when it is too
