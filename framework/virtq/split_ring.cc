@@ -41,8 +41,10 @@ ChainError AddBuffer(const MemoryMap& map, const Snapshot& d, Chain* chain) {
     const ChainError error = (d.flags & VRING_DESC_F_WRITE) != 0 ? chain->AddWritable(data, run)
                                                                  : chain->AddReadable(data, run);
     if (error != ChainError::kNone) return error;
-    address += run;
     left -= run;
+    // Memory may reach to the last address there is; a buffer does not go on at 0.
+    if (left > 0 && address + run < address) return ChainError::kUnmappedAddress;
+    address += run;
   }
   return ChainError::kNone;
 }
@@ -84,8 +86,9 @@ ChainError WalkTable(const MemoryMap& map, vring_desc* table, uint32_t size, uin
   }
 }
 
+// By last bytes: the end of a part at the top of memory is not a number.
 bool Overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len) {
-  return a < b + b_len && b < a + a_len;
+  return a <= b + (b_len - 1) && b <= a + (a_len - 1);
 }
 
 }  // namespace

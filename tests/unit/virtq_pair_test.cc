@@ -1,0 +1,408 @@
+// The device side of a split ring against the driver side of hostif/guest over random chains, two
+// threads that sleep by the notification rules, and a driver that rewrites everything meanwhile.
+#include <poll.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "framework/virtq/split_ring.h"
+#include "hostif/guest/driver_queue.h"
+#include "hostif/guest/guest_memory.h"
+#include "tests/support/status_matchers.h"
+
+namespace virtbay {
+namespace {
+
+using ::virtbay::guest::DriverQueue;
+using ::virtbay::guest::GuestMemory;
+using ::virtbay::guest::GuestRange;
+using ::virtbay::guest::Segment;
+using ::virtbay::guest::UsedBuffer;
+
+constexpr uint64_t kKiB = 1024;
+
+uint64_t Total(std::span<const iovec> segments) {
+  uint64_t total = 0;
+  for (const iovec& segment : segments) total += segment.iov_len;
+  return total;
+}
+
+// ---- against the driver side of hostif/guest ----------------------------------------------------
+
+struct PairOptions {
+  uint16_t size;
+  uint16_t indirect_max;
+  bool event_idx;
+};
+
+std::ostream& operator<<(std::ostream& out, const PairOptions& o) {
+  return out << "size " << o.size << ", indirect " << o.indirect_max << ", event_idx "
+             << o.event_idx;
+}
+
+class DifferentialTest : public ::testing::TestWithParam<PairOptions> {};
+
+// The device side with its event-idx mode behind one interface.
+class DeviceRing {
+ public:
+  DeviceRing(const SplitRingMemory& memory, bool event_idx, bool indirect)
+      : event_(memory, 0, indirect), flags_(memory, 0, indirect), event_idx_(event_idx) {}
+  template <typename F>
+  auto With(F f) {
+    return event_idx_ ? f(event_) : f(flags_);
+  }
+
+ private:
+  SplitRing<true> event_;
+  SplitRing<false> flags_;
+  bool event_idx_;
+};
+
+TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
+  const PairOptions options = GetParam();
+  ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
+  ASSERT_OK_AND_ASSIGN(
+      auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
+                                                               .indirect_max = options.indirect_max,
+                                                               .event_idx = options.event_idx}}));
+  ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
+  const guest::RingAddresses where = driver->ring().addresses();
+  ASSERT_OK_AND_ASSIGN(
+      const SplitRingMemory ring_memory,
+      SplitRingMemory::Create(*map, {options.size, where.descriptors, where.avail, where.used}));
+  DeviceRing device(ring_memory, options.event_idx, options.indirect_max != 0);
+  ASSERT_OK_AND_ASSIGN(const GuestRange data, memory->Allocate(1024 * kKiB));
+
+  struct Buffer {
+    std::vector<Segment> readable, writable;
+    std::string sent;
+    uint32_t room = 0;
+    uint32_t written = 0;
+    std::string reply;
+  };
+  std::mt19937_64 random(options.size * 1000u + options.indirect_max * 2u + options.event_idx);
+  const auto dice = [&](uint64_t n) { return random() % n; };
+  std::deque<Buffer> buffers;  // index = token - first
+  uint64_t first = 0;
+  std::vector<std::pair<uint16_t, Chain>> held;  // popped by the device, not answered
+
+  // Each buffer in flight owns a stripe of the data area; stripes are reused in turn.
+  constexpr uint64_t kStripe = 2048;
+  const uint64_t stripes = data.size / kStripe;
+  std::vector<bool> stripe_used(stripes);
+
+  // More than 65536 chains, so that every index wraps.
+  constexpr uint64_t kChains = 70'000;
+  uint64_t added = 0;
+  uint64_t answered = 0;
+  uint64_t taken = 0;
+  while (taken < kChains) {
+    switch (dice(4)) {
+      case 0: {  // the driver adds a few
+        for (uint64_t n = dice(options.size) + 1; n > 0 && added < kChains; --n) {
+          const uint64_t stripe = added % stripes;
+          if (stripe_used[stripe]) break;
+          Buffer buffer;
+          uint64_t at = data.address + stripe * kStripe;
+          const uint64_t most = std::max<uint64_t>(options.size, options.indirect_max);
+          const uint64_t segments = 1 + dice(std::min<uint64_t>(most, 12));
+          const uint64_t readable = dice(segments + 1);
+          for (uint64_t i = 0; i < segments; ++i) {
+            const uint32_t len = static_cast<uint32_t>(dice(6) == 0 ? 0 : dice(kStripe / 12));
+            if (i < readable) {
+              for (uint32_t b = 0; b < len; ++b) buffer.sent.push_back(static_cast<char>(random()));
+              std::memcpy(memory->Translate(at, kStripe / 12),
+                          buffer.sent.data() + buffer.sent.size() - len, len);
+              buffer.readable.push_back({at, len});
+            } else {
+              buffer.writable.push_back({at, len});
+              buffer.room += len;
+            }
+            at += len;
+          }
+          if (!driver->ring().Add(buffer.readable, buffer.writable, added)) break;
+          stripe_used[stripe] = true;
+          buffers.push_back(std::move(buffer));
+          ++added;
+        }
+        driver->ring().Publish();
+        break;
+      }
+      case 1: {  // the device takes what is there
+        const int32_t available = device.With([](auto& ring) { return ring.Available(); });
+        ASSERT_GE(available, 0);
+        for (int32_t n = available == 0
+                             ? 0
+                             : static_cast<int32_t>(dice(static_cast<uint64_t>(available) + 1));
+             n > 0; --n) {
+          Chain chain;
+          ASSERT_EQ(device.With([&](auto& ring) { return ring.Pop(*map, &chain); }),
+                    ChainError::kNone);
+          // Chains come in the order of Add; answers may not.
+          const Buffer& buffer = buffers[answered + held.size() - first];
+          std::string got;
+          for (const iovec& part : chain.readable()) {
+            got.append(static_cast<const char*>(part.iov_base), part.iov_len);
+          }
+          ASSERT_EQ(got, buffer.sent);
+          ASSERT_EQ(chain.readable_bytes(), buffer.sent.size());
+          ASSERT_EQ(chain.writable_bytes(), buffer.room);
+          ASSERT_EQ(Total(chain.writable()), buffer.room);
+          held.emplace_back(chain.head(), std::move(chain));
+        }
+        break;
+      }
+      case 2: {  // the device answers some, in order (so that a chain's number is known)
+        const uint64_t count = held.empty() ? 0 : dice(held.size()) + 1;
+        for (uint64_t i = 0; i < count; ++i) {
+          Buffer& buffer = buffers[answered - first];
+          const auto& [head, chain] = held[i];
+          buffer.written = static_cast<uint32_t>(dice(buffer.room + 1));
+          uint32_t left = buffer.written;
+          for (const iovec& part : chain.writable()) {
+            const uint32_t n = std::min(left, static_cast<uint32_t>(part.iov_len));
+            for (uint32_t b = 0; b < n; ++b) {
+              const char byte = static_cast<char>(random());
+              buffer.reply.push_back(byte);
+              static_cast<char*>(part.iov_base)[b] = byte;
+            }
+            left -= n;
+          }
+          ASSERT_EQ(left, 0u);
+          device.With([&, h = head](auto& ring) { ring.PushUsed(h, buffer.written); });
+          ++answered;
+        }
+        held.erase(held.begin(), held.begin() + static_cast<std::ptrdiff_t>(count));
+        ASSERT_EQ(device.With([](auto& ring) { return ring.PublishUsed(); }), count);
+        break;
+      }
+      default: {  // the driver takes answers
+        std::array<UsedBuffer, 16> used;
+        const size_t count = driver->TakeUsed(used);
+        for (size_t i = 0; i < count; ++i) {
+          ASSERT_EQ(used[i].token, taken);
+          const Buffer& buffer = buffers.front();
+          ASSERT_EQ(used[i].written, buffer.written);
+          std::string got;
+          for (const Segment& part : buffer.writable) {
+            if (part.length == 0) continue;
+            got.append(reinterpret_cast<const char*>(memory->Translate(part.address, part.length)),
+                       part.length);
+          }
+          ASSERT_EQ(got.substr(0, buffer.written), buffer.reply);
+          stripe_used[taken % stripes] = false;
+          buffers.pop_front();
+          ++first;
+          ++taken;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(driver->ring().device_errors(), 0u);
+  EXPECT_EQ(driver->ring().in_flight(), 0u);
+  EXPECT_EQ(driver->ring().free_descriptors(), options.size);
+}
+
+// Two threads that sleep whenever the rules allow it: a notification too few on either side stops
+// them for ever (and Wait then reports it).
+TEST_P(DifferentialTest, NoNotificationIsLost) {
+  const PairOptions options = GetParam();
+  constexpr uint32_t kChains = 30'000;
+  ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
+  ASSERT_OK_AND_ASSIGN(
+      auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
+                                                               .indirect_max = options.indirect_max,
+                                                               .event_idx = options.event_idx}}));
+  ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
+  const guest::RingAddresses where = driver->ring().addresses();
+  ASSERT_OK_AND_ASSIGN(
+      const SplitRingMemory ring_memory,
+      SplitRingMemory::Create(*map, {options.size, where.descriptors, where.avail, where.used}));
+  ASSERT_OK_AND_ASSIGN(const GuestRange data, memory->Allocate(64));
+
+  const int kick = driver->kick_fd();
+  const int call = driver->call_fd();
+  std::atomic<bool> lost{false};
+  std::thread device_thread([&] {
+    DeviceRing device(ring_memory, options.event_idx, options.indirect_max != 0);
+    Chain chain;
+    uint32_t done = 0;
+    while (done < kChains) {
+      device.With([](auto& ring) { ring.DisableKicks(); });
+      int32_t available = device.With([](auto& ring) { return ring.Available(); });
+      for (; available > 0; --available, ++done) {
+        device.With([&](auto& ring) {
+          if (ring.Pop(*map, &chain) != ChainError::kNone) lost = true;
+          ring.PushUsed(chain.head(), 0);
+        });
+      }
+      const bool notify =
+          device.With([](auto& ring) { return ring.PublishUsed() > 0 && ring.ShouldNotify(); });
+      const uint64_t one = 1;
+      if (notify && write(call, &one, sizeof(one)) != sizeof(one)) lost = true;
+      if (done == kChains || device.With([](auto& ring) { return ring.EnableKicks(); })) continue;
+      pollfd wait{.fd = kick, .events = POLLIN, .revents = 0};
+      if (poll(&wait, 1, 30'000) != 1) {
+        lost = true;
+        return;
+      }
+      uint64_t count = 0;
+      if (read(kick, &count, sizeof(count)) != sizeof(count)) lost = true;
+    }
+  });
+
+  std::mt19937_64 random(7);
+  const std::array<Segment, 2> out{{{data.address, 8}, {data.address + 8, 8}}};
+  const std::span<const Segment> readable(out.data(), options.size > 1 ? 2 : 1);
+  uint32_t added = 0;
+  uint32_t taken = 0;
+  absl::Status status;
+  while (taken < kChains && status.ok() && !lost) {
+    for (uint64_t n = random() % 5 + 1; n > 0 && added < kChains; --n) {
+      if (!driver->Add(readable, {}, added)) break;
+      ++added;
+    }
+    driver->Publish();
+    if (driver->ring().in_flight() > 0 && random() % 2 == 0) {
+      status = driver->Wait(guest::WaitMode::kSleep);
+    }
+    std::array<UsedBuffer, 32> used;
+    taken += static_cast<uint32_t>(driver->TakeUsed(used));
+  }
+  EXPECT_OK(status);
+  driver->Kick();  // a device that would wait for ever after a failure here
+  device_thread.join();
+  EXPECT_FALSE(lost);
+  EXPECT_EQ(taken, kChains);
+}
+
+INSTANTIATE_TEST_SUITE_P(Rings, DifferentialTest,
+                         ::testing::Values(PairOptions{1, 0, false}, PairOptions{2, 0, true},
+                                           PairOptions{8, 4, false}, PairOptions{16, 0, true},
+                                           PairOptions{64, 16, true}, PairOptions{256, 128, false},
+                                           PairOptions{256, 0, true}, PairOptions{1024, 8, true}));
+
+// Guest memory of three regions: two that touch, and one behind a hole.
+constexpr uint64_t kLow = 0x10000;
+constexpr uint64_t kLowSize = 256 * kKiB;
+constexpr uint64_t kAdjacent = kLow + kLowSize;
+constexpr uint64_t kAdjacentSize = 64 * kKiB;
+constexpr uint64_t kFar = kAdjacent + kAdjacentSize + 64 * kKiB;
+constexpr uint64_t kFarSize = 64 * kKiB;
+
+constexpr uint64_t kDescriptors = kLow;
+constexpr uint64_t kAvail = kLow + 0x4000;
+constexpr uint64_t kUsed = kLow + 0x5000;
+constexpr uint64_t kTable = kLow + 0x10000;
+constexpr uint64_t kBuffer = kLow + 0x20000;
+
+// ---- a driver that changes everything all the time ----------------------------------------------
+
+// Whatever a thread writes over descriptors, tables and rings meanwhile: no buffer that comes out
+// of a ring ever reaches beyond the memory map, and no walk goes on for ever.
+TEST(SplitRingRaceTest, NothingOutsideTheMapEverComesOut) {
+  constexpr uint16_t kRing = 16;
+  ASSERT_OK_AND_ASSIGN(auto memory,
+                       GuestMemory::Create({{.address = kLow, .size = kLowSize},
+                                            {.address = kAdjacent, .size = kAdjacentSize},
+                                            {.address = kFar, .size = kFarSize}}));
+  ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
+  ASSERT_OK_AND_ASSIGN(const SplitRingMemory ring_memory,
+                       SplitRingMemory::Create(*map, {kRing, kDescriptors, kAvail, kUsed}));
+  const auto word = [&](uint64_t address) {
+    return std::atomic_ref<uint64_t>(
+        *reinterpret_cast<uint64_t*>(memory->Translate(address, sizeof(uint64_t))));
+  };
+  const auto half = [&](uint64_t address) {
+    return std::atomic_ref<uint16_t>(
+        *reinterpret_cast<uint16_t*>(memory->Translate(address, sizeof(uint16_t))));
+  };
+
+  std::atomic<bool> stop{false};
+  std::thread scribbler([&] {
+    std::mt19937_64 random(99);
+    // Values that are nearly right get further than noise does.
+    const uint64_t addresses[] = {
+        kBuffer, kTable,       kAdjacent - 8, kFar + kFarSize - 4, UINT64_MAX, kLow,
+        0,       kDescriptors, kUsed + 4,     kAdjacent + 16,      kTable + 8, kFar};
+    constexpr uint64_t kFlags[] = {0, 1, 1, 1, 2, 3, 3, 3, 4, 4, 5};
+    const uint32_t lengths[] = {0, 1, 8, 16, 32, 64, 4096, 0xffff, 0x7fffffff, UINT32_MAX};
+    while (!stop.load(std::memory_order_relaxed)) {
+      const uint64_t dice = random();
+      const uint64_t table = (dice & 1) != 0 ? kDescriptors : kTable;
+      const uint64_t at = table + 16 * ((dice >> 1) % kRing);
+      if ((dice & 0x100) != 0) {
+        word(at).store(addresses[(dice >> 10) % std::size(addresses)], std::memory_order_relaxed);
+      } else {
+        const uint64_t flags = kFlags[(dice >> 40) % std::size(kFlags)];
+        const uint64_t next = (dice >> 44) % (kRing + 2);
+        word(at + 8).store(lengths[(dice >> 10) % std::size(lengths)] | flags << 32 | next << 48,
+                           std::memory_order_relaxed);
+      }
+      if ((dice & 0x600) == 0) {
+        half(kAvail + 4 + 2 * ((dice >> 20) % kRing))
+            .store(static_cast<uint16_t>((dice >> 24) % (kRing + 1)), std::memory_order_relaxed);
+      }
+    }
+  });
+
+  const auto inside = [&](const iovec& part) {
+    const auto* begin = static_cast<const std::byte*>(part.iov_base);
+    for (const MemoryRegion& region : map->regions()) {
+      if (begin >= region.host() && begin < region.host() + region.size) {
+        return part.iov_len <= static_cast<size_t>(region.host() + region.size - begin);
+      }
+    }
+    return false;
+  };
+  SplitRing<true> ring(ring_memory, 0, true);
+  Chain chain;
+  // The noise goes on until it has led to every outcome of a walk.
+  constexpr ChainError kOutcomes[] = {
+      ChainError::kNone,           ChainError::kUnmappedAddress,
+      ChainError::kBadIndirect,    ChainError::kReadableAfterWritable,
+      ChainError::kLengthOverflow, ChainError::kLoop,
+      ChainError::kNextOutOfRange, ChainError::kHeadOutOfRange};
+  std::array<uint64_t, 16> seen{};
+  const auto seen_all = [&] {
+    return std::all_of(std::begin(kOutcomes), std::end(kOutcomes),
+                       [&](ChainError error) { return seen[static_cast<size_t>(error)] > 0; });
+  };
+  for (uint32_t i = 0; i < 300'000 || (!seen_all() && i < 30'000'000); ++i) {
+    half(kAvail + 2).store(static_cast<uint16_t>(ring.next_avail() + kRing));
+    ASSERT_EQ(ring.Available(), kRing);
+    uint16_t head = 0;
+    const ChainError peeked = ring.PeekHead(&head);
+    if (peeked != ChainError::kNone) {
+      ++seen[static_cast<size_t>(peeked)];
+      std::this_thread::yield();
+      continue;
+    }
+    ASSERT_LT(head, kRing);
+    const ChainError error = ring.PopHead(*map, head, &chain);
+    ++seen[static_cast<size_t>(error)];
+    ASSERT_LE(chain.segment_count(), 2u * (kRing + 4096 / 16));
+    for (const iovec& part : chain.readable()) ASSERT_TRUE(inside(part));
+    for (const iovec& part : chain.writable()) ASSERT_TRUE(inside(part));
+    ring.PushUsed(head, 0);
+    ring.PublishUsed();
+    ring.ShouldNotify();
+  }
+  stop = true;
+  scribbler.join();
+  for (const ChainError error : kOutcomes) {
+    EXPECT_GT(seen[static_cast<size_t>(error)], 0u) << ChainErrorName(error);
+  }
+}
+
+}  // namespace
+}  // namespace virtbay
