@@ -2,6 +2,8 @@
 
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
@@ -30,11 +32,10 @@ bool ReplacePage(uintptr_t address) {
   const uintptr_t page = address & ~(static_cast<uintptr_t>(range.page_size) - 1);
   // Marked first: whoever reads the zeroes can see that they are not the guest's.
   range.poisoned->store(true, std::memory_order_release);
-  void* const at = reinterpret_cast<void*>(page);
-  if (mmap(at, range.page_size, PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) {
-    return false;
-  }
+  // The bare system call: a sanitizer's mmap is more than that, and we are in a signal handler.
+  const long at = syscall(SYS_mmap, page, range.page_size, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0L);
+  if (at == -1) return false;
   g_pages_replaced.fetch_add(1, std::memory_order_relaxed);
   return true;
 }

@@ -150,11 +150,21 @@ bool ElfFile::ReadAt(int fd, uint64_t address, void* to, size_t len) const {
   return false;
 }
 
+template <typename Container>
+bool ElfFile::ReadItems(int fd, uint64_t address, uint64_t count, Container* to) const {
+  constexpr size_t kItem = sizeof(typename Container::value_type);
+  // A count is only a number until the file is seen to be that long.
+  if (count > Available(address) / kItem) return false;
+  to->resize(static_cast<size_t>(count));
+  return count == 0 || ReadAt(fd, address, to->data(), to->size() * kItem);
+}
+
 absl::StatusOr<ElfFile::Dynamic> ElfFile::ReadDynamic(int fd, const Elf64_Phdr& header) const {
-  const size_t count = std::min<uint64_t>(header.p_filesz / sizeof(Elf64_Dyn), kMaxDynamicEntries);
-  std::vector<Elf64_Dyn> entries(count);
+  const uint64_t count =
+      std::min<uint64_t>(header.p_filesz / sizeof(Elf64_Dyn), kMaxDynamicEntries);
+  std::vector<Elf64_Dyn> entries;
   // By address, as the dynamic linker does; p_offset need not agree.
-  if (count == 0 || !ReadAt(fd, header.p_vaddr, entries.data(), count * sizeof(Elf64_Dyn))) {
+  if (count == 0 || !ReadItems(fd, header.p_vaddr, count, &entries)) {
     return Bad("dynamic section outside the file");
   }
   Dynamic dynamic;
@@ -211,8 +221,8 @@ absl::StatusOr<size_t> ElfFile::CountByGnuHash(int fd, uint64_t address) const {
   // Addresses that wrap are in no segment, or in one where the reads below stay inside it.
   const uint64_t buckets_at = address + sizeof(head) + bloom * sizeof(uint64_t);
   const uint64_t chains_at = buckets_at + buckets * sizeof(uint32_t);
-  std::vector<uint32_t> words(buckets);
-  if (!ReadAt(fd, buckets_at, words.data(), words.size() * sizeof(uint32_t))) {
+  std::vector<uint32_t> words;
+  if (!ReadItems(fd, buckets_at, buckets, &words)) {
     return Bad("GNU hash buckets outside");
   }
   const uint64_t last_chain = *std::max_element(words.begin(), words.end());
@@ -221,8 +231,9 @@ absl::StatusOr<size_t> ElfFile::CountByGnuHash(int fd, uint64_t address) const {
 
   // The chain of the last bucket ends at the last symbol: a word with bit 0 set.
   const uint64_t chain_at = chains_at + (last_chain - first) * sizeof(uint32_t);
-  words.resize(std::min<uint64_t>(Available(chain_at) / sizeof(uint32_t), kMaxSymbols));
-  if (words.empty() || !ReadAt(fd, chain_at, words.data(), words.size() * sizeof(uint32_t))) {
+  const uint64_t rest =
+      std::min<uint64_t>(Available(chain_at) / sizeof(uint32_t), kMaxSymbols - last_chain);
+  if (rest == 0 || !ReadItems(fd, chain_at, rest, &words)) {
     return Bad("GNU hash chains outside");
   }
   const auto end = std::find_if(words.begin(), words.end(), [](uint32_t w) { return w & 1; });
@@ -234,8 +245,8 @@ absl::Status ElfFile::ReadSymbols(int fd, const Dynamic& dynamic) {
   if (dynamic.strings_size == 0 || dynamic.strings_size > kMaxStrings) {
     return Bad("odd string table size");
   }
-  std::string strings(static_cast<size_t>(dynamic.strings_size), '\0');
-  if (!ReadAt(fd, dynamic.strings, strings.data(), strings.size())) {
+  std::string strings;
+  if (!ReadItems(fd, dynamic.strings, dynamic.strings_size, &strings)) {
     return Bad("string table outside");
   }
   size_t name_bytes = 0;
@@ -254,8 +265,8 @@ absl::Status ElfFile::ReadSymbols(int fd, const Dynamic& dynamic) {
   }
   VIRTBAY_ASSIGN_OR_RETURN(const size_t count, CountSymbols(fd, dynamic));
   if (count > kMaxSymbols) return Bad("too many symbols");
-  std::vector<Elf64_Sym> table(count);
-  if (count != 0 && !ReadAt(fd, dynamic.symbols, table.data(), count * sizeof(Elf64_Sym))) {
+  std::vector<Elf64_Sym> table;
+  if (!ReadItems(fd, dynamic.symbols, count, &table)) {
     return Bad("symbol table outside");
   }
   for (const Elf64_Sym& s : table) {

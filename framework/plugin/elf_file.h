@@ -64,6 +64,10 @@ class ElfFile {
   absl::Status ReadSymbols(int fd, const Dynamic& dynamic);
   // Bytes that the file has from `address` to the end of its segment.
   uint64_t Available(uint64_t address) const;
+  // Fills `to` with `count` items from `address`; false, and no memory taken, when they are not
+  // wholly in the file.
+  template <typename Container>
+  bool ReadItems(int fd, uint64_t address, uint64_t count, Container* to) const;
 
   std::vector<Segment> segments_;
   std::vector<Symbol> symbols_;

@@ -80,6 +80,18 @@ absl::Status CheckOps(const virtbay_device* device) {
   return absl::OkStatus();
 }
 
+// Ends a device that is of no use; one whose table does not reach to destroy is leaked.
+void DestroyIfPossible(virtbay_device* device) {
+  if (device == nullptr || device->ops == nullptr ||
+      device->ops->struct_size < sizeof(virtbay_device_ops) || device->ops->destroy == nullptr) {
+    return;
+  }
+  static_cast<void>(Call("destroy()", [&](virtbay_error*) {
+    device->ops->destroy(device);
+    return VIRTBAY_OK;
+  }));
+}
+
 }  // namespace
 
 struct Plugin::Impl {
@@ -230,7 +242,10 @@ absl::StatusOr<virtbay_device*> Plugin::CreateDevice(uint32_t index, const virtb
   absl::Status status = Call("create()", [&](virtbay_error* error) {
     return impl_->factory->create(index, &host, device_host, &device, error);
   });
-  if (status.ok()) status = CheckOps(device);
+  if (status.ok()) {
+    status = CheckOps(device);
+    if (!status.ok()) DestroyIfPossible(device);
+  }
   if (!status.ok()) return Annotate(status, absl::StrCat("plugin ", path().native()));
   return device;
 }
