@@ -7,14 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "virtbay/device_port.h"
 
 namespace virtbay::testing {
@@ -57,13 +56,13 @@ class FakeDevice {
   };
 
   explicit FakeDevice(uint32_t queues = 2, size_t config_size = 16) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     state_.queues.resize(queues);
     for (size_t i = 0; i < config_size; ++i) state_.config.push_back(std::byte(i + 1));
   }
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (!state_.attach_error.ok()) return state_.attach_error;
     if (state_.attached) return absl::AlreadyExistsError("the device is in use");
     state_.attached = true;
@@ -75,7 +74,7 @@ class FakeDevice {
   // A look at, or a change of, everything; f(State&).
   template <typename F>
   auto With(F f) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     return f(state_);
   }
   Queue queue(uint32_t index) {
@@ -83,7 +82,7 @@ class FakeDevice {
   }
   // The device tells its front-end; nothing happens when none is attached.
   void ChangeConfig() {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     if (events_ != nullptr) events_->OnConfigChanged();
   }
 
@@ -101,7 +100,7 @@ class FakeDevice {
         state.attached = false;
         state.map = nullptr;
       });
-      absl::MutexLock lock(&device_.mutex_);
+      const std::lock_guard lock(device_.mutex_);
       device_.events_ = nullptr;
     }
 
@@ -231,9 +230,10 @@ class FakeDevice {
     std::vector<Fds> fds_;
   };
 
-  absl::Mutex mutex_;
-  State state_ ABSL_GUARDED_BY(mutex_);
-  DevicePortEvents* events_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  // Not absl's: the distribution's library is not built for the thread sanitizer.
+  std::mutex mutex_;
+  State state_;
+  DevicePortEvents* events_ = nullptr;
 };
 
 }  // namespace virtbay::testing

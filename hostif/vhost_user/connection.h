@@ -1,0 +1,75 @@
+// Connection: one front-end from its connect to its disconnect: messages in, answers out.
+// Owned by a Server (or a test), which polls its fds and calls it on one thread; nothing here waits
+// for the front-end. OnConfigChanged alone is [any].
+#ifndef VIRTBAY_HOSTIF_VHOST_USER_CONNECTION_H_
+#define VIRTBAY_HOSTIF_VHOST_USER_CONNECTION_H_
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "framework/base/log.h"
+#include "framework/base/unique_fd.h"
+#include "hostif/vhost_user/log_limiter.h"
+#include "hostif/vhost_user/message_table.h"
+#include "hostif/vhost_user/session.h"
+#include "hostif/vhost_user/wire.h"
+#include "virtbay/device_port.h"
+
+namespace virtbay::vhost_user {
+
+// Gives the device's port to one front-end, or says why not (DeviceHandle::Attach).
+using AttachFunction =
+    std::function<absl::StatusOr<std::unique_ptr<DevicePort>>(DevicePortEvents*)>;
+
+class Connection final : public DevicePortEvents {
+ public:
+  // Attaches the device. `wake_fd` is an eventfd of the caller, written when OnWake should be
+  // called; it must outlive the connection. The attach function's error.
+  static absl::StatusOr<std::unique_ptr<Connection>> Create(UniqueFd socket,
+                                                            const AttachFunction& attach,
+                                                            int wake_fd, Log log);
+  ~Connection() override;
+
+  int fd() const { return socket_.get(); }
+  // What to poll fd() for.
+  short events() const;
+  // The back-end channel, to be polled for input; -1 when there is none.
+  int backend_fd() { return session_->backend().poll_fd(); }
+
+  // The socket is ready. False when the connection is over; the reason has been logged. Handles a
+  // bounded number of messages, so that the caller gets its turn.
+  bool OnReady();
+  void OnBackendReady(short revents) { session_->backend().Drain(revents); }
+  // wake_fd was written: tells the front-end of a change of configuration or status.
+  void OnWake();
+  // The front-end has closed its end.
+  bool PeerGone() const;
+
+  void OnConfigChanged() override;
+
+ private:
+  Connection(UniqueFd socket, int wake_fd, Log log);
+
+  // Both return an error only when the connection has to end.
+  absl::Status Handle(Message& message);
+  absl::Status Answer(const MessageInfo* info, const Message& message, const absl::Status& result,
+                      const Reply& reply);
+  absl::Status Check(const MessageInfo* info, const Message& message) const;
+
+  UniqueFd socket_;
+  const int wake_fd_;
+  LogLimiter log_;
+  MessageReader reader_;
+  ReplyWriter writer_;
+  std::atomic<bool> config_changed_{false};
+  // Last: its port may call OnConfigChanged until it is gone.
+  std::optional<Session> session_;
+};
+
+}  // namespace virtbay::vhost_user
+
+#endif  // VIRTBAY_HOSTIF_VHOST_USER_CONNECTION_H_

@@ -1,0 +1,108 @@
+#include "hostif/vhost_user/memory_table.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+
+namespace virtbay::vhost_user {
+namespace {
+
+std::string Describe(const RegionDescription& region) {
+  return absl::StrCat("region [guest 0x", absl::Hex(region.guest_address), ", user 0x",
+                      absl::Hex(region.user_address), ", +0x", absl::Hex(region.size), ")");
+}
+
+}  // namespace
+
+absl::StatusOr<MemoryTable::Entry> MemoryTable::Map(const RegionDescription& region,
+                                                    const UniqueFd& fd) const {
+  struct stat file {};
+  if (fstat(fd.get(), &file) != 0) return ErrnoStatus(errno, Describe(region));
+  Entry entry{region, file.st_dev, file.st_ino, nullptr};
+  for (const Entry& old : entries_) {
+    // The mapping keeps its file alive, so an equal inode number is the same file, not a reuse.
+    if (!old.mapping->poisoned() && old.device == entry.device && old.inode == entry.inode &&
+        old.region.mmap_offset == region.mmap_offset && old.region.size == region.size) {
+      entry.mapping = old.mapping;
+      return entry;
+    }
+  }
+  auto mapping = GuestMapping::Create(fd.get(), region.mmap_offset, region.size);
+  if (!mapping.ok()) return Annotate(mapping.status(), Describe(region));
+  entry.mapping = *std::move(mapping);
+  return entry;
+}
+
+absl::StatusOr<MemoryTable::Proposal> MemoryTable::Propose(std::vector<Entry> entries) const {
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return a.region.guest_address < b.region.guest_address;
+  });
+  Proposal proposal;
+  proposal.unchanged = map_ != nullptr && entries.size() == entries_.size() &&
+                       std::equal(entries.begin(), entries.end(), entries_.begin(),
+                                  [](const Entry& a, const Entry& b) {
+                                    return a.region == b.region && a.mapping == b.mapping;
+                                  });
+  if (!proposal.unchanged) {
+    std::vector<MemoryRegion> regions;
+    regions.reserve(entries.size());
+    for (const Entry& entry : entries) {
+      regions.push_back({entry.region.guest_address, entry.region.user_address, entry.region.size,
+                         entry.mapping});
+    }
+    VIRTBAY_ASSIGN_OR_RETURN(proposal.map, MemoryMap::Create(std::move(regions)));
+  }
+  proposal.entries = std::move(entries);
+  return proposal;
+}
+
+absl::StatusOr<MemoryTable::Proposal> MemoryTable::Replace(
+    std::span<const RegionDescription> regions, std::span<const UniqueFd> fds) const {
+  std::vector<Entry> entries;
+  entries.reserve(regions.size());
+  for (size_t i = 0; i < regions.size(); ++i) {
+    VIRTBAY_ASSIGN_OR_RETURN(Entry entry, Map(regions[i], fds[i]));
+    entries.push_back(std::move(entry));
+  }
+  return Propose(std::move(entries));
+}
+
+absl::StatusOr<MemoryTable::Proposal> MemoryTable::Add(const RegionDescription& region,
+                                                       const UniqueFd& fd) const {
+  if (entries_.size() >= kMaxMemSlots) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("all ", kMaxMemSlots, " memory slots are in use"));
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(Entry entry, Map(region, fd));
+  std::vector<Entry> entries = entries_;
+  entries.push_back(std::move(entry));
+  return Propose(std::move(entries));
+}
+
+absl::StatusOr<MemoryTable::Proposal> MemoryTable::Remove(const RegionDescription& region) const {
+  std::vector<Entry> entries = entries_;
+  const auto found = std::find_if(entries.begin(), entries.end(), [&](const Entry& entry) {
+    return entry.region.guest_address == region.guest_address &&
+           entry.region.user_address == region.user_address && entry.region.size == region.size;
+  });
+  if (found == entries.end()) {
+    return absl::NotFoundError(absl::StrCat(Describe(region), " is not in the table"));
+  }
+  entries.erase(found);
+  return Propose(std::move(entries));
+}
+
+void MemoryTable::Commit(Proposal proposal) {
+  if (proposal.unchanged) return;
+  entries_ = std::move(proposal.entries);
+  map_ = std::move(proposal.map);
+}
+
+}  // namespace virtbay::vhost_user

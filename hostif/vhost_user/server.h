@@ -1,0 +1,90 @@
+// Server: serves one device over vhost-user, as the back-end, to one front-end after another.
+// Owned by the embedder (or the device host); create, query and destroy it on any thread, one at a
+// time. It has one thread of its own, on which the front-end's messages and the callbacks run;
+// requests do not pass through it. docs/vhost-user.md says what is supported.
+#ifndef VIRTBAY_HOSTIF_VHOST_USER_SERVER_H_
+#define VIRTBAY_HOSTIF_VHOST_USER_SERVER_H_
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "framework/base/log.h"
+#include "framework/base/unique_fd.h"
+#include "hostif/vhost_user/connection.h"
+#include "hostif/vhost_user/socket.h"
+#include "virtbay/host.h"
+
+namespace virtbay::vhost_user {
+
+struct ServerOptions {
+  // Where to listen: exactly one of these two.
+  std::string socket_path;
+  // A listening socket (inherited, or from ActivationSockets), or one that a front-end is connected
+  // to already. In the latter case the server has ended with that front-end.
+  UniqueFd socket;
+
+  mode_t socket_mode = 0600;  // of the file at socket_path, whatever the umask
+  Log log;                    // default: drops everything
+  // Called on the server's thread, which serves nobody meanwhile; must not destroy the server.
+  std::function<void()> on_connect;     // a front-end has the device
+  std::function<void()> on_disconnect;  // and has it no more
+};
+
+class Server {
+ public:
+  // Listens, and serves until destroyed. The error names the path or fd: AlreadyExists (in use, or
+  // no socket), InvalidArgument (too long, wrong kind of fd), or of the system call. A device that
+  // another front-end holds is no error here: connections are closed, with a line in the log,
+  // until it is free. [any]
+  static absl::StatusOr<std::unique_ptr<Server>> Create(DeviceHandle device, ServerOptions options);
+  // The same for anything that has a port.
+  static absl::StatusOr<std::unique_ptr<Server>> Create(AttachFunction attach,
+                                                        ServerOptions options);
+  // Disconnects the front-end, which stops its rings, and removes the socket file. [any]
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // A front-end has the device. [any]
+  bool connected() const { return connected_.load(std::memory_order_acquire); }
+  // There will be no further front-end: the inherited connection is over, or the listening socket
+  // has failed. [any]
+  bool ended() const { return ended_.load(std::memory_order_acquire); }
+
+ private:
+  Server(AttachFunction attach, ServerOptions options);
+
+  absl::Status Start();
+  void Run();
+  // One poll and what it says; false when there is nothing left to do.
+  bool Turn();
+  void Accept();
+  void Connect(UniqueFd socket);
+  void Disconnect();
+
+  const AttachFunction attach_;
+  const Log log_;
+  const std::function<void()> on_connect_;
+  const std::function<void()> on_disconnect_;
+  UniqueFd listener_;
+  SocketFile file_;
+  UniqueFd first_;  // an inherited connection, until it is served
+  UniqueFd wake_;   // eventfd: stop, or a change to tell the front-end of
+  std::atomic<bool> stop_{false};
+  std::atomic<bool> connected_{false};
+  std::atomic<bool> ended_{false};
+  bool out_of_fds_ = false;
+  std::unique_ptr<Connection> connection_;
+  std::thread thread_;
+};
+
+}  // namespace virtbay::vhost_user
+
+#endif  // VIRTBAY_HOSTIF_VHOST_USER_SERVER_H_

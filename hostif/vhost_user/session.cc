@@ -1,0 +1,253 @@
+#include "hostif/vhost_user/session.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+
+namespace virtbay::vhost_user {
+namespace {
+
+absl::Status Unoffered(absl::string_view what, uint64_t bits) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(what, " 0x", absl::Hex(bits), " were not offered"));
+}
+
+// The ring and the fd of SET_VRING_KICK, _CALL and _ERR.
+struct VringFd {
+  uint32_t index = 0;
+  UniqueFd fd;
+};
+
+absl::StatusOr<VringFd> TakeVringFd(Message& message) {
+  const uint64_t value = message.Get<uint64_t>();
+  if ((value & ~(kVringFdIndexMask | kVringFdNone)) != 0) {
+    // Not cut down to its low bits: a ring number of 256 is an error, not ring 0.
+    return absl::InvalidArgumentError(absl::StrCat("ring 0x", absl::Hex(value), " is unknown"));
+  }
+  const bool expected = (value & kVringFdNone) == 0;
+  if (expected != (message.fds.size() == 1)) {
+    return absl::InvalidArgumentError(expected ? "the file descriptor is missing"
+                                               : "a file descriptor in spite of the no-fd flag");
+  }
+  VringFd result;
+  result.index = static_cast<uint32_t>(value & kVringFdIndexMask);
+  if (expected) result.fd = std::move(message.fds[0]);
+  return result;
+}
+
+}  // namespace
+
+Session::Session(std::unique_ptr<DevicePort> port, Log log)
+    : port_(std::move(port)), log_(std::move(log)), rings_(port_.get(), log_) {}
+
+absl::Status Session::GetFeatures(Message&, Reply& reply) {
+  reply.Set<uint64_t>(port_->offered_features() | kProtocolFeaturesBit);
+  return absl::OkStatus();
+}
+
+absl::Status Session::SetFeatures(Message& message, Reply&) {
+  const uint64_t value = message.Get<uint64_t>();
+  const uint64_t features = value & ~kProtocolFeaturesBit;
+  if (const uint64_t extra = features & ~port_->offered_features(); extra != 0) {
+    return Unoffered("features", extra);
+  }
+  if (!features_set_ || features != features_) {
+    // A driver that is bound again may come without GET_VRING_BASE (user-mode Linux only disables
+    // its rings), so rings that run disabled do not forbid new features.
+    VIRTBAY_RETURN_IF_ERROR(rings_.SuspendDisabled());
+    const absl::Status status = port_->SetFeatures(features);
+    rings_.Resume();
+    VIRTBAY_RETURN_IF_ERROR(status);
+    features_ = features;
+    features_set_ = true;
+  }
+  protocol_features_acknowledged_ = (value & kProtocolFeaturesBit) != 0;
+  return protocol_features_acknowledged_ ? absl::OkStatus() : rings_.EnableAll();
+}
+
+absl::Status Session::SetOwner(Message&, Reply&) {
+  // One connection is one owner; there is nothing to remember.
+  return absl::OkStatus();
+}
+
+absl::Status Session::ResetOwner(Message&, Reply&) {
+  // Deprecated. Forgetting the session here would break front-ends that send it in passing.
+  // Without protocol features a disabled ring could not be enabled again.
+  return protocol_features_acknowledged_ ? rings_.DisableAll() : absl::OkStatus();
+}
+
+absl::Status Session::ResetDevice(Message&, Reply&) {
+  VIRTBAY_RETURN_IF_ERROR(port_->Reset());
+  return AfterReset();
+}
+
+absl::Status Session::AfterReset() {
+  rings_.Forget();
+  features_ = 0;
+  features_set_ = false;
+  // The memory table is the connection's and outlives a reset: a front-end with CONFIGURE_MEM_SLOTS
+  // sends only what changes from then on.
+  return memory_.map() == nullptr ? absl::OkStatus() : rings_.ChangeMemory(memory_.map());
+}
+
+absl::Status Session::SetMemTable(Message& message, Reply&) {
+  const auto header = message.Get<MemTableHeader>();
+  if (header.count > kMaxTableRegions || header.count != message.fds.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(header.count, " regions with ", message.fds.size(),
+                     " file descriptors; at most ", kMaxTableRegions));
+  }
+  if (message.header.size < sizeof header + header.count * sizeof(RegionDescription)) {
+    return absl::InvalidArgumentError(absl::StrCat("a payload of ", message.header.size,
+                                                   " bytes is too short for ", header.count,
+                                                   " regions"));
+  }
+  std::array<RegionDescription, kMaxTableRegions> regions;
+  for (uint32_t i = 0; i < header.count; ++i) {
+    regions[i] = message.Get<RegionDescription>(sizeof header + i * sizeof(RegionDescription));
+  }
+  return ChangeMemory(memory_.Replace(std::span(regions).first(header.count), message.fds));
+}
+
+absl::Status Session::AddMemReg(Message& message, Reply&) {
+  return ChangeMemory(memory_.Add(message.Get<SingleRegion>().region, message.fds[0]));
+}
+
+absl::Status Session::RemMemReg(Message& message, Reply&) {
+  return ChangeMemory(memory_.Remove(message.Get<SingleRegion>().region));
+}
+
+absl::Status Session::ChangeMemory(absl::StatusOr<MemoryTable::Proposal> proposal) {
+  VIRTBAY_RETURN_IF_ERROR(proposal.status());
+  if (proposal->unchanged) return absl::OkStatus();
+  VIRTBAY_RETURN_IF_ERROR(rings_.ChangeMemory(proposal->map));
+  memory_.Commit(*std::move(proposal));
+  return absl::OkStatus();
+}
+
+absl::Status Session::GetMaxMemSlots(Message&, Reply& reply) {
+  reply.Set<uint64_t>(kMaxMemSlots);
+  return absl::OkStatus();
+}
+
+absl::Status Session::SetVringNum(Message& message, Reply&) {
+  const auto state = message.Get<VringState>();
+  return rings_.SetSize(state.index, state.num);
+}
+
+absl::Status Session::SetVringAddr(Message& message, Reply&) {
+  const auto address = message.Get<VringAddress>();
+  return rings_.SetAddresses(address.index, address);
+}
+
+absl::Status Session::SetVringBase(Message& message, Reply&) {
+  const auto state = message.Get<VringState>();
+  return rings_.SetBase(state.index, state.num);
+}
+
+absl::Status Session::GetVringBase(Message& message, Reply& reply) {
+  const uint32_t index = message.Get<VringState>().index;
+  VIRTBAY_ASSIGN_OR_RETURN(const uint16_t base, rings_.Stop(index));
+  reply.Set(VringState{index, base});
+  return absl::OkStatus();
+}
+
+absl::Status Session::SetVringKick(Message& message, Reply&) {
+  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message));
+  return rings_.SetKick(vring.index, std::move(vring.fd));
+}
+
+absl::Status Session::SetVringCall(Message& message, Reply&) {
+  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message));
+  return rings_.SetCall(vring.index, std::move(vring.fd));
+}
+
+absl::Status Session::SetVringErr(Message& message, Reply&) {
+  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message));
+  return rings_.SetError(vring.index, std::move(vring.fd));
+}
+
+absl::Status Session::SetVringEnable(Message& message, Reply&) {
+  const auto state = message.Get<VringState>();
+  if (state.num > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("state ", state.num, " is neither 0 nor 1"));
+  }
+  return rings_.SetEnabled(state.index, state.num == 1);
+}
+
+absl::Status Session::GetProtocolFeatures(Message&, Reply& reply) {
+  reply.Set<uint64_t>(kOfferedProtocolFeatures);
+  return absl::OkStatus();
+}
+
+absl::Status Session::SetProtocolFeatures(Message& message, Reply&) {
+  const uint64_t value = message.Get<uint64_t>();
+  if (const uint64_t extra = value & ~kOfferedProtocolFeatures; extra != 0) {
+    return Unoffered("protocol features", extra);
+  }
+  protocol_features_ = value;
+  return absl::OkStatus();
+}
+
+absl::Status Session::GetQueueNum(Message&, Reply& reply) {
+  reply.Set<uint64_t>(rings_.count());
+  return absl::OkStatus();
+}
+
+absl::Status Session::SetBackendReqFd(Message& message, Reply&) {
+  backend_.Set(std::move(message.fds[0]));
+  return absl::OkStatus();
+}
+
+absl::Status Session::GetConfig(Message& message, Reply& reply) {
+  auto header = message.Get<ConfigHeader>();
+  const uint32_t available = port_->config_size();
+  if (header.size > kMaxConfigSize || header.offset > kMaxConfigSize - header.size ||
+      header.offset >= available) {
+    return absl::OutOfRangeError(absl::StrCat("bytes from ", header.offset, ", ", header.size,
+                                              " long, of a configuration space of ", available));
+  }
+  // A front-end built for a newer device asks for fields that this one does not have yet. They read
+  // as zero, and it does not use them without their feature bits.
+  const std::span<std::byte> all = reply.Resize(sizeof header + header.size);
+  std::fill(all.begin(), all.end(), std::byte{0});
+  std::memcpy(all.data(), &header, sizeof header);
+  return port_->ReadConfig(
+      header.offset, all.subspan(sizeof header, std::min(header.size, available - header.offset)));
+}
+
+absl::Status Session::SetConfig(Message& message, Reply&) {
+  const auto header = message.Get<ConfigHeader>();
+  if (header.size > message.header.size - sizeof header) {
+    return absl::InvalidArgumentError(absl::StrCat("a payload of ", message.header.size,
+                                                   " bytes is too short for ", header.size,
+                                                   " of configuration"));
+  }
+  const uint32_t available = port_->config_size();
+  if (header.offset > available || header.size > available - header.offset) {
+    return absl::OutOfRangeError(absl::StrCat("bytes from ", header.offset, ", ", header.size,
+                                              " long, of a configuration space of ", available));
+  }
+  if (header.flags > kMaxConfigFlags) {
+    return absl::InvalidArgumentError(absl::StrCat("flags ", header.flags, " are unknown"));
+  }
+  return port_->WriteConfig(header.offset, message.bytes().subspan(sizeof header, header.size));
+}
+
+absl::Status Session::SetStatus(Message& message, Reply&) {
+  const uint64_t value = message.Get<uint64_t>();
+  if (value > UINT8_MAX) {
+    return absl::InvalidArgumentError(absl::StrCat("status ", value, " does not fit into 8 bits"));
+  }
+  VIRTBAY_RETURN_IF_ERROR(port_->SetStatus(static_cast<uint8_t>(value)));
+  return value == 0 ? AfterReset() : absl::OkStatus();
+}
+
+absl::Status Session::GetStatus(Message&, Reply& reply) {
+  reply.Set<uint64_t>(port_->status());
+  return absl::OkStatus();
+}
+
+}  // namespace virtbay::vhost_user
