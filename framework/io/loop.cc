@@ -1,6 +1,7 @@
 #include "framework/io/loop.h"
 
 #include <liburing.h>
+#include <poll.h>
 #include <sys/eventfd.h>
 
 #include <algorithm>
@@ -55,7 +56,10 @@ absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents*
   return loop;
 }
 
-Loop::~Loop() = default;
+Loop::~Loop() {
+  // The ring goes before the memory that its operations refer to.
+  ring_.reset();
+}
 
 absl::Status Loop::Enable() {
   if (ring_->disabled) {
@@ -87,6 +91,9 @@ void Loop::Release(IoOp* op) {
   op->pending = false;
   op->dead = false;
   op->queued = false;
+  op->polls = false;
+  // Whoever gets the object next is not meant by a cancellation that still waits.
+  if (!cancels_.empty()) std::erase(cancels_, op);
   free_.push_back(op);
 }
 
@@ -121,7 +128,11 @@ void Loop::Prepare(io_uring_sqe* sqe, IoOp* op) {
       break;
     case IoKind::kWatch:
     case IoKind::kWake:
-      io_uring_prep_read(sqe, op->fd, &op->word, sizeof(op->word), UINT64_MAX);
+      if (op->polls) {
+        io_uring_prep_poll_add(sqe, op->fd, POLLIN);
+      } else {
+        io_uring_prep_read(sqe, op->fd, &op->word, sizeof(op->word), UINT64_MAX);
+      }
       break;
   }
   io_uring_sqe_set_data(sqe, op);
@@ -144,7 +155,8 @@ void Loop::Submit(IoOp* op) {
 }
 
 void Loop::PrepareCancel(IoOp* op) {
-  io_uring_sqe* sqe = NextSqe();
+  // An operation that the kernel does not have yet is cancelled when it does.
+  io_uring_sqe* sqe = op->queued ? nullptr : NextSqe();
   if (sqe == nullptr) {
     cancels_.push_back(op);
     return;
@@ -154,14 +166,14 @@ void Loop::PrepareCancel(IoOp* op) {
 }
 
 void Loop::RetryQueued() {
-  while (!queued_.empty()) {
-    IoOp* op = queued_.back();
+  size_t done = 0;
+  for (; done < queued_.size(); ++done) {
     io_uring_sqe* sqe = NextSqe();
-    if (sqe == nullptr) return;
-    queued_.pop_back();
-    op->queued = false;
-    Prepare(sqe, op);
+    if (sqe == nullptr) break;
+    queued_[done]->queued = false;
+    Prepare(sqe, queued_[done]);
   }
+  queued_.erase(queued_.begin(), queued_.begin() + static_cast<std::ptrdiff_t>(done));
   std::vector<IoOp*> cancels;
   cancels.swap(cancels_);
   for (IoOp* op : cancels) {
@@ -224,9 +236,10 @@ uint32_t Loop::ReportTimers() {
   uint32_t reports = 0;
   // A timer's report may set or cancel others, so the list is searched anew after each.
   for (;;) {
-    auto due = std::find_if(timers_.begin(), timers_.end(),
-                            [&](const Timer& t) { return t.deadline_ns <= now; });
-    if (due == timers_.end()) break;
+    const auto due = std::min_element(
+        timers_.begin(), timers_.end(),
+        [](const Timer& a, const Timer& b) { return a.deadline_ns < b.deadline_ns; });
+    if (due == timers_.end() || due->deadline_ns > now) break;
     const Timer timer = *due;
     timers_.erase(due);
     events_->OnTimer(timer.queue, timer.cookie);
@@ -252,8 +265,12 @@ void Loop::Handle(IoOp* op, int32_t result) {
     return;
   }
   if (result > 0 || result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
+    const bool was_read = !op->polls && result > 0;
+    // Some kernels answer EAGAIN at once for a non-blocking file that cannot be tried (no
+    // FMODE_NOWAIT; pipes until 6.4): such a file is polled first, or the loop would spin.
+    op->polls = result == -EAGAIN;
     Start(op);
-    if (op->kind == IoKind::kWatch && result > 0) events_->OnWatch(op->tag);
+    if (op->kind == IoKind::kWatch && was_read) events_->OnWatch(op->tag);
     return;
   }
   op->pending = false;

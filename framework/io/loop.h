@@ -42,6 +42,7 @@ struct IoOp {
   bool pending = false;  // the kernel, or the queue to it, has it
   bool dead = false;     // a watch that is going away
   bool queued = false;   // waits for a free SQE
+  bool polls = false;    // a watch whose file cannot be read before it says so
 };
 
 // A watched fd; handed back to Unwatch.
