@@ -41,6 +41,11 @@ int Call::Tail(uint32_t fixed, std::span<const std::byte>* tail) {
   std::span<const std::byte> whole;
   if (const int error = Whole(&whole); error != 0) return error;
   *tail = whole.subspan(kInHeader + fixed, arg_bytes() - fixed - ext);
+  // Linux puts the extensions right behind the last NUL; a driver that aligns them is as good.
+  for (int pad = 0; ext != 0 && pad < 7 && tail->size() >= 2; ++pad) {
+    if (tail->back() != std::byte{0} || (*tail)[tail->size() - 2] != std::byte{0}) break;
+    *tail = tail->first(tail->size() - 1);
+  }
   return 0;
 }
 
@@ -122,6 +127,10 @@ void Call::Error(int error) {
 }
 
 void Call::Finish(uint32_t n) {
+  if (no_reply_) {
+    request_.Complete(0);
+    return;
+  }
   const fuse_out_header out = {kOutHeader + n, 0, header_.unique};
   request_.Write(0, out);
   request_.Complete(kOutHeader + n);

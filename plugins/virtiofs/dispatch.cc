@@ -50,8 +50,8 @@ constexpr std::array<Entry, kOpcodeCount> MakeTable() {
   t[FUSE_RELEASE] = {OpRelease, sizeof(fuse_release_in), 0, kPlain};
   t[FUSE_FSYNC] = {OpFsync, sizeof(fuse_fsync_in), 0, kPlain};
   t[FUSE_SETXATTR] = {OpSetxattr, FUSE_COMPAT_SETXATTR_IN_SIZE, 0, kModifies | kXattr};
-  t[FUSE_GETXATTR] = {OpGetxattr, sizeof(fuse_getxattr_in), sizeof(fuse_getxattr_out), kXattr};
-  t[FUSE_LISTXATTR] = {OpListxattr, sizeof(fuse_getxattr_in), sizeof(fuse_getxattr_out), kXattr};
+  t[FUSE_GETXATTR] = {OpGetxattr, sizeof(fuse_getxattr_in), 0, kXattr};
+  t[FUSE_LISTXATTR] = {OpListxattr, sizeof(fuse_getxattr_in), 0, kXattr};
   t[FUSE_REMOVEXATTR] = {OpRemovexattr, 1, 0, kModifies | kXattr};
   t[FUSE_FLUSH] = {OpFlush, sizeof(fuse_flush_in), 0, kPlain};
   t[FUSE_INIT] = {OpInit, 16, sizeof(fuse_init_out), kAnytime};

@@ -43,8 +43,9 @@ void CreateEntry(Call& c, std::string_view name, uint32_t umask, uint32_t wanted
   }
   if (error != 0) return c.Error(error);
   // The process's umask is the embedder's; where the thread cannot have its own, undo it.
-  if (fix_mode && !c.worker.identity.own_umask() && !c.fs.has(FUSE_POSIX_ACL)) {
-    ::fchmodat(dir.fd.fd(), name.data(), wanted_mode & 07777, 0);
+  if (fix_mode && !c.worker.identity.own_umask() && !c.fs.has(FUSE_POSIX_ACL) &&
+      ::fchmodat(dir.fd.fd(), name.data(), wanted_mode & 07777, 0) != 0) {
+    c.fs.host->Log(VIRTBAY_LOG_DEBUG, "cannot undo the umask: errno %d", errno);
   }
   fuse_entry_out entry = {};
   error = MakeEntry(c, *dir.inode, dir.fd.fd(), name, &entry);

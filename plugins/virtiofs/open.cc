@@ -144,6 +144,14 @@ int OpenExisting(Call& c, Inode& parent, int parent_fd, std::string_view name,
   return error;
 }
 
+// The process's umask is the embedder's; where the thread cannot have its own, undo it.
+void UndoUmask(const Call& c, int fd, mode_t mode) {
+  if (c.worker.identity.own_umask() || c.fs.has(FUSE_POSIX_ACL)) return;
+  if (::fchmod(fd, mode) != 0) {
+    c.fs.host->Log(VIRTBAY_LOG_DEBUG, "cannot undo the umask: errno %d", errno);
+  }
+}
+
 void ReplyCreated(Call& c, InodeRef inode, const CreateOut& out, int error) {
   if (error != 0) {
     if (inode) c.fs.inodes.Forget(*inode, 1);
@@ -214,7 +222,7 @@ void OpCreate(Call& c) {
     if (fd >= 0) fs.budget.Close(fd, false);
     return c.Error(error);
   }
-  if (!c.worker.identity.own_umask() && !fs.has(FUSE_POSIX_ACL)) ::fchmod(fd, mode);
+  UndoUmask(c, fd, mode);
   struct statx st;
   error = StatFd(fd, &st);
   InodeRef inode;
@@ -255,9 +263,7 @@ void OpTmpfile(Call& c) {
     if (!caller.Leave(c)) error = EIO;
   }
   struct statx st;
-  if (error == 0 && !c.worker.identity.own_umask() && !fs.has(FUSE_POSIX_ACL)) {
-    ::fchmod(fd, mode);
-  }
+  if (error == 0) UndoUmask(c, fd, mode);
   if (error == 0) error = StatFd(fd, &st);
   InodeRef inode;
   if (error == 0) {

@@ -58,6 +58,7 @@ size_t HideAcls(char* list, size_t length) {
 template <typename ReadFunction>
 void ReplyValue(Call& c, uint32_t wanted, ReadFunction&& read) {
   if (wanted == 0) {
+    if (c.room() < sizeof(fuse_getxattr_out)) return c.Error(EINVAL);
     const ssize_t n = read(nullptr, size_t{0});
     if (n < 0) return c.Error(errno);
     return c.Reply(fuse_getxattr_out{static_cast<uint32_t>(n), 0});

@@ -1,0 +1,84 @@
+// Options of the virtiofs plugin, by themselves.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "plugins/virtiofs/options.h"
+
+namespace virtbay::virtiofs {
+namespace {
+
+using ::testing::HasSubstr;
+
+sdk::Result<Options> Parse(std::vector<Options::KeyValue> given) {
+  given.emplace_back("shared-dir", "/srv");
+  return Options::Parse(given);
+}
+
+std::string ErrorOf(std::vector<Options::KeyValue> given) {
+  const auto result = Parse(std::move(given));
+  return result.ok() ? "" : result.error().text;
+}
+
+TEST(VirtioFsOptionsTest, Defaults) {
+  auto o = Parse({});
+  ASSERT_TRUE(o.ok());
+  EXPECT_EQ(o->tag, "virtiofs");
+  EXPECT_EQ(o->cache, CachePolicy::kAuto);
+  EXPECT_EQ(o->attr_timeout_ns, 1'000'000'000u);
+  EXPECT_EQ(o->entry_timeout_ns, 1'000'000'000u);
+  EXPECT_EQ(o->negative_timeout_ns, 0u);
+  EXPECT_TRUE(o->readdirplus);
+  EXPECT_TRUE(o->announce_submounts);
+  EXPECT_FALSE(o->readonly || o->writeback || o->xattr || o->posix_acl || o->killpriv_v2);
+  EXPECT_EQ(o->request_queues, 1u);
+  EXPECT_EQ(o->max_write, 1u << 20);
+}
+
+TEST(VirtioFsOptionsTest, Booleans) {
+  for (const char* yes : {"", "1", "true", "yes", "on"}) {
+    auto o = Parse({{"readonly", yes}});
+    ASSERT_TRUE(o.ok());
+    EXPECT_TRUE(o->readonly) << yes;
+  }
+  for (const char* no : {"0", "false", "no", "off"}) {
+    auto o = Parse({{"readdirplus", no}});
+    ASSERT_TRUE(o.ok());
+    EXPECT_FALSE(o->readdirplus) << no;
+  }
+  EXPECT_THAT(ErrorOf({{"writeback", "maybe"}}), AllOf(HasSubstr("writeback"), HasSubstr("maybe")));
+}
+
+TEST(VirtioFsOptionsTest, PoliciesAndTimeouts) {
+  EXPECT_EQ(Parse({{"cache", "never"}})->attr_timeout_ns, 0u);
+  EXPECT_EQ(Parse({{"cache", "always"}})->entry_timeout_ns, 86400 * uint64_t{1'000'000'000});
+  EXPECT_EQ(Parse({{"cache", "metadata"}})->attr_timeout_ns, 86400 * uint64_t{1'000'000'000});
+  // An explicit timeout wins, wherever it stands.
+  EXPECT_EQ(Parse({{"attr-timeout", "0.25"}, {"cache", "always"}})->attr_timeout_ns, 250'000'000u);
+  EXPECT_THAT(ErrorOf({{"cache", "sometimes"}}), HasSubstr("sometimes"));
+  for (const char* bad : {"", "-1", "x", "1s", "nan", "inf", "1e3", "999999999999"}) {
+    EXPECT_THAT(ErrorOf({{"entry-timeout", bad}}), HasSubstr("entry-timeout")) << bad;
+  }
+}
+
+TEST(VirtioFsOptionsTest, Numbers) {
+  EXPECT_EQ(Parse({{"request-queues", "8"}})->request_queues, 8u);
+  EXPECT_EQ(Parse({{"max-write", "10000"}})->max_write, 8192u);
+  for (const char* bad : {"0", "9", "-1", "", "2x", "4294967297"}) {
+    EXPECT_THAT(ErrorOf({{"request-queues", bad}}), HasSubstr("request-queues")) << bad;
+  }
+  EXPECT_THAT(ErrorOf({{"max-write", "4095"}}), HasSubstr("max-write"));
+  EXPECT_THAT(ErrorOf({{"max-write", "1048577"}}), HasSubstr("max-write"));
+}
+
+TEST(VirtioFsOptionsTest, KeysAndTags) {
+  EXPECT_THAT(ErrorOf({{"readonyl", ""}}), HasSubstr("readonyl"));
+  EXPECT_EQ(ErrorOf({{"host.socket", "/run/x"}}), "");
+  EXPECT_THAT(ErrorOf({{"tag", ""}}), HasSubstr("tag"));
+  EXPECT_EQ(ErrorOf({{"tag", std::string(36, 't')}}), "");
+  EXPECT_THAT(ErrorOf({{"tag", std::string(37, 't')}}), HasSubstr("tag"));
+  EXPECT_TRUE(Parse({{"posix-acl", ""}})->xattr);
+  EXPECT_FALSE(Options::Parse({}).ok());
+}
+
+}  // namespace
+}  // namespace virtbay::virtiofs
