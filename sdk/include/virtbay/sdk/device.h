@@ -5,7 +5,6 @@
 #define VIRTBAY_SDK_DEVICE_H_
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <exception>
 #include <memory>
@@ -88,6 +87,26 @@ inline void FillError(virtbay_error* out, const Error& error) {
   std::memcpy(out->text, error.text.data(), n);
   out->text[n] = '\0';
 }
+
+// Up to N requests on the stack; only as many as there are get made and destroyed.
+template <uint32_t N>
+class RequestBatch {
+ public:
+  RequestBatch(const Host* host, virtbay_request* const* raw, uint32_t count) : count_(count) {
+    for (uint32_t i = 0; i < count; ++i) std::construct_at(data() + i, host, raw[i]);
+  }
+  ~RequestBatch() { std::destroy_n(data(), count_); }
+  RequestBatch(const RequestBatch&) = delete;
+  RequestBatch& operator=(const RequestBatch&) = delete;
+
+  std::span<Request> span() { return {data(), count_}; }
+
+ private:
+  Request* data() { return reinterpret_cast<Request*>(storage_); }
+
+  const uint32_t count_;
+  alignas(Request) std::byte storage_[N * sizeof(Request)];
+};
 
 // The C side of one T: what the host holds, and the table of trampolines.
 template <typename T>
@@ -187,9 +206,8 @@ struct DeviceGlue {
       const Host& host = static_cast<Device&>(self).host();
       while (n > 0) {
         const uint32_t count = std::min(n, kBatch);
-        std::array<Request, kBatch> requests;
-        for (uint32_t i = 0; i < count; ++i) requests[i] = Request(&host, raw[i]);
-        self.OnRequests(q, std::span<Request>(requests.data(), count));
+        RequestBatch<kBatch> requests(&host, raw, count);
+        self.OnRequests(q, requests.span());
         raw += count;
         n -= count;
       }

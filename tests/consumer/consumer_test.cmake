@@ -1,0 +1,98 @@
+# The way of a plugin author: install the SDK, copy the template, build it, look at the result. Then
+# what must fail: a component that is not there, and a plugin that exports too much.
+cmake_minimum_required(VERSION 3.25)
+set(prefix ${WORK_DIR}/prefix)
+file(REMOVE_RECURSE ${WORK_DIR})
+file(MAKE_DIRECTORY ${WORK_DIR})
+# The package must be found where it was installed, not in this build tree or on the machine.
+unset(ENV{DESTDIR})
+unset(ENV{virtbay_DIR})
+
+function(run)
+  execute_process(COMMAND ${ARGN} OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE result)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${ARGN} failed:\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+function(run_expecting text)
+  execute_process(COMMAND ${ARGN} OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE result)
+  if(result EQUAL 0 OR NOT output MATCHES "${text}")
+    message(FATAL_ERROR "${ARGN} should have failed with '${text}', result ${result}:\n${output}")
+  endif()
+endfunction()
+
+function(expect text)
+  if(NOT output MATCHES "${text}")
+    message(FATAL_ERROR "expected '${text}' in:\n${output}")
+  endif()
+endfunction()
+
+run(${CMAKE_COMMAND} --install ${BUILD_DIR} --component sdk --prefix ${prefix})
+file(GLOB_RECURSE installed RELATIVE ${prefix} ${prefix}/*)
+foreach(file IN LISTS installed)
+  # Only what a plugin author needs, and nothing that names the build tree.
+  if(NOT file MATCHES "^(include/virtbay/sdk/|lib[^ ]*/cmake/virtbay/|share/virtbay/template/)")
+    message(FATAL_ERROR "the sdk component installs ${file}")
+  endif()
+  file(READ ${prefix}/${file} content)
+  string(FIND "${content}" "${BUILD_DIR}" at)
+  if(NOT at EQUAL -1)
+    message(FATAL_ERROR "${file} names the build tree")
+  endif()
+endforeach()
+
+set(configure ${CMAKE_COMMAND} -G ${GENERATOR} -DCMAKE_CXX_COMPILER=${CXX_COMPILER}
+  -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_BUILD_TYPE=Release)
+file(COPY ${prefix}/share/virtbay/template DESTINATION ${WORK_DIR})
+run(${configure} -DCMAKE_INSTALL_PREFIX=${WORK_DIR}/out -S ${WORK_DIR}/template
+  -B ${WORK_DIR}/build)
+run(${CMAKE_COMMAND} --build ${WORK_DIR}/build)
+run(${INSPECT} ${WORK_DIR}/build/plugins/virtio-rng.so)
+expect("name=virtio-rng version=1.0.0 abi=1\\.[0-9]+ types=virtio-rng:4 exports=1 unique=0")
+run(${CMAKE_COMMAND} --install ${WORK_DIR}/build)
+file(GLOB_RECURSE plugins ${prefix}/*/virtbay/plugins/virtio-rng.so)
+if(NOT plugins)
+  message(FATAL_ERROR "the template installs nothing into virtbay_PLUGIN_DIR")
+endif()
+
+# A component that is not installed.
+file(WRITE ${WORK_DIR}/missing/CMakeLists.txt "cmake_minimum_required(VERSION 3.25)
+project(missing LANGUAGES CXX)
+find_package(virtbay REQUIRED COMPONENTS nonsense)
+")
+run_expecting("no component 'nonsense'"
+  ${configure} -S ${WORK_DIR}/missing -B ${WORK_DIR}/missing/build)
+
+# A library without an entry does not pass the post-link check, and a second build does not either.
+file(WRITE ${WORK_DIR}/broken/CMakeLists.txt "cmake_minimum_required(VERSION 3.25)
+project(broken LANGUAGES CXX)
+find_package(virtbay REQUIRED COMPONENTS sdk)
+virtbay_add_plugin(broken SOURCES broken.cc)
+")
+file(WRITE ${WORK_DIR}/broken/broken.cc "int nothing_here() { return 0; }\n")
+run(${configure} -S ${WORK_DIR}/broken -B ${WORK_DIR}/broken/build)
+foreach(attempt first second)
+  run_expecting("exports no virtbay_plugin_entry" ${CMAKE_COMMAND} --build ${WORK_DIR}/broken/build)
+endforeach()
+
+# One that uses what has UNIQUE symbols in its headers is made unloadable by the flags.
+file(WRITE ${WORK_DIR}/heavy/CMakeLists.txt "cmake_minimum_required(VERSION 3.25)
+project(heavy LANGUAGES CXX)
+find_package(virtbay REQUIRED)
+virtbay_add_plugin(heavy SOURCES heavy.cc VERSION 7.8)
+")
+file(READ ${WORK_DIR}/template/rng.cc source)
+file(WRITE ${WORK_DIR}/heavy/heavy.cc "#include <regex>\n${source}
+template <typename T> struct Table { static inline T value = T(); };
+bool Matches(const char* text) {
+  ++Table<int>::value;
+  return std::regex_match(text, std::regex(\"a*b\"));
+}
+bool (*volatile used)(const char*) = &Matches;
+")
+run(${configure} -S ${WORK_DIR}/heavy -B ${WORK_DIR}/heavy/build)
+run(${CMAKE_COMMAND} --build ${WORK_DIR}/heavy/build)
+run(${INSPECT} ${WORK_DIR}/heavy/build/plugins/heavy.so)
+expect("version=7.8 .*exports=1 unique=0")
