@@ -63,11 +63,11 @@ typedef struct virtbay_request virtbay_request;
 
 /** Error text in the caller's memory; holds no pointers, so it survives an unload. */
 typedef struct virtbay_error {
-  uint32_t struct_size;
-  int32_t code;      /**< VIRTBAY_* */
-  int32_t sys_errno; /**< errno behind it, or 0 */
-  uint32_t reserved;
-  char text[240]; /**< NUL-terminated */
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  int32_t code;         /**< VIRTBAY_* */
+  int32_t sys_errno;    /**< errno behind it, or 0 */
+  uint32_t reserved;    /**< zero */
+  char text[240];       /**< NUL-terminated */
 } virtbay_error;
 
 /* ---- requests ------------------------------------------------------------------------------- */
@@ -78,9 +78,9 @@ typedef struct virtbay_error {
  * readable offsets run over [0, in_total), writable ones over [0, out_total).
  */
 struct virtbay_request {
-  uint32_t struct_size;
-  uint16_t queue;    /**< index of the virtqueue */
-  uint16_t head;     /**< head descriptor: unique among the in-flight requests of the queue */
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint16_t queue;       /**< index of the virtqueue */
+  uint16_t head;        /**< head descriptor: unique among the in-flight requests of the queue */
   const uint8_t* in; /**< copy of the first in_len readable bytes; never changes under the plugin */
   uint8_t* out;      /**< space for the first out_len writable bytes */
   uint32_t in_len;   /**< min(in_total, the queue's in_view) */
@@ -92,8 +92,8 @@ struct virtbay_request {
 
 /** Service `virtbay.host.queue/1`: how a request ends. */
 typedef struct virtbay_queue_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /**
    * [queue] Ends the request: copies the first out_bytes of the out view to the guest and reports
    * `written` bytes (out_bytes <= written <= out_total; the bytes between were moved by io).
@@ -114,8 +114,8 @@ typedef struct virtbay_queue_service {
 
 /** Service `virtbay.host.memory/1`: payload bytes that the plugin itself must look at or make. */
 typedef struct virtbay_memory_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /**
    * [queue] Copies readable bytes [offset, offset+len) into arena slots and returns them; valid
    * until the request ends. len <= VIRTBAY_MAPPING_MAX. OUT_OF_RANGE beyond in_total,
@@ -146,27 +146,27 @@ typedef struct virtbay_memory_service {
 
 /** One operation for the io service; copied by submit. */
 typedef struct virtbay_io {
-  uint32_t struct_size;
-  uint16_t op;
+  uint32_t struct_size;     /**< bytes of this struct that its maker knows */
+  uint16_t op;              /**< VIRTBAY_IO_* */
   uint16_t queue;           /**< whose thread gets the result */
   int32_t fd;               /**< the plugin's; stays open until the result arrived */
   uint32_t rw_flags;        /**< RWF_* for READ and WRITE */
   virtbay_request* request; /**< whose payload; may be NULL for FSYNC, FALLOCATE, POLL */
-  uint32_t payload_offset;
-  uint32_t payload_len;
-  uint64_t file_offset;
-  uint64_t length;
-  uint32_t arg;
-  uint32_t reserved;
-  uint64_t cookie; /**< returned with the result */
+  uint32_t payload_offset;  /**< of the request's readable (WRITE) or writable (READ) bytes */
+  uint32_t payload_len;     /**< bytes to move; payload_offset + payload_len inside the total */
+  uint64_t file_offset;     /**< or VIRTBAY_IO_STREAM */
+  uint64_t length;          /**< FALLOCATE: bytes */
+  uint32_t arg;             /**< FSYNC, FALLOCATE, POLL: see the operation */
+  uint32_t reserved;        /**< zero */
+  uint64_t cookie;          /**< returned with the result */
 } virtbay_io;
 
 /** A finished operation. */
 typedef struct virtbay_io_result {
-  uint64_t cookie;
-  virtbay_request* request;
-  int32_t result; /**< bytes or revents, or -errno */
-  uint32_t op;
+  uint64_t cookie;          /**< the operation's */
+  virtbay_request* request; /**< the operation's */
+  int32_t result;           /**< bytes or revents, or -errno */
+  uint32_t op;              /**< VIRTBAY_IO_* */
 } virtbay_io_result;
 
 /**
@@ -174,8 +174,8 @@ typedef struct virtbay_io_result {
  * plugin never holds the pages. Short counts are possible as with preadv2(2).
  */
 typedef struct virtbay_io_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /**
    * [queue] Queues n operations; they enter the kernel together at the end of the burst. Each gets
    * exactly one result through on_io on the queue's thread. Never fails for lack of room.
@@ -189,10 +189,11 @@ typedef struct virtbay_io_service {
    * -EOPNOTSUPP where the file system has no such writes: write_blocking or submit it. */
   int64_t (*write_now)(virtbay_request* request, int32_t fd, uint64_t file_offset,
                        uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
-  /** [queue] The same as read_now and write_now without RWF_NOWAIT: the plugin takes it on itself
-   * that the call is short (page cache). */
+  /** [queue] The same as read_now (write_blocking: as write_now) without RWF_NOWAIT: the plugin
+   * takes it on itself that the call is short (page cache). */
   int64_t (*read_blocking)(virtbay_request* request, int32_t fd, uint64_t file_offset,
                            uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
+  /** [queue] See read_blocking. */
   int64_t (*write_blocking)(virtbay_request* request, int32_t fd, uint64_t file_offset,
                             uint32_t payload_offset, uint32_t payload_len, uint32_t rw_flags);
   /** [queue] Asks for the end of every pending operation of this queue with that cookie; each still
@@ -205,8 +206,8 @@ typedef struct virtbay_io_service {
 
 /** Service `virtbay.host.log/1`. The text is copied; the host adds time and device. */
 typedef struct virtbay_log_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   void (*write)(virtbay_host_device* host, uint32_t level, const char* text,
                 uint32_t len);                  /**< [any] */
   uint32_t (*level)(virtbay_host_device* host); /**< [any] the lowest level that is written */
@@ -215,8 +216,8 @@ typedef struct virtbay_log_service {
 
 /** Service `virtbay.host.timer/1`: one-shot timers of a queue thread. */
 typedef struct virtbay_timer_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size;     /**< bytes of this struct that its maker knows */
+  uint32_t reserved;        /**< zero */
   uint64_t (*now_ns)(void); /**< [any] CLOCK_MONOTONIC */
   /** [queue] Calls on_timer(queue, cookie) once, delay_ns from now; the same cookie again re-arms.
    */
@@ -227,8 +228,8 @@ typedef struct virtbay_timer_service {
 
 /** Service `virtbay.host.config/1`: the device's options, text keys and values. */
 typedef struct virtbay_config_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /** [any] Copies the value, NUL-terminated, into buffer (cut at capacity) and returns its whole
    * length, or -1 when the key is not set. */
   int32_t (*get)(virtbay_host_device* host, const char* key, char* buffer, uint32_t capacity);
@@ -239,8 +240,8 @@ typedef struct virtbay_config_service {
 
 /** Service `virtbay.host.metrics/1`. */
 typedef struct virtbay_metrics_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /** [any, may allocate] A 64-bit cell that the host reports under this name (lower_snake); the
    * same name gives the same cell. Change it with relaxed atomics. Lives as long as the device.
    * NULL when the name is not of that form or the device has too many. */
@@ -250,8 +251,8 @@ typedef struct virtbay_metrics_service {
 
 /** Service `virtbay.host.offload/1`: work that blocks and that io cannot do. */
 typedef struct virtbay_offload_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /** [queue] Runs work(argument) on a host thread, then on_offload(queue, argument, cookie) on the
    * queue's thread. Every accepted call gets its on_offload before the queue is quiesced. */
   int32_t (*run)(virtbay_host_device* host, uint32_t queue, void (*work)(void* argument),
@@ -261,8 +262,8 @@ typedef struct virtbay_offload_service {
 
 /** Service `virtbay.host.device/1`: the device as a whole. */
 typedef struct virtbay_device_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   /** [any] The device cannot go on: DEVICE_NEEDS_RESET and a config interrupt (virtio 1.3 2.1.2).
    */
   void (*fail)(virtbay_host_device* host, const char* text, uint32_t len);
@@ -276,8 +277,8 @@ typedef struct virtbay_device_service {
 
 /** Service `virtbay.host.thread-check/1`. */
 typedef struct virtbay_thread_check_service {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   uint32_t (*is_queue_thread)(virtbay_host_device* host, uint32_t queue); /**< [any] 0 or 1 */
   uint32_t (*is_control_thread)(virtbay_host_device* host);               /**< [any] 0 or 1 */
 } virtbay_thread_check_service;
@@ -285,11 +286,11 @@ typedef struct virtbay_thread_check_service {
 
 /** What a host offers; the same for every device of a loaded image. */
 struct virtbay_host {
-  uint32_t struct_size;
-  uint16_t abi_major;
-  uint16_t abi_minor;
-  const char* name;    /**< e.g. "virtbay" */
-  const char* version; /**< of the host, for the log only */
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint16_t abi_major;   /**< VIRTBAY_ABI_MAJOR of the host */
+  uint16_t abi_minor;   /**< VIRTBAY_ABI_MINOR of the host */
+  const char* name;     /**< e.g. "virtbay" */
+  const char* version;  /**< of the host, for the log only */
   /** [any] The service table with that id, or NULL; lives as long as the image is loaded. */
   const void* (*service)(const virtbay_host* host, const char* id);
 };
@@ -303,29 +304,29 @@ struct virtbay_host {
 
 /** A device type of a plugin. */
 typedef struct virtbay_device_type {
-  uint32_t struct_size;
-  uint32_t virtio_id; /**< virtio 1.3 5 */
-  uint32_t flags;
-  uint32_t reserved;
-  char name[32]; /**< what DeviceSpec::type names, e.g. "virtiofs" */
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t virtio_id;   /**< virtio 1.3 5 */
+  uint32_t flags;       /**< VIRTBAY_DEVICE_* */
+  uint32_t reserved;    /**< zero */
+  char name[32];        /**< what DeviceSpec::type names, e.g. "virtiofs" */
 } virtbay_device_type;
 
 /** What an initialised device asks for and offers. */
 typedef struct virtbay_device_properties {
-  uint32_t struct_size;
-  uint32_t queue_count;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t queue_count; /**< at least 1 */
   uint64_t
       features[2]; /**< device-type bits (virtio 1.3 2.2); the host adds ring and transport bits */
   uint32_t config_size; /**< bytes of configuration space, at most 4096 */
-  uint32_t reserved;
+  uint32_t reserved;    /**< zero */
 } virtbay_device_properties;
 
 /** What one queue asks for. */
 typedef struct virtbay_queue_properties {
-  uint32_t struct_size;
-  uint32_t max_size; /**< largest ring, a power of two; 0 = the host's limit */
-  uint32_t in_view;  /**< readable bytes copied into the arena before on_requests */
-  uint32_t out_view; /**< arena bytes for the head of the reply; in_view + out_view <= 256 KiB */
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t max_size;    /**< largest ring, a power of two; 0 = the host's limit */
+  uint32_t in_view;     /**< readable bytes copied into the arena before on_requests */
+  uint32_t out_view;    /**< arena bytes for the head of the reply; in_view + out_view <= 256 KiB */
 } virtbay_queue_properties;
 
 /**
@@ -335,8 +336,8 @@ typedef struct virtbay_queue_properties {
  * A member may be NULL unless marked required.
  */
 typedef struct virtbay_device_ops {
-  uint32_t struct_size;
-  uint32_t reserved;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
   int32_t (*init)(virtbay_device*, virtbay_error*); /**< [control & CREATED] required */
   void (*properties)(virtbay_device*,
                      virtbay_device_properties*); /**< [control & READY] required */
@@ -364,6 +365,7 @@ typedef struct virtbay_device_ops {
   void (*deactivate)(virtbay_device*);             /**< [control & ACTIVE] the front-end is gone */
   /** [control & not CREATED] virtio 1.3 2.5; offset + len <= config_size. */
   int32_t (*config_read)(virtbay_device*, uint32_t offset, void* data, uint32_t len);
+  /** [control & not CREATED] The driver writes; the same range rule. */
   int32_t (*config_write)(virtbay_device*, uint32_t offset, const void* data, uint32_t len);
   const void* (*extension)(virtbay_device*, const char* id); /**< [any] NULL if absent */
   void (*destroy)(virtbay_device*); /**< [control & CREATED|READY] required; frees the device */
@@ -371,13 +373,13 @@ typedef struct virtbay_device_ops {
 
 /** The head of every plugin device; the plugin's own state follows it. */
 struct virtbay_device {
-  const virtbay_device_ops* ops;
+  const virtbay_device_ops* ops; /**< set by create, constant */
 };
 
 /** Factory `virtbay.device-factory/1`. */
 typedef struct virtbay_device_factory {
-  uint32_t struct_size;
-  uint32_t count;
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t count;       /**< device types, at least 1 */
   const virtbay_device_type* (*describe)(uint32_t index); /**< [any] NULL past the last */
   /** [control] Makes a device in state CREATED; it may keep `host` but not call it before init. */
   int32_t (*create)(uint32_t index, const virtbay_host* host, virtbay_host_device* device_host,
@@ -397,13 +399,13 @@ typedef struct virtbay_device_factory {
  * loading it.
  */
 typedef struct virtbay_plugin {
-  uint32_t struct_size;
-  uint32_t magic; /**< VIRTBAY_ABI_MAGIC */
-  uint16_t abi_major;
-  uint16_t abi_minor;
-  uint32_t flags;
-  char name[32];
-  char version[32];
+  uint32_t struct_size;   /**< bytes of this struct that its maker knows */
+  uint32_t magic;         /**< VIRTBAY_ABI_MAGIC */
+  uint16_t abi_major;     /**< VIRTBAY_ABI_MAJOR that it was built with */
+  uint16_t abi_minor;     /**< VIRTBAY_ABI_MINOR that it was built with */
+  uint32_t flags;         /**< VIRTBAY_PLUGIN_* */
+  char name[32];          /**< printable ASCII, not empty, NUL-terminated as the other texts */
+  char version[32];       /**< the plugin's own */
   char build[64];         /**< compiler and commit, for the log only */
   char device_types[128]; /**< "name:virtio-id name:virtio-id ...", for people and inspectors */
   int32_t (*load)(const virtbay_host*, virtbay_error*); /**< [control] once per image; no threads */

@@ -23,51 +23,66 @@
 
 namespace virtbay::sdk {
 
+/// What an initialised device asks for and offers.
 struct Properties {
-  uint32_t queue_count = 1;
-  uint64_t features = 0;  // device-type bits 0 to 23 and 50 to 63 (virtio 1.3 2.2)
-  uint32_t config_size = 0;
+  uint32_t queue_count = 1;  ///< at least 1
+  uint64_t features = 0;     ///< device-type bits 0 to 23 and 50 to 63 (virtio 1.3 2.2)
+  uint32_t config_size = 0;  ///< bytes, at most 4096
 };
 
+/// What one queue asks for.
 struct QueueProperties {
-  uint32_t max_size = 0;  // 0: the host's limit
-  uint32_t in_view = 1024;
-  uint32_t out_view = 1024;
+  uint32_t max_size = 0;     ///< 0: the host's limit
+  uint32_t in_view = 1024;   ///< readable bytes in Request::in, copied before OnRequests
+  uint32_t out_view = 1024;  ///< bytes of Request::out
 };
 
+/// A device of the plugin. Init and GetProperties and OnRequests must be given; the rest has
+/// defaults. A function may throw: the device fails with the exception's text.
 class Device {
  public:
   virtual ~Device() = default;
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  // [control & CREATED] Reads options, opens what the device serves.
+  /// [control & CREATED] Reads options, opens what the device serves.
   virtual Status Init() = 0;
-  // [control & READY]
+  /// [control & READY]
   virtual Properties GetProperties() const = 0;
+  /// [control & READY]
   virtual QueueProperties GetQueueProperties(uint32_t /*queue*/) const { return {}; }
+  /// [control & READY] What the driver acknowledged, bits 0 to 63.
   virtual Status Negotiate(uint64_t /*features*/) { return {}; }
+  /// [control & READY] A front-end is there.
   virtual Status Activate() { return {}; }
+  /// [control & ACTIVE] Requests may come.
   virtual Status Start() { return {}; }
+  /// [control & QUIESCED]
   virtual void Stop() {}
+  /// [control & ACTIVE] The front-end is gone.
   virtual void Deactivate() {}
-  // [control] Configuration space; the range is inside config_size. False: refused.
+  /// [control] Configuration space; the range is inside config_size. False: refused.
   virtual bool ReadConfig(uint32_t /*offset*/, std::span<std::byte> /*data*/) { return false; }
+  /// [control] The driver writes to the configuration space. False: refused.
   virtual bool WriteConfig(uint32_t /*offset*/, std::span<const std::byte> /*data*/) {
     return false;
   }
-  // [queue & RUNNING] A batch, in ring order. Requests not moved away fail when this returns.
+  /// [queue & RUNNING] A batch, in ring order. Requests not moved away fail when this returns.
   virtual void OnRequests(uint32_t queue, std::span<Request> requests) = 0;
-  // [queue] See virtbay_device_ops.
+  /// [queue] See virtbay_device_ops.
   virtual void OnIo(uint32_t /*queue*/, std::span<const virtbay_io_result> /*results*/) {}
+  /// [queue] A timer of Host::SetTimer.
   virtual void OnTimer(uint32_t /*queue*/, uint64_t /*cookie*/) {}
+  /// [queue] Work of Host::Offload is done.
   virtual void OnOffload(uint32_t /*queue*/, void* /*argument*/, uint64_t /*cookie*/) {}
+  /// [queue] End what is held; requeue what would not end by itself.
   virtual void Quiesce(uint32_t /*queue*/) {}
+  /// [queue] Requests come again after a Quiesce.
   virtual void Resume(uint32_t /*queue*/) {}
-  // [any] Extension tables by id.
+  /// [any] Extension tables by id.
   virtual const void* Extension(const char* /*id*/) { return nullptr; }
 
-  // [any] The host's services; valid from Init on.
+  /// [any] The host's services; valid from Init on.
   const Host& host() const { return host_; }
 
  protected:
@@ -79,6 +94,8 @@ class Device {
   Host host_;
 };
 
+/// @cond internal
+// How the C tables reach a Device; a plugin author uses VIRTBAY_PLUGIN instead.
 inline void FillError(virtbay_error* out, const Error& error) {
   if (out == nullptr || out->struct_size < sizeof(virtbay_error)) return;
   out->code = error.code;
@@ -286,6 +303,8 @@ struct DeviceGlue {
                                               &Extension,
                                               &Destroy};
 };
+
+/// @endcond
 
 }  // namespace virtbay::sdk
 

@@ -17,11 +17,12 @@
 
 namespace virtbay::sdk {
 
+/// The services of one device's host.
 class Host {
  public:
   Host() = default;
 
-  // [control] Looks up every service; an Error names the first one that the host lacks.
+  /// [control] Looks up every service; an Error names the first one that the host lacks.
   static Result<Host> Create(const virtbay_host* host, virtbay_host_device* device) {
     Host h;
     h.device_ = device;
@@ -46,7 +47,7 @@ class Host {
     return h;
   }
 
-  // [any] printf-style log line at a VIRTBAY_LOG_* level; at most 1 KiB.
+  /// [any] printf-style log line at a VIRTBAY_LOG_* level; at most 1 KiB.
   __attribute__((format(printf, 3, 4))) void Log(uint32_t level, const char* format, ...) const {
     if (level < log_->level(device_)) return;
     char text[1024];
@@ -59,7 +60,7 @@ class Host {
                 static_cast<uint32_t>(std::min<size_t>(static_cast<size_t>(n), sizeof(text) - 1)));
   }
 
-  // [any] The option's value, or nothing when it is not set.
+  /// [any] The option's value, or nothing when it is not set.
   std::optional<std::string> Option(const char* key) const {
     char small[256];
     const int32_t n = config_->get(device_, key, small, sizeof(small));
@@ -70,63 +71,68 @@ class Host {
     large.pop_back();
     return large;
   }
-  // [any] The index-th option name that is set, or nullptr past the last.
+  /// [any] The index-th option name that is set, or nullptr past the last.
   const char* OptionName(uint32_t index) const { return config_->key(device_, index); }
 
-  // [any] A counter cell reported by the host under `name`; see Add. May be nullptr.
+  /// [any] A counter cell reported by the host under `name`; see Add. May be nullptr.
   uint64_t* Counter(const char* name, const char* help) const {
     return metrics_->counter(device_, name, help);
   }
-  // [any] Adds to a counter cell.
+  /// [any] Adds to a counter cell.
   static void Add(uint64_t* cell, uint64_t n = 1) {
     if (cell != nullptr) __atomic_fetch_add(cell, n, __ATOMIC_RELAXED);
   }
 
-  // [any] CLOCK_MONOTONIC.
+  /// [any] CLOCK_MONOTONIC.
   uint64_t NowNs() const { return timer_->now_ns(); }
-  // [queue] One-shot timer: OnTimer(queue, cookie) after `delay`; the same cookie re-arms it.
+  /// [queue] One-shot timer: OnTimer(queue, cookie) after `delay`; the same cookie re-arms it.
   void SetTimer(uint32_t queue, std::chrono::nanoseconds delay, uint64_t cookie) const {
     timer_->set(device_, queue, static_cast<uint64_t>(std::max<int64_t>(0, delay.count())), cookie);
   }
+  /// [queue] Forgets a timer that has not fired.
   void CancelTimer(uint32_t queue, uint64_t cookie) const {
     timer_->cancel(device_, queue, cookie);
   }
 
-  // [queue] Runs work(argument) on a host thread, then OnOffload(queue, argument, cookie).
+  /// [queue] Runs work(argument) on a host thread, then OnOffload(queue, argument, cookie).
   Status Offload(uint32_t queue, void (*work)(void*), void* argument, uint64_t cookie) const {
     const int32_t code = offload_->run(device_, queue, work, argument, cookie);
     if (code != VIRTBAY_OK) return Error{code, 0, "offload refused"};
     return {};
   }
 
-  // [queue] Queues I/O; a result per operation through OnIo.
+  /// [queue] Queues I/O; a result per operation through OnIo.
   Status Submit(const virtbay_io* ops, uint32_t n) const {
     const int32_t code = io_->submit(device_, ops, n);
     if (code != VIRTBAY_OK) return Error{code, 0, "I/O refused"};
     return {};
   }
-  // [queue] Asks for the end of pending operations with that cookie.
+  /// [queue] Asks for the end of pending operations with that cookie.
   void Cancel(uint32_t queue, uint64_t cookie) const { io_->cancel(device_, queue, cookie); }
 
-  // [any] DEVICE_NEEDS_RESET (virtio 1.3 2.1.2).
+  /// [any] DEVICE_NEEDS_RESET (virtio 1.3 2.1.2).
   void Fail(std::string_view text) const {
     control_->fail(device_, text.data(), static_cast<uint32_t>(text.size()));
   }
-  // [queue] Ends this queue's thread after the callback.
+  /// [queue] Ends this queue's thread after the callback.
   void CondemnThread(uint32_t queue, std::string_view text) const {
     control_->condemn_thread(device_, queue, text.data(), static_cast<uint32_t>(text.size()));
   }
-  // [any] Configuration change interrupt.
+  /// [any] Configuration change interrupt.
   void ConfigChanged() const { control_->config_changed(device_); }
 
-  // [any] For assertions.
+  /// [any] For assertions.
   bool OnQueueThread(uint32_t queue) const {
     return thread_check_->is_queue_thread(device_, queue) != 0;
   }
+  /// [any] For assertions.
   bool OnControlThread() const { return thread_check_->is_control_thread(device_) != 0; }
 
+  /// [any] The C tables, for what has no function here.
   const virtbay_queue_service& queue_service() const { return *queue_; }
+  /// [any] See queue_service.
   const virtbay_memory_service& memory_service() const { return *memory_; }
+  /// [any] See queue_service.
   const virtbay_io_service& io_service() const { return *io_; }
 
  private:

@@ -21,7 +21,7 @@ constexpr void CopyText(char (&to)[N], std::string_view from) {
   for (size_t i = 0; i < n; ++i) to[i] = from[i];
 }
 
-// Decimal text of a virtio id behind "name:".
+/// Decimal text of a virtio id behind "name:".
 constexpr void CopyTypeText(char (&to)[128], std::string_view name, uint32_t virtio_id) {
   size_t at = 0;
   for (; at < name.size() && at < 100; ++at) to[at] = name[at];
@@ -63,7 +63,7 @@ constexpr virtbay_plugin MakePlugin(std::string_view name, std::string_view vers
 
 }  // namespace virtbay::sdk
 
-// VIRTBAY_PLUGIN(class, "type name", virtio id, VIRTBAY_DEVICE_* flags)
+/// VIRTBAY_PLUGIN(class, "type name", virtio id, VIRTBAY_DEVICE_* flags)
 #define VIRTBAY_PLUGIN(DeviceClass, type_name, virtio_id, device_flags)                            \
   namespace {                                                                                      \
   constexpr virtbay_device_type kVirtbayType =                                                     \
