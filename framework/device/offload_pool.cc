@@ -6,17 +6,10 @@
 #include <system_error>
 #include <utility>
 
-#include "absl/time/time.h"
-
 namespace virtbay {
-namespace {
 
-constexpr absl::Duration kIdleLife = absl::Seconds(10);
-
-}  // namespace
-
-OffloadPool::OffloadPool(std::string name, uint32_t max_threads)
-    : name_(std::move(name)), max_threads_(max_threads) {}
+OffloadPool::OffloadPool(std::string name, uint32_t max_threads, absl::Duration idle_life)
+    : name_(std::move(name)), max_threads_(max_threads), idle_life_(idle_life) {}
 
 OffloadPool::~OffloadPool() {
   std::vector<std::thread> threads;
@@ -64,7 +57,7 @@ void OffloadPool::ThreadMain() {
   absl::MutexLock lock(&mutex_);
   for (;;) {
     ++idle_;
-    mutex_.AwaitWithTimeout(absl::Condition(this, &OffloadPool::HasWorkOrStops), kIdleLife);
+    mutex_.AwaitWithTimeout(absl::Condition(this, &OffloadPool::HasWorkOrStops), idle_life_);
     --idle_;
     if (work_.empty()) break;  // stopping, or idle for long enough
     absl::AnyInvocable<void()> work = std::move(work_.front());

@@ -13,12 +13,14 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 
 namespace virtbay {
 
 class OffloadPool {
  public:
-  OffloadPool(std::string name, uint32_t max_threads);
+  // A thread that has had no work for idle_life ends.
+  OffloadPool(std::string name, uint32_t max_threads, absl::Duration idle_life = absl::Seconds(10));
   // Waits for all work that was accepted.
   ~OffloadPool();
   OffloadPool(const OffloadPool&) = delete;
@@ -35,6 +37,7 @@ class OffloadPool {
 
   const std::string name_;
   const uint32_t max_threads_;
+  const absl::Duration idle_life_;
   absl::Mutex mutex_;
   std::deque<absl::AnyInvocable<void()>> work_ ABSL_GUARDED_BY(mutex_);
   uint32_t idle_ ABSL_GUARDED_BY(mutex_) = 0;

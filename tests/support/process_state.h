@@ -1,0 +1,34 @@
+// What a test asks of its own process: descriptors, threads; and waiting for what makes no event.
+// Stateless; any thread.
+#ifndef VIRTBAY_TESTS_SUPPORT_PROCESS_STATE_H_
+#define VIRTBAY_TESTS_SUPPORT_PROCESS_STATE_H_
+
+#include <unistd.h>
+
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+
+#include "framework/base/clock.h"
+
+namespace virtbay::testing {
+
+// Entries of a directory of /proc/self.
+inline size_t CountEntries(const char* directory) {
+  const std::filesystem::directory_iterator all(directory);
+  return static_cast<size_t>(std::distance(begin(all), end(all)));
+}
+
+// Looks again and again, giving way in between, until the condition holds; false after a minute.
+inline bool Eventually(const std::function<bool()>& condition) {
+  const uint64_t limit = MonotonicNs() + 60'000'000'000u;
+  while (!condition()) {
+    if (MonotonicNs() > limit) return false;
+    usleep(1000);
+  }
+  return true;
+}
+
+}  // namespace virtbay::testing
+
+#endif  // VIRTBAY_TESTS_SUPPORT_PROCESS_STATE_H_
