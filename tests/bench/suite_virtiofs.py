@@ -6,11 +6,11 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 import report
 
@@ -71,24 +71,19 @@ def arguments():
 
 
 class Server:
-    """A back-end process on a socket; killed with its process group, which is its own."""
+    """A back-end process that inherits its listening socket as --fd, so that front-ends can connect
+    from the start; killed with its process group, which is its own."""
 
-    def __init__(self, command, environment, socket, log):
-        self.socket = socket
-        self.log = log
-        with open(log, "ab") as out:
-            self.process = subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
-                                            stdout=out, stderr=out, start_new_session=True)
-
-    def ready(self, limit=20):
-        end = time.monotonic() + limit
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                return False
-            if self.socket.is_socket():
-                return True
-            time.sleep(0.01)
-        return False
+    def __init__(self, command, environment, path, log):
+        self.path = path
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listening, open(log, "ab") as out:
+            listening.bind(str(path))
+            listening.listen(1)
+            words = [str(word) for word in command] + [f"--fd={listening.fileno()}"]
+            self.process = subprocess.Popen(words, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+                                            stdout=out, stderr=out, pass_fds=[listening.fileno()],
+                                            start_new_session=True)
 
     def stop(self):
         if self.process.poll() is None:
@@ -99,7 +94,7 @@ class Server:
                 pass
         self.signal(signal.SIGKILL)
         self.process.wait()
-        self.socket.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def signal(self, number):
         try:
@@ -126,28 +121,22 @@ class Suite:
                 sys.exit(f"bench.sh virtiofs: no workload {name}; there are {', '.join(self.known)}")
         self.workloads = [w for w in self.known if not chosen or w in chosen]
 
-    def command(self, subject, socket):
-        """Command and environment of a server."""
+    def command(self, subject):
+        """Command and environment of a server, but for its socket."""
         if subject == "virtbay":
-            command = [self.args.build / "bin" / "virtbay", "serve", "virtiofs", f"--socket-path={socket}",
-                       f"--shared-dir={self.data}", "--cache=auto", "--allow-direct-io"]
+            command = [self.args.build / "bin" / "virtbay", "serve", "virtiofs", f"--shared-dir={self.data}",
+                       "--cache=auto", "--allow-direct-io"]
             return command, {"VIRTBAY_PLUGIN_PATH": str(self.args.build / "plugins")}
         pool = 64 if subject == POOL64 else 0
         prefix, sandbox = self.sandbox
-        command = prefix + [VIRTIOFSD, f"--socket-path={socket}", "-o", f"source={self.data}", "-o", "cache=auto",
-                            "-o", "allow_direct_io", "-o", f"sandbox={sandbox}", f"--thread-pool-size={pool}"]
+        command = prefix + [VIRTIOFSD, "-o", f"source={self.data}", "-o", "cache=auto", "-o", "allow_direct_io",
+                            "-o", f"sandbox={sandbox}", f"--thread-pool-size={pool}"]
         # Arenas of their own make the pool's threads use a system call that its filter kills for.
         return command, {"MALLOC_ARENA_MAX": "16"}
 
     def start(self, subject):
-        socket = self.sockets / "s"
-        socket.unlink(missing_ok=True)
-        command, environment = self.command(subject, socket)
-        server = Server([str(word) for word in command], environment, socket, self.out / "logs" / f"{subject}.log")
-        if server.ready():
-            return server
-        server.stop()
-        return None
+        command, environment = self.command(subject)
+        return Server(command, environment, self.sockets / "s", self.out / "logs" / f"{subject}.log")
 
     def find_sandbox(self):
         """The first way to start virtiofsd that serves: it wants root, or a user namespace."""
@@ -157,10 +146,8 @@ class Suite:
             for sandbox in ("namespace", "chroot"):
                 self.sandbox = (prefix, sandbox)
                 server = self.start(POOL0)
-                if server is None:
-                    continue
                 try:
-                    if subprocess.run([self.bench, f"--socket={server.socket}", "--probe"], timeout=60,
+                    if subprocess.run([self.bench, f"--socket={server.path}", "--probe"], timeout=60,
                                       capture_output=True).returncode == 0:
                         return True
                 except subprocess.TimeoutExpired:
@@ -192,10 +179,7 @@ class Suite:
             command.append("--native")
         else:
             server = self.start(subject)
-            if server is None:
-                self.notes.append(f"{subject} did not start in repetition {repetition + 1}")
-                return
-            command += [f"--socket={server.socket}", f"--backend-pid={server.process.pid}"]
+            command += [f"--socket={server.path}", f"--backend-pid={server.process.pid}"]
         waits = ["sleep", "poll"] if self.args.wait == "both" else [self.args.wait]
         bench = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         timer = threading.Timer(self.args.server_limit, bench.kill)
