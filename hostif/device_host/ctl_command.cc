@@ -100,7 +100,7 @@ class CtlCommand final : public Command {
  public:
   explicit CtlCommand(CLI::App* app)
       : app_(app->add_subcommand("ctl", "Look at and change a running virtbay")) {
-    app_->require_subcommand(1);
+    app_->require_subcommand(0, 1);
     // The option may stand before or after the subcommand's name.
     app_->fallthrough();
     app_->add_option("--control-socket", socket_,
@@ -115,8 +115,11 @@ class CtlCommand final : public Command {
     add_->add_option("--name", name_, "Name of the new device")->required();
     add_->add_option("--socket-path", socket_path_, "Socket to listen on")->required();
     add_->add_option("--shared-dir", shared_dir_, "The same as --option shared-dir=DIR");
-    add_->add_option("--option", options_, "KEY=VALUE for the plugin")->type_name("KEY=VALUE");
+    add_->add_option("--option", options_, "KEY=VALUE for the plugin")
+        ->allow_extra_args(false)
+        ->type_name("KEY=VALUE");
     add_->add_option("--set", keys_, "KEY=VALUE of the device, as in a file: arena-size=16M")
+        ->allow_extra_args(false)
         ->type_name("KEY=VALUE");
     remove_ = Sub("remove", "End a device");
     remove_->add_option("name", name_, "Device")->required();
@@ -130,6 +133,7 @@ class CtlCommand final : public Command {
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
+    if (app_->get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
     const json request = Request();
     if (socket_.empty()) socket_ = DefaultControlSocket();
     VIRTBAY_ASSIGN_OR_RETURN(const json result, CallControl(socket_, request));

@@ -34,8 +34,10 @@ std::vector<std::string> Arguments(int argc, char** argv) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app{"virtbay serves virtio devices, each in a bay of its own, over vhost-user"};
-  app.require_subcommand(1);
+  CLI::App app{"virtbay serves virtio devices, each in a bay of its own, over vhost-user",
+               "virtbay"};
+  // Not require_subcommand(1): that would hide what is wrong with an unknown option.
+  app.require_subcommand(0, 1);
   app.set_version_flag("--version,-V", "virtbay " VIRTBAY_VERSION);
   std::vector<std::unique_ptr<Command>> commands;
   commands.push_back(AddServeCommand(&app));
@@ -54,7 +56,7 @@ int Main(int argc, char** argv) {
       Complain(status.message());
       return kExitFailure;
     }
-    return kExitUsage;
+    throw CLI::RequiredError("A subcommand");
   } catch (const CLI::Success& success) {
     return app.exit(success);  // --help, --version
   } catch (const CLI::ParseError& error) {

@@ -50,7 +50,7 @@ void PrintJson(const PluginFileInfo& info) {
 class PluginCommand final : public Command {
  public:
   explicit PluginCommand(CLI::App* app) : app_(app->add_subcommand("plugin", "Look at plugins")) {
-    app_->require_subcommand(1);
+    app_->require_subcommand(0, 1);
     inspect_ = app_->add_subcommand("inspect", "Show what a library is, without running it");
     inspect_->add_option("file", file_, "A path, or the name of a plugin to look up")
         ->required()
@@ -61,6 +61,7 @@ class PluginCommand final : public Command {
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
+    if (!inspect_->parsed()) throw CLI::RequiredError("A subcommand");
     std::filesystem::path path = file_;
     std::error_code ignored;
     if (!std::filesystem::exists(path, ignored) && !path.has_parent_path()) {

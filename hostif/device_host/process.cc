@@ -4,12 +4,16 @@
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -88,6 +92,32 @@ absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets(
     ::unsetenv("LISTEN_FDNAMES");
   }
   return sockets;
+}
+
+absl::Status AnnounceReady(int ready_fd) {
+  if (ready_fd >= 0) {
+    const UniqueFd fd(ready_fd);
+    if (::write(fd.get(), "\n", 1) != 1) {
+      return ErrnoStatus(errno, absl::StrCat("ready-fd ", ready_fd));
+    }
+  }
+  const char* path = std::getenv("NOTIFY_SOCKET");
+  sockaddr_un address = {};
+  if (path == nullptr) return absl::OkStatus();
+  const size_t length = std::strlen(path);
+  if (length == 0 || length >= sizeof(address.sun_path)) return absl::OkStatus();
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path, length);
+  // A leading '@' stands for the abstract namespace, whose names are not NUL-terminated.
+  if (path[0] == '@') address.sun_path[0] = '\0';
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
+  const UniqueFd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  constexpr char kReady[] = "READY=1";
+  if (!fd || ::sendto(fd.get(), kReady, sizeof(kReady) - 1, MSG_NOSIGNAL | MSG_DONTWAIT,
+                      reinterpret_cast<const sockaddr*>(&address), size) < 0) {
+    return ErrnoStatus(errno, absl::StrCat("NOTIFY_SOCKET ", path));
+  }
+  return absl::OkStatus();
 }
 
 std::vector<std::filesystem::path> PluginPlaces() {

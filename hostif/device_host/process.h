@@ -39,6 +39,10 @@ absl::Status RaiseFileLimit(std::optional<uint64_t> wanted);
 // InvalidArgument when the variables lie.
 absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets();
 
+// [control] Says that front-ends can connect: a newline to `ready_fd` (closed then; -1: none) and
+// READY=1 to the service manager's NOTIFY_SOCKET, if there is one.
+absl::Status AnnounceReady(int ready_fd);
+
 // [control] Places beside the executable where plugins may be: installed, then a build tree.
 std::vector<std::filesystem::path> PluginPlaces();
 

@@ -19,6 +19,7 @@ class RunCommand final : public Command {
         ->type_name("FILE");
     app_->add_option("--log-level", log_level_, "Overrides the file's log-level");
     app_->add_option("--control-socket", control_socket_, "Overrides the file's control-socket");
+    app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect");
     app_->add_flag("--check", check_, "Only check the file");
   }
 
@@ -30,6 +31,7 @@ class RunCommand final : public Command {
       VIRTBAY_ASSIGN_OR_RETURN(config.log_level, ParseLogLevel(log_level_));
     }
     if (!control_socket_.empty()) config.control_socket = control_socket_;
+    config.ready_fd = ready_fd_;
     if (check_) return absl::OkStatus();
     return RunService(std::move(config));
   }
@@ -39,6 +41,7 @@ class RunCommand final : public Command {
   std::string file_;
   std::string log_level_;
   std::string control_socket_;
+  int ready_fd_ = -1;
   bool check_ = false;
 };
 

@@ -70,6 +70,7 @@ absl::Status RunService(ServiceConfig config) {
   }
   log.Info(absl::StrCat("serving ", config.devices.size(), " device",
                         config.devices.size() == 1 ? "" : "s"));
+  VIRTBAY_RETURN_IF_ERROR(AnnounceReady(config.ready_fd));
   const int signal = signals.Wait();
   log.Info(absl::StrCat("stopping on signal ", signal));
   return absl::OkStatus();

@@ -35,7 +35,7 @@ class ServeCommand final : public Command {
  public:
   explicit ServeCommand(CLI::App* app)
       : app_(app->add_subcommand("serve", "Serve one device on a socket")) {
-    app_->require_subcommand(1);
+    app_->require_subcommand(0, 1);
     fs_ = app_->add_subcommand("virtiofs", "Share a directory; takes virtiofsd's options");
     AddSocketOptions();
     AddShareOptions();
@@ -46,6 +46,7 @@ class ServeCommand final : public Command {
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
+    if (!fs_->parsed()) throw CLI::RequiredError("A subcommand");
     if (print_capabilities_) {
       std::cout << kCapabilities;
       return absl::OkStatus();
@@ -57,6 +58,7 @@ class ServeCommand final : public Command {
     FillSocket(&device);
     FillSpec(&device);
     config.control_socket = control_socket_;
+    config.ready_fd = ready_fd_;
     config.rlimit_nofile = rlimit_nofile_;
     for (const std::string& dir : plugin_path_) config.plugin_dirs.emplace_back(dir);
     const auto level = ParseLogLevel(log_level_ == "err" ? "error" : log_level_);
@@ -114,7 +116,11 @@ class ServeCommand final : public Command {
     fs_->add_option("--rlimit-nofile", rlimit_nofile_,
                     "Open files (default: what is allowed, at most 1000000; 0: leave as it is)")
         ->group(kGroup);
-    fs_->add_option("--plugin-path", plugin_path_, "Directory with plugins")->group(kGroup);
+    fs_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
+        ->allow_extra_args(false)
+        ->group(kGroup);
+    fs_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
+        ->group(kGroup);
     fs_->add_flag("--access-platform", access_platform_,
                   "Offer VIRTIO_F_ACCESS_PLATFORM (not for user-mode Linux)")
         ->group(kGroup);
@@ -131,9 +137,10 @@ class ServeCommand final : public Command {
   void AddIgnoredOptions() {
     constexpr char kGroup[] = "Taken for compatibility";
     fs_->add_option("-o", compat_, "KEY[=VALUE],... in the manner of the C virtiofsd")
+        ->allow_extra_args(false)
         ->group(kGroup);
     const auto ignored = [&](const char* name, const char* why) {
-      fs_->add_option(name, ignored_, why)->group(kGroup);
+      fs_->add_option(name, ignored_, why)->allow_extra_args(false)->group(kGroup);
     };
     ignored("--thread-pool-size", "No effect: io_uring and offload threads do what would block");
     ignored("--inode-file-handles", "No effect: descriptors are opened when they are needed");
@@ -271,6 +278,7 @@ class ServeCommand final : public Command {
   std::string control_socket_;
   std::string log_level_ = "info";
   std::optional<uint64_t> rlimit_nofile_;
+  int ready_fd_ = -1;
   std::vector<std::string> plugin_path_;
   bool access_platform_ = false;
   bool print_capabilities_ = false;

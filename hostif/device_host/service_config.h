@@ -34,6 +34,8 @@ struct ServiceConfig {
   std::optional<uint64_t> rlimit_nofile;
   // A fault on a truncated guest file stops that ring instead of the process.
   bool sigbus_guard = true;
+  // Gets a newline once every device listens, and is closed; -1: none.
+  int ready_fd = -1;
   std::vector<DeviceConfig> devices;
 };
 

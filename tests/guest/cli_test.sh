@@ -1,0 +1,240 @@
+#!/bin/bash
+# The executable's command line: exit statuses, one clear line on stderr, nothing left behind.
+#   cli_test.sh BUILD_DIR
+set -u
+BUILD=${1:?usage: cli_test.sh BUILD_DIR}
+VIRTBAY=$BUILD/bin/virtbay
+WORK=$(mktemp -d)
+PIDS=()
+failed=0
+count=0
+cleanup() {
+  local pid
+  for pid in "${PIDS[@]}"; do kill -KILL "$pid" 2>/dev/null; done
+  rm -rf "$WORK"
+}
+trap cleanup EXIT
+cd "$WORK" || exit 1
+mkdir share
+unset LISTEN_PID LISTEN_FDS LISTEN_FDNAMES NOTIFY_SOCKET XDG_RUNTIME_DIR VIRTBAY_CONTROL_SOCKET
+
+complain() {
+  failed=$((failed + 1))
+  echo "FAIL $1"
+  [ -e err ] && sed 's/^/    /' err
+}
+
+# refuses STATUS TEXT ARGUMENT...: ends with STATUS, says one line with TEXT on stderr.
+refuses() {
+  local status=$1 text=$2 got
+  shift 2
+  count=$((count + 1))
+  timeout 20 "$VIRTBAY" "$@" >out 2>err </dev/null
+  got=$?
+  if [ $got != "$status" ]; then
+    complain "virtbay $*: exit status $got, not $status"
+  elif [ "$(grep -c '^virtbay: ' err)" != 1 ] || [ "$(wc -l <err)" != 1 ]; then
+    complain "virtbay $*: not one line"
+  elif ! grep -qF -- "$text" err; then
+    complain "virtbay $*: does not say '$text'"
+  elif [ -n "$(ls -A | grep -vxE 'share|out|err|.*\.toml|.*\.so|used\.sock|plain|hidden')" ]; then
+    complain "virtbay $*: left behind $(ls -A)"
+  fi
+}
+
+accepts() {
+  count=$((count + 1))
+  timeout 20 "$VIRTBAY" "$@" >out 2>err </dev/null || complain "virtbay $*: exit status $?"
+}
+
+says() {
+  count=$((count + 1))
+  grep -qF -- "$1" out || { complain "no '$1' in the output"; sed 's/^/    /' out; }
+}
+
+# starts ARGUMENT...: a service in the background; returns when it serves.
+starts() {
+  mkfifo ready
+  exec {hold}<>ready
+  "$VIRTBAY" "$@" --ready-fd=9 9>ready {hold}<&- </dev/null 2>log &
+  SERVICE=$!
+  PIDS+=("$SERVICE")
+  count=$((count + 1))
+  local i
+  for i in $(seq 20); do
+    if read -r -t 1 -u "$hold"; then break; fi
+    kill -0 $SERVICE 2>/dev/null || break
+  done
+  exec {hold}<&-
+  rm -f ready
+  kill -0 $SERVICE 2>/dev/null || { complain "virtbay $* did not start"; cat log; }
+}
+
+stops() {
+  local status
+  count=$((count + 1))
+  kill "-$1" "$SERVICE"
+  wait "$SERVICE"
+  status=$?
+  [ $status = 0 ] || { complain "SIG$1: exit status $status"; cat log; }
+}
+
+SERVE=(serve virtiofs --socket-path=new.sock --shared-dir=share)
+
+# Usage.
+refuses 2 "subcommand"
+refuses 2 "--bogus" --bogus
+refuses 2 "--shared-dir" serve virtiofs --socket-path=new.sock
+refuses 2 "--socket-path" serve virtiofs --shared-dir=share
+refuses 2 "--bogus" "${SERVE[@]}" --bogus
+refuses 2 "--cache" "${SERVE[@]}" --cache=sometimes
+refuses 2 "--request-queues" "${SERVE[@]}" --request-queues=9
+refuses 2 "--arena-size" "${SERVE[@]}" --arena-size=huge
+refuses 2 "--poll-window" "${SERVE[@]}" --poll-window=5
+refuses 2 "--log-level" "${SERVE[@]}" --log-level=loud
+refuses 2 "--name" "${SERVE[@]}" --name=a/b
+refuses 2 "--fd" "${SERVE[@]}" --fd=5
+refuses 2 "-o bogus" "${SERVE[@]}" -o bogus=1
+refuses 2 "file" run
+refuses 2 "b" ctl log-level a b
+refuses 2 "subcommand" serve
+refuses 2 "--bogus" serve --bogus
+refuses 2 "KEY=VALUE" ctl add virtiofs --name=n --socket-path=s --option=novalue
+
+# Things that are not there, or in the way.
+refuses 1 "/missing/dir" serve virtiofs --socket-path=new.sock --shared-dir=/missing/dir
+touch plain
+refuses 1 "plain" serve virtiofs --socket-path=new.sock --shared-dir=plain
+if [ "$(id -u)" != 0 ]; then
+  mkdir -m 0 hidden
+  refuses 1 "hidden" serve virtiofs --socket-path=new.sock --shared-dir=hidden
+fi
+refuses 1 "plain" serve virtiofs --socket-path=plain --shared-dir=share
+refuses 1 "/missing/new.sock" serve virtiofs --socket-path=/missing/new.sock --shared-dir=share
+long=$(printf 'x%.0s' $(seq 120))
+refuses 1 "$long" serve virtiofs --socket-path="$long" --shared-dir=share
+refuses 1 "fd 77" serve virtiofs --fd=77 --shared-dir=share
+refuses 1 "fd 0" serve virtiofs --fd=0 --shared-dir=share
+refuses 1 "no-such-group" "${SERVE[@]}" --socket-group=no-such-group
+refuses 1 "/missing/control" "${SERVE[@]}" --control-socket=/missing/control
+refuses 1 "attr-timeout" "${SERVE[@]}" --attr-timeout=soon
+refuses 1 "missing.toml" run missing.toml
+refuses 1 "share" run share
+refuses 1 "missing.sock" ctl --control-socket=missing.sock list
+
+# Files.
+printf 'log-level = "info"\n' >bad1.toml
+refuses 1 "bad1.toml:1: log-level: unknown key" run bad1.toml
+printf '[host]\nlog-level = 5\n' >bad2.toml
+refuses 1 "bad2.toml:2: log-level: must be a string" run bad2.toml
+printf '\n[host\n' >bad3.toml
+refuses 1 "bad3.toml:2: syntax" run bad3.toml
+device() { printf '[[device]]\nname = "%s"\nplugin = "%s"\nsocket = "%s.sock"\n[device.options]\n%s\n' "$@"; }
+{ device a virtiofs a 'shared-dir = "share"'; device a virtiofs b 'shared-dir = "share"'; } >bad4.toml
+refuses 1 "bad4.toml:8: name: 'a'" run bad4.toml
+{ device a virtiofs a 'shared-dir = "share"'; device b virtiofs b 'shared-dir = "/missing/dir"'; } >bad5.toml
+refuses 1 "bad5.toml:7: " run bad5.toml
+refuses 1 "/missing/dir" run bad5.toml
+{ device a virtiofs a 'shared-dir = "share"
+colour = "red"'; } >bad6.toml
+refuses 1 "colour" run bad6.toml
+device a no-such-plugin a 'x = 1' >bad7.toml
+refuses 1 "no-such-plugin" run bad7.toml
+printf 'not a library' >broken.so
+device a ./broken.so a 'x = 1' >bad8.toml
+refuses 1 "broken.so" run bad8.toml
+refuses 1 "broken.so" plugin inspect broken.so
+refuses 1 "missing.so" plugin inspect ./missing.so
+rm -f ./*.toml ./*.so plain
+rmdir hidden 2>/dev/null
+
+# Answers.
+accepts --version
+says "virtbay "
+accepts --help
+accepts serve virtiofs --help
+says "--shared-dir"
+accepts serve virtiofs --print-capabilities
+says '"type": "fs"'
+says '"separate-options"'
+accepts serve virtiofs --version
+accepts plugin inspect virtiofs
+says "virtiofs:26"
+accepts plugin inspect --json virtiofs
+says '"abi_major":1'
+ln -s "$VIRTBAY" virtiofsd
+count=$((count + 1))
+./virtiofsd --print-capabilities | grep -q '"type": "fs"' || complain "as virtiofsd: --print-capabilities"
+rm virtiofsd
+
+# Service: sockets, control, stop.
+starts serve virtiofs --socket-path=used.sock --shared-dir=share --tag=t --control-socket=control.sock \
+  --thread-pool-size=64 --sandbox=none -o cache=none,no_posix_lock
+refuses_used() {
+  count=$((count + 1))
+  "$VIRTBAY" serve virtiofs --socket-path=used.sock --shared-dir=share 2>err
+  [ $? = 1 ] && grep -q 'used.sock' err && [ -S used.sock ] || complain "a socket in use"
+  "$VIRTBAY" serve virtiofs --socket-path=x.sock --shared-dir=share --control-socket=control.sock 2>err
+  [ $? = 1 ] && grep -q 'control.sock' err && [ -S control.sock ] && [ ! -e x.sock ] ||
+    complain "a control socket in use"
+}
+refuses_used
+CTL=(ctl --control-socket=control.sock)
+[ "$(stat -c %a control.sock used.sock | tr '\n' ' ')" = "600 600 " ] || complain "socket modes"
+accepts "${CTL[@]}" list
+says used.sock
+accepts "${CTL[@]}" add virtiofs --name second --socket-path second.sock --shared-dir share --set arena-size=4M
+accepts "${CTL[@]}" inspect second
+says '"name": "second"'
+accepts "${CTL[@]}" --json stats
+says '"name":"second"'
+accepts "${CTL[@]}" stats
+accepts "${CTL[@]}" stats --prometheus
+says '# TYPE virtbay_queue_requests_total counter'
+says 'virtbay_arena_bytes{device="second"} 4194304'
+accepts "${CTL[@]}" log-level debug
+says debug
+ctl_refuses() {
+  local text=$1
+  shift
+  count=$((count + 1))
+  "$VIRTBAY" "${CTL[@]}" "$@" >out 2>err
+  [ $? = 1 ] && [ "$(wc -l <err)" = 1 ] && grep -qF -- "$text" err || complain "ctl $*"
+}
+ctl_refuses second add virtiofs --name second --socket-path third.sock --shared-dir share
+ctl_refuses /missing add virtiofs --name third --socket-path third.sock --shared-dir /missing
+ctl_refuses used.sock add virtiofs --name third --socket-path used.sock --shared-dir share
+ctl_refuses colour add virtiofs --name third --socket-path third.sock --shared-dir share --option colour=red
+ctl_refuses 'unknown key' add virtiofs --name third --socket-path third.sock --shared-dir share --set colour=red
+ctl_refuses third inspect third
+ctl_refuses third remove third
+[ ! -e third.sock ] || complain "left behind third.sock"
+accepts "${CTL[@]}" remove second
+[ ! -e second.sock ] || complain "left behind second.sock"
+stops TERM
+[ -z "$(ls -A | grep sock)" ] || complain "sockets left behind: $(ls)"
+
+# A stale socket (its owner was killed) is replaced.
+starts serve virtiofs --socket-path=used.sock --shared-dir=share
+kill -KILL "$SERVICE"
+wait "$SERVICE" 2>/dev/null
+[ -S used.sock ] || complain "no stale socket to test with"
+starts serve virtiofs --socket-path=used.sock --shared-dir=share
+stops INT
+
+# Many devices in one process.
+{
+  printf '[host]\ncontrol-socket = "control.sock"\n'
+  for i in $(seq 40); do
+    device "d$i" virtiofs "d$i" 'shared-dir = "share"'
+    printf '[[device]]\n'
+  done | sed '$d'
+} | awk '/^\[\[device\]\]$/ { if (held) next; held = 1; print; next } { held = 0; print }' >many.toml
+starts run many.toml
+accepts "${CTL[@]}" --json list
+says '"d40"'
+stops TERM
+[ -z "$(ls -A | grep sock)" ] || complain "sockets left behind: $(ls)"
+
+echo "$count checks, $failed failed"
+[ $failed = 0 ]

@@ -1,0 +1,49 @@
+# What every suite's guest part begins with. Runs inside the guest, as root, under bash; the shares
+# are at $M/TAG, the suite's files and fsprobe at $JOB.
+M=/run/mnt
+JOB=/run/job
+FSPROBE=$JOB/fsprobe
+LIMIT=120
+export GIT_CONFIG_COUNT=3 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*' \
+  GIT_CONFIG_KEY_1=user.name GIT_CONFIG_VALUE_1=guest \
+  GIT_CONFIG_KEY_2=user.email GIT_CONFIG_VALUE_2=guest@example.org
+
+# check NAME COMMAND...: one result; COMMAND may be a function. It must succeed within LIMIT s.
+check() {
+  local name=$1 status pid watcher
+  shift
+  ( "$@" ) >/tmp/check.log 2>&1 </dev/null &
+  pid=$!
+  ( sleep "$LIMIT"; echo "time limit of $LIMIT s" >>/tmp/check.log; kill -KILL $pid ) &
+  watcher=$!
+  wait $pid 2>/dev/null
+  status=$?
+  kill $watcher 2>/dev/null
+  wait $watcher 2>/dev/null
+  if [ $status = 0 ]; then
+    echo "@@PASS $name"
+  else
+    echo "@@FAIL $name (status $status)"
+    tail -n 12 /tmp/check.log | tr -d '\r' | sed 's/^/    /'
+  fi
+  return $status
+}
+
+skip() { echo "@@SKIP $1"; }
+
+# not COMMAND...: it must fail, and not by a signal.
+not() {
+  "$@"
+  local status=$?
+  [ $status != 0 ] && [ $status -lt 126 ]
+}
+
+# host NAME: runs the suite's host_NAME on the host and returns its verdict.
+host() {
+  local answer
+  echo "@@HOST $1" >/dev/console
+  read -r answer </dev/console
+  [ "$answer" = ok ]
+}
+
+same() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; return 1; }; }

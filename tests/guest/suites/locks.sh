@@ -1,0 +1,71 @@
+# Locks are the host's: between two mounts of one directory, and with processes of the host.
+LIMIT=120
+NEEDS=flock
+suite_shares() {
+  share a "$WORK/dir"
+  share b "$WORK/dir"
+}
+suite_prepare() { cd "$WORK/dir" && touch posix ofd flock host-flock host-posix waited range; }
+# A process of the host that holds a lock until the suite ends.
+host_takes_locks() {
+  local out
+  mkfifo "$WORK/held1" "$WORK/held2"
+  setsid "$BUILD/bin/fsprobe" lock "$WORK/dir/host-flock" flock wr 0 0 -- \
+    sh -c "echo held >$WORK/held1; exec sleep 100" &
+  HOLDER1=$!
+  setsid "$BUILD/bin/fsprobe" lock "$WORK/dir/host-posix" posix wr 0 10 -- \
+    sh -c "echo held >$WORK/held2; exec sleep 100" &
+  HOLDER2=$!
+  read -r out <"$WORK/held1" && read -r out <"$WORK/held2"
+}
+host_drops_locks() { kill -- -$HOLDER1 -$HOLDER2; wait $HOLDER1 $HOLDER2; true; }
+host_finds_flock_held() { ! flock -n "$WORK/dir/flock" true; }
+host_finds_posix_held() { [ "$("$BUILD/bin/fsprobe" getlk "$WORK/dir/posix" wr 0 5)" = wr ]; }
+host_finds_flock_free() { flock -n "$WORK/dir/flock" true; }
+guest() {
+  # held FILE KIND COMMAND...: runs the command while mount a holds the lock.
+  held() {
+    local file=$1 kind=$2
+    shift 2
+    $FSPROBE lock $M/a/$file $kind wr 0 10 -- "$@"
+  }
+  export -f host not same
+  export M JOB FSPROBE
+  for kind in posix ofd flock; do
+    check "$kind: free from the other mount" $FSPROBE lock $M/b/$kind $kind wr 0 10
+    check "$kind: refused to the other mount" held $kind $kind \
+      bash -c "not $FSPROBE lock $M/b/$kind $kind wr 0 10"
+    check "$kind: refused on the same mount" held $kind $kind \
+      bash -c "not $FSPROBE lock $M/a/$kind $kind rd 0 10"
+    check "$kind: free again" $FSPROBE lock $M/b/$kind $kind wr 0 10
+  done
+  check "posix: another range is free" held range posix $FSPROBE lock $M/b/range posix wr 10 10
+  check "posix: a range in common is not" held range posix \
+    bash -c "not $FSPROBE lock $M/b/range posix wr 9 10"
+  check "posix: shared locks share" $FSPROBE lock $M/a/range posix rd 0 10 -- \
+    $FSPROBE lock $M/b/range posix rd 0 10
+  check "posix: F_GETLK sees the other mount's lock" held posix posix \
+    bash -c "same \"\$($FSPROBE getlk $M/b/posix wr 0 10)\" wr"
+  waits() {
+    # The second one may only begin once the first has left its mark.
+    $FSPROBE lock $M/a/waited $1 wr 0 10 -- \
+      bash -c "$FSPROBE lock $M/b/waited $1 wr 0 10 wait -- sh -c 'test -e $M/a/mark' >/tmp/w 2>&1 &
+        echo \$! >/tmp/waiter; stat $M/b >/dev/null; ls $M/b/ >/dev/null; sleep 1; touch $M/a/mark" &&
+      for i in $(seq 100); do kill -0 $(cat /tmp/waiter) 2>/dev/null || return 0; sleep 0.1; done
+    return 1
+  }
+  check "posix: a blocked lock is granted later, and holds nothing up" waits posix
+  rm -f $M/a/mark
+  check "flock: a blocked lock is granted later" waits flock
+  # Not here: interrupting a blocked lock. Linux's virtiofs never sends FUSE_INTERRUPT, so such a
+  # process cannot even be killed; the in-process guest tests it.
+  check "the host takes locks" host takes_locks
+  check "flock of the host refuses the guest" not $FSPROBE lock $M/a/host-flock flock wr 0 0
+  check "record lock of the host refuses the guest" not $FSPROBE lock $M/a/host-posix posix wr 5 1
+  check "the host's other range is free" $FSPROBE lock $M/a/host-posix posix wr 10 1
+  check "the host drops them" host drops_locks
+  check "flock is free then" $FSPROBE lock $M/a/host-flock flock wr 0 0
+  check "flock of the guest refuses the host" held flock flock bash -c "host finds_flock_held"
+  check "record lock of the guest shows on the host" held posix posix bash -c "host finds_posix_held"
+  check "flock is free on the host" host finds_flock_free
+}
