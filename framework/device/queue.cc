@@ -18,6 +18,8 @@
 namespace virtbay {
 namespace {
 
+constexpr char kMemoryGone[] = "guest memory behind it is gone (the front-end truncated its file)";
+
 constexpr uint32_t AlignView(uint32_t bytes) { return (bytes + 15u) & ~15u; }
 
 uint32_t SlotsFor(uint64_t bytes) {
@@ -234,10 +236,12 @@ void Queue::Break(absl::string_view why, bool device_fails) {
   if (!running()) return;
   Publish();
   broken_.store(true, std::memory_order_relaxed);
-  if (error_) WriteEvent(error_.get());
+  const UniqueFd error = std::move(error_);
   const std::string text = absl::StrCat("queue ", index_, ": ", why);
   Finish(/*forget=*/true);
   core_->RaiseNeedsReset(text, device_fails);
+  // Last, so that a front-end that wakes up by it finds the ring stopped and the status set.
+  if (error) WriteEvent(error.get());
 }
 
 // ---- the path of a request --------------------------------------------------------------------
@@ -326,7 +330,7 @@ bool Queue::PumpRing() {
   if (stalled_) slot_waits_.Add();
   if (hold_->map->poisoned()) {
     for (uint32_t i = 0; i < count; ++i) Free(InFlightRequest::From(burst[i]));
-    Break("guest memory behind it is gone (the front-end truncated its file)");
+    Break(kMemoryGone);
     return true;
   }
   if (taken > 0) {
@@ -397,7 +401,7 @@ void Queue::WriteCall() {
 bool Queue::ArmKicks() {
   if (!running() || draining_ || !enabled_ || core_->failed() || stalled_) return false;
   kicks_armed_ = true;
-  return std::visit(
+  const bool more = std::visit(
       [](auto& ring) {
         if constexpr (std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
           return false;
@@ -406,6 +410,13 @@ bool Queue::ArmKicks() {
         }
       },
       ring_);
+  // The zeroes that stand in for a truncated file look like an empty ring, so that no burst would
+  // ever come to notice them.
+  if (hold_->map->poisoned()) {
+    Break(kMemoryGone);
+    return false;
+  }
+  return more;
 }
 
 int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t written) {

@@ -148,7 +148,7 @@ TEST_F(VhostUserServerTest, ABusyDeviceClosesTheConnectionUntilItIsFree) {
     const FrontEnd front(ConnectTo(path_));
     EXPECT_TRUE(front.Closed());
   }
-  EXPECT_TRUE(log_.Contains("the device is in use"));
+  EXPECT_TRUE(log_.WaitFor("the device is in use"));
   EXPECT_FALSE(server->connected());
   port.reset();
   const FrontEnd front(ConnectTo(path_));
