@@ -1,5 +1,6 @@
 #include "hostif/guest/fuse_session.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
