@@ -14,7 +14,9 @@ class PollWindow {
  public:
   // max_ns 0: never poll. share_percent: of the last kPeriodNs that may be spent polling.
   PollWindow(uint64_t max_ns, uint32_t share_percent)
-      : max_ns_(max_ns), budget_ns_(kPeriodNs / 100 * std::min(share_percent, 100u)) {}
+      // A window longer than the whole budget would never open again.
+      : max_ns_(std::min(max_ns, kPeriodNs / 100 * std::min(share_percent, 100u))),
+        budget_ns_(kPeriodNs / 100 * std::min(share_percent, 100u)) {}
 
   // Work has just run out: how long to keep looking, 0 to sleep at once.
   uint64_t Open(uint64_t now_ns) {
@@ -34,6 +36,12 @@ class PollWindow {
 
   // The window passed without work.
   void Miss(uint64_t idle_ns) { spent_ns_ += idle_ns; }
+
+  // Another thread had the core while this one was looking: looking is in somebody's way.
+  void Preempted(uint64_t idle_ns) {
+    spent_ns_ += idle_ns;
+    window_ns_ /= 4;
+  }
 
   // The thread slept and was woken idle_ns after work had run out.
   void Woke(uint64_t idle_ns) {

@@ -1,5 +1,6 @@
 #include "framework/device/queue_thread.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <time.h>
 
@@ -22,6 +23,8 @@ namespace {
 constexpr uint32_t kRingEntries = 128;
 constexpr uint64_t kStalledLookNs = 1'000'000;
 constexpr uint64_t kKicklessLookNs = 100'000;
+constexpr uint64_t kSpinAloneNs = 5'000;
+constexpr uint64_t kPreemptedNs = 500'000;
 constexpr absl::Duration kIoDrain = absl::Seconds(5);
 
 // Signals belong to the embedder's threads. SIGPIPE and SIGXFSZ come to the thread that writes, and
@@ -144,6 +147,7 @@ void QueueThread::Main() {
 void QueueThread::Serve() {
   uint64_t idle_since = 0;  // 0: not idle
   uint64_t spin_until = 0;
+  uint64_t last_look = 0;
   bool spun = false;
   while (!stop_.load(std::memory_order_acquire) && !condemned_) {
     bool progress = RunMail();
@@ -166,10 +170,22 @@ void QueueThread::Serve() {
       idle_since = now;
       spin_until = now + window_.Open(now);
     }
-    if (now < spin_until) {
+    if (now < spin_until && !(spun && now - last_look > kPreemptedNs)) {
       spun = true;
-      CpuRelax();
+      last_look = now;
+      // A driver that answers at once does so within the first microseconds; after that, whoever
+      // else wants this core (it may be the driver) goes first.
+      if (now - idle_since < kSpinAloneNs) {
+        CpuRelax();
+      } else {
+        sched_yield();
+      }
       continue;
+    }
+    if (now < spin_until) {
+      window_.Preempted(now - idle_since);
+      queues_.front()->CountPoll(false);
+      spun = false;
     }
     if (spun) {
       window_.Miss(now - idle_since);
