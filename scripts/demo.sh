@@ -1,0 +1,163 @@
+#!/bin/bash
+# The demo: one virtbay process serves two directories to a Linux guest, which works on both at
+# once; then what each device did. No root needed once the packages are there.
+#   scripts/demo.sh [--in-process]   (the latter: without user-mode Linux even where it is there)
+set -u
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+IN_PROCESS=
+case ${1:-} in
+  '') ;;
+  --in-process) IN_PROCESS=1 ;;
+  -h | --help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "demo.sh: unknown option $1" >&2; exit 2 ;;
+esac
+BUILD=$ROOT/build/release
+. "$ROOT/scripts/lib/build.sh"
+. "$ROOT/scripts/lib/guest.sh"
+
+"$ROOT/scripts/setup.sh" || echo "demo: going on with what is installed"
+echo "== build"
+configure_build release || exit 1
+cmake --build "$BUILD" --target virtbay_device_host virtiofs virtbay_demo_guest -- \
+  -j"$(nproc)" --quiet || exit 1
+
+WORK=$(mktemp -d "${TMPDIR:-/tmp}/virtbay-demo-XXXXXX")
+cleanup() {
+  all_kill
+  chmod -R u+rwX "$WORK" 2>/dev/null
+  rm -rf "$WORK"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+mkdir -p "$WORK/source" "$WORK/scratch" "$WORK/job"
+
+# A repository of 1,000 files and three commits, made without touching the user's git settings.
+make_repository() {
+  local commit file
+  export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+  git init -q --bare "$WORK/source/project.git"
+  {
+    for commit in 1 2 3; do
+      printf 'commit refs/heads/main\ncommitter demo <demo@example.org> %s +0000\n' $((1000000000 + commit))
+      printf 'data 5\nstep%s\n' $commit
+      for file in $(seq 1000); do
+        [ $commit = 1 ] || [ $((file % 7)) = $commit ] || continue
+        printf 'M 100644 inline src/d%s/file%s.txt\n' $((file % 40)) $file
+        printf 'data <<END\n'
+        seq $((file * commit)) $((file * commit + 300))
+        printf 'END\n'
+      done
+      printf 'reset refs/tags/v%s\nfrom refs/heads/main\n\n' $commit
+    done
+  } | git --git-dir="$WORK/source/project.git" fast-import --quiet
+}
+
+device() {
+  printf '\n[[device]]\nname = "%s"\nplugin = "virtiofs"\nsocket = "%s"\n' "$1" "$WORK/$1.sock"
+  printf '[device.options]\ntag = "%s"\nshared-dir = "%s"\n' "$1" "$WORK/$1"
+}
+
+{
+  printf '[host]\nlog-level = "warn"\ncontrol-socket = "%s"\n' "$WORK/control.sock"
+  device source
+  device scratch
+} >"$WORK/virtbay.toml"
+
+reason=$(uml_missing)
+[ -z "$IN_PROCESS" ] || reason="not wanted"
+if [ -z "$reason" ] && ! command -v git >/dev/null; then reason="git is not installed"; fi
+echo "== one virtbay process, two shares: source and scratch"
+service_start "$WORK" "$WORK/virtbay.toml" || exit 1
+
+uml_job() {
+  make_repository || return 1
+  make_initramfs "$WORK/initramfs.cpio" || return 1
+  cat >"$WORK/job/job.sh" <<'JOB'
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+say() { echo "@@SAY $*"; }
+say "Linux $(uname -r), shares mounted: $(grep -c virtiofs /proc/mounts)"
+git_job() {
+  cd /run/mnt/source && git clone -q project.git checkout && cd checkout &&
+    git checkout -q v1 && git checkout -q v3 && [ -z "$(git status --porcelain)" ] &&
+    git fsck --no-progress >/dev/null && say "source: clone, two checkouts, status and fsck: $SECONDS s"
+}
+file_job() {
+  if command -v fio >/dev/null; then
+    fio --name=job --directory=/run/mnt/scratch --size=48m --rw=randrw --bs=64k --ioengine=psync \
+      --verify=crc32c --verify_fatal=1 --verify_state_save=0 --numjobs=2 --fallocate=none \
+      --eta=never --output=/tmp/fio.out && say "scratch: fio, 2 x 48 MiB, verified: $SECONDS s"
+  else
+    head -c 100000000 /dev/urandom >/run/mnt/scratch/a && cp /run/mnt/scratch/a /run/mnt/scratch/b &&
+      cmp /run/mnt/scratch/a /run/mnt/scratch/b && say "scratch: 100 MB written, copied, compared: $SECONDS s"
+  fi
+}
+SECONDS=0
+echo "@@BEGIN"
+( git_job ) >/tmp/git.log 2>&1 </dev/null >/dev/console &
+git=$!
+file_job || { say "scratch: FAILED"; cat /tmp/fio.out; exit 1; }
+wait $git || { say "source: FAILED"; cat /tmp/git.log; exit 1; }
+JOB
+  guest_start "$WORK" "$WORK/initramfs.cpio" "$WORK/job" 320M \
+    "source=$WORK/source.sock" "scratch=$WORK/scratch.sock" || return 1
+  local end=$((SECONDS + 120)) status=
+  while guest_line $((end - SECONDS)); do
+    echo "$LINE" >>"$WORK/console.log"
+    case $LINE in
+      "@@SAY "*) echo "  ${LINE#@@SAY }" ;;
+      "@@BEGIN") begin=$(date +%s%N) ;;
+      "@@FAIL "*) echo "  ${LINE#@@FAIL }: failed" ;;
+      "@@DONE "*) status=${LINE#@@DONE }; break ;;
+    esac
+  done
+  [ "$status" = 0 ] && return
+  echo "demo.sh: the guest's job failed; its last lines:" >&2
+  tail -n 10 "$WORK/console.log" >&2
+  return 1
+}
+
+begin=$(date +%s%N)
+if [ -z "$reason" ]; then
+  echo "== user-mode Linux boots and works on both at once"
+  uml_job
+else
+  echo "== without user-mode Linux ($reason): the in-process guest works on both at once"
+  "$BUILD/bin/virtbay_demo_guest" "$WORK/source.sock" "$WORK/scratch.sock"
+fi
+status=$?
+elapsed=$((($(date +%s%N) - begin) / 1000000))
+
+# Prometheus text is easily read by awk; one line per device comes out.
+"$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" stats --prometheus >"$WORK/stats" || exit 1
+echo "== what each device did"
+awk -v ms=$elapsed '
+  /^#/ { next }
+  {
+    name = $1; sub(/\{.*/, "", name)
+    device = $1; sub(/.*device="/, "", device); sub(/".*/, "", device)
+    sum[name, device] += $2; seen[device] = 1
+  }
+  function mb(bytes) { return sprintf("%.1f MB", bytes / 1e6) }
+  END {
+    printf "  %-9s %10s %12s %14s %14s %12s %8s %8s\n", "device", "requests", "requests/s",
+      "moved, no copy", "copied", "throughput", "CPU", "arena"
+    for (device in seen) {
+      requests = sum["virtbay_queue_requests_total", device]
+      direct = sum["virtbay_queue_direct_bytes_total", device]
+      copied = sum["virtbay_queue_copied_in_bytes_total", device] + \
+        sum["virtbay_queue_copied_out_bytes_total", device]
+      printf "  %-9s %10d %12d %14s %14s %10s/s %6.2f s %4d KiB\n", device, requests,
+        requests * 1000 / ms, mb(direct), mb(copied), mb((direct + copied) * 1000 / ms),
+        sum["virtbay_device_cpu_seconds_total", device],
+        sum["virtbay_arena_slots_high_water", device] * 2
+    }
+  }' "$WORK/stats"
+echo "  (over $((elapsed / 1000)).$((elapsed % 1000 / 100)) s, arena: most that was in use at once)"
+guest_kill
+if ! service_stop; then
+  echo "demo.sh: virtbay did not end cleanly" >&2
+  tail -n 5 "$WORK/virtbay.log" >&2
+  status=1
+fi
+[ $status = 0 ] && echo "== done"
+exit $status
