@@ -56,7 +56,7 @@ void Chain(int signal, siginfo_t* info, void* context) {
   struct sigaction action = {};
   action.sa_handler = SIG_DFL;
   sigaction(signal, &action, nullptr);
-  if (info->si_code <= 0) raise(signal);
+  if (info->si_code <= 0) static_cast<void>(raise(signal));
 }
 
 void OnSigbus(int signal, siginfo_t* info, void* context) {

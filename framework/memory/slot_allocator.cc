@@ -98,7 +98,7 @@ size_t SlotAllocator::AllocateSingles(std::span<std::byte*> to) {
       while (segment.bits[word] != UINT64_MAX && found < to.size()) {
         const uint32_t bit = static_cast<uint32_t>(std::countr_one(segment.bits[word]));
         segment.bits[word] |= uint64_t{1} << bit;
-        to[found++] = base_ + (index * kSlotsPerSegment + word * 64 + bit) * kSlotSize;
+        to[found++] = base_ + (index * kSlotsPerSegment + size_t{word} * 64 + bit) * kSlotSize;
       }
     }
     hint_ = index;

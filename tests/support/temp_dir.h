@@ -34,7 +34,7 @@ class TempDir {
 
   // Writes a file with that content and returns its path.
   std::filesystem::path Write(const std::string& name, const std::string& content) const {
-    const std::filesystem::path file = path_ / name;
+    std::filesystem::path file = path_ / name;
     std::ofstream out(file, std::ios::binary);
     out << content;
     if (!out.flush()) throw std::runtime_error("cannot write " + file.native());

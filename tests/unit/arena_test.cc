@@ -23,7 +23,6 @@
 namespace virtbay {
 namespace {
 
-using ::virtbay::testing::IsOk;
 using ::virtbay::testing::StatusIs;
 
 Arena MakeArena(uint64_t size) {

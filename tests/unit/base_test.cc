@@ -22,7 +22,6 @@ namespace virtbay {
 namespace {
 
 using ::testing::ElementsAre;
-using ::virtbay::testing::IsOk;
 using ::virtbay::testing::IsOkAndHolds;
 using ::virtbay::testing::LogCapture;
 using ::virtbay::testing::StatusIs;

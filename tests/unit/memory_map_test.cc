@@ -15,7 +15,6 @@
 namespace virtbay {
 namespace {
 
-using ::virtbay::testing::IsOk;
 using ::virtbay::testing::IsOkAndHolds;
 using ::virtbay::testing::StatusIs;
 
@@ -94,7 +93,7 @@ TEST(GuestMapping, HugePages) {
     EXPECT_TRUE(errno == ENOSYS || errno == EINVAL || errno == ENODEV) << errno;
     return;  // a kernel without huge pages
   }
-  constexpr uint64_t kHuge = 2 << 20;
+  constexpr uint64_t kHuge = uint64_t{2} << 20;
   ASSERT_EQ(ftruncate(fd.get(), 2 * kHuge), 0);
   // The offset is in the middle of a huge page; without pages reserved it is an error, not a fault.
   const auto mapping = GuestMapping::Create(fd.get(), kHuge + 4096, 8192);

@@ -21,7 +21,6 @@ using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-using ::virtbay::testing::IsOk;
 using ::virtbay::testing::ReadFile;
 using ::virtbay::testing::StatusIs;
 using ::virtbay::testing::TempDir;

@@ -27,7 +27,6 @@ namespace virtbay {
 namespace {
 
 using ::testing::HasSubstr;
-using ::virtbay::testing::IsOk;
 using ::virtbay::testing::LogCapture;
 using ::virtbay::testing::StatusIs;
 using ::virtbay::testing::TempDir;

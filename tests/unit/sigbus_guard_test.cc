@@ -18,7 +18,6 @@
 namespace virtbay {
 namespace {
 
-using ::virtbay::testing::IsOk;
 using ::virtbay::testing::StatusIs;
 
 constexpr uint64_t kPage = 4096;
