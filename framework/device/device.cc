@@ -218,11 +218,16 @@ void Device::EndSession(bool forget) {
     }
   }
   session_ = false;
+  // A thread without a running queue may be in a callback too (a timer's, an I/O's).
+  for (const auto& thread : core_->threads) {
+    if (!stuck_) RunOrStuck(thread.get(), [] {}).IgnoreError();
+  }
   if (stuck_) {
     state_ = "failed";
     return;
   }
   EndThreads();
+  for (const auto& queue : core_->queues) queue->EndSession();
   if (core_->ops.stop != nullptr) {
     CallOnControl(core_.get(), "stop", [&](virtbay_error*) {
       core_->ops.stop(core_->device);
@@ -301,6 +306,7 @@ void Device::Retire() {
   retired_ = true;
   EndSession(/*forget=*/true);
   state_ = "removed";
+  if (attached_) core_->RaiseNeedsReset("removed by its host", /*stops=*/true);
   if (core_->device == nullptr) return;
   if (stuck_) {
     // Its code is still being executed: nothing of it may go away, so the device keeps itself.
@@ -357,13 +363,16 @@ absl::Status Device::SetFeatures(uint64_t acknowledged) {
 absl::Status Device::SetMemory(MemoryMapRef map) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (map == nullptr) return absl::InvalidArgumentError("no memory map");
   map_ = map;
-  if (!session_) return absl::OkStatus();
+  absl::Status status;
+  // A queue that cannot follow does not keep the others from it.
   for (const auto& queue : core_->queues) {
-    VIRTBAY_RETURN_IF_ERROR(queue->thread()->Run([raw = queue.get(), map] { raw->SetMemory(map); },
-                                                 core_->spec.stop_deadline));
+    if (!session_ || !queue->running()) continue;
+    status.Update(queue->thread()->Run([raw = queue.get(), map] { raw->SetMemory(map); },
+                                       core_->spec.stop_deadline));
   }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
@@ -407,24 +416,28 @@ absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget) {
   if (queue->broken()) return queue->stop_index();
   QueueThread* thread = queue->thread();
   const absl::Duration deadline = core_->spec.stop_deadline;
-  absl::Status status = thread->Run([queue] { queue->BeginDrain(); }, deadline);
-  if (absl::IsDeadlineExceeded(status)) {
-    stuck_ = true;
-    core_->RaiseNeedsReset(absl::StrCat("queue ", index, ": the plugin's ",
-                                        thread->monitor().name(), " does not return"),
-                           /*stops=*/true);
-    return status;
-  }
-  if (!status.ok()) return status;
-  status = thread->RunUntil([queue] { return queue->drained(); }, deadline);
+  VIRTBAY_RETURN_IF_ERROR(RunOrStuck(thread, [queue] { queue->BeginDrain(); }));
+  const absl::Status status = thread->RunUntil([queue] { return queue->drained(); }, deadline);
   if (absl::IsDeadlineExceeded(status)) {
     core_->log.Error(absl::StrCat("queue ", index, ": requests did not end within ",
                                   absl::FormatDuration(deadline), "; they are dropped"));
   }
   auto stop_index = std::make_shared<uint16_t>();
   VIRTBAY_RETURN_IF_ERROR(
-      thread->Run([queue, stop_index, forget] { *stop_index = queue->Finish(forget); }, deadline));
+      RunOrStuck(thread, [queue, stop_index, forget] { *stop_index = queue->Finish(forget); }));
   return *stop_index;
+}
+
+absl::Status Device::RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task) {
+  const absl::Status status = thread->Run(std::move(task), core_->spec.stop_deadline);
+  if (absl::IsDeadlineExceeded(status)) {
+    stuck_ = true;
+    const CallbackMonitor& monitor = thread->monitor();
+    core_->RaiseNeedsReset(absl::StrCat("queue ", monitor.queue(), ": the plugin's ",
+                                        monitor.name(), " does not return"),
+                           /*stops=*/true);
+  }
+  return status;
 }
 
 bool Device::queue_running(uint32_t queue) const {
@@ -474,6 +487,7 @@ absl::Status Device::WriteConfig(uint32_t offset, std::span<const std::byte> dat
     return absl::OutOfRangeError(absl::StrCat("configuration write of ", data.size(), " bytes at ",
                                               offset, "; there are ", size));
   }
+  if (data.empty()) return absl::OkStatus();
   if (core_->ops.config_write == nullptr) {
     return absl::UnimplementedError("the device has no writable configuration");
   }
@@ -527,7 +541,7 @@ DeviceInfo Device::Inspect() const {
   info.dma_mode = core_->spec.dma_mode == DmaMode::kDirect ? "direct" : "bounce";
   info.needs_reset = core_->needs_reset();
   info.failure = core_->failure();
-  if (core_->failed()) info.state = "failed";
+  if (core_->failed() && info.state == "running") info.state = "failed";
   info.arena_size = core_->arena->size();
   info.arena_slots = core_->slots->slots();
   info.arena_slots_used = core_->slots->used();

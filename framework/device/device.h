@@ -74,6 +74,9 @@ class Device : public std::enable_shared_from_this<Device> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status StartThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Runs a task on the thread; one that does not come to it is stuck in a callback of the plugin.
+  absl::Status RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool AnyQueueRunning() const;
 
   std::shared_ptr<Plugin> plugin_;

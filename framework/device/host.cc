@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -177,7 +178,11 @@ absl::StatusOr<std::unique_ptr<Host>> Host::Create(HostOptions options) {
   if (options.stuck_callback_warning < absl::Milliseconds(10)) {
     return absl::InvalidArgumentError("stuck_callback_warning is below 10 ms");
   }
-  return std::make_unique<HostImpl>(std::move(options));
+  try {
+    return std::make_unique<HostImpl>(std::move(options));
+  } catch (const std::system_error& e) {
+    return absl::ResourceExhaustedError(absl::StrCat("no thread for the watchdog: ", e.what()));
+  }
 }
 
 absl::StatusOr<std::unique_ptr<DevicePort>> DeviceHandle::Attach(DevicePortEvents* events) const {

@@ -80,13 +80,9 @@ absl::Status Queue::Start(QueueConfig config, MemoryMapRef map, uint64_t feature
 
   const bool resumes = !requeued_.empty() && SameRing(where, where_) &&
                        config.base == stop_index() && requeued_.front()->hold->map == map;
-  if (!resumes) DropRequeued();
-  if (table_ == nullptr || table_->entries.size() != config.size) {
-    table_ = std::make_unique<InFlightTable>(config.size);
-    for (InFlightRequest& request : table_->entries) {
-      request.queue = this;
-      request.table = table_.get();
-    }
+  if (!resumes) {
+    DropRequeued();
+    table_ = EmptyTable(config.size);
     shadow_used_.reserve(config.size);
   }
   present_requeued_ = resumes;
@@ -122,13 +118,34 @@ absl::Status Queue::Start(QueueConfig config, MemoryMapRef map, uint64_t feature
   error_ = std::move(config.error);
   SetKick(std::move(config.kick));
   SetCall(std::move(config.call));
+  if (quiesced_ && core_->ops.resume != nullptr && !core_->failed()) {
+    CallOnQueue(core_, monitor_, "resume", index_,
+                [this] { core_->ops.resume(core_->device, index_); });
+  }
+  quiesced_ = false;
   running_.store(true, std::memory_order_release);
   return absl::OkStatus();
+}
+
+InFlightTable* Queue::EmptyTable(uint16_t size) {
+  for (const std::unique_ptr<InFlightTable>& table : tables_) {
+    if (table->count == 0 && table->entries.size() == size) {
+      table->abandoned = false;
+      return table.get();
+    }
+  }
+  InFlightTable* table = tables_.emplace_back(std::make_unique<InFlightTable>(size)).get();
+  for (InFlightRequest& request : table->entries) {
+    request.queue = this;
+    request.table = table;
+  }
+  return table;
 }
 
 void Queue::BeginDrain() {
   if (draining_) return;
   draining_ = true;
+  quiesced_ = true;
   pump_ = nullptr;
   if (core_->ops.quiesce != nullptr && !core_->failed()) {
     CallOnQueue(core_, monitor_, "quiesce", index_,
@@ -151,6 +168,7 @@ uint16_t Queue::Finish(bool forget) {
   pump_ = nullptr;
   publish_ = nullptr;
   shadow_used_.clear();
+  if (draining_) loop_->CancelTimers(index_);  // on_timer is for RUNNING and QUIESCING
   ring_.emplace<std::monostate>();
   running_.store(false, std::memory_order_release);
   SetKick(UniqueFd());
@@ -163,12 +181,35 @@ uint16_t Queue::Finish(bool forget) {
     // that, so the whole table steps aside.
     DropRequeued();
     table_->abandoned = true;
-    abandoned_.push_back(std::move(table_));
+    table_ = nullptr;
   }
+  in_flight_.store(table_ == nullptr ? 0 : table_->count, std::memory_order_relaxed);
   hold_ = nullptr;
   std::erase_if(holds_, [](const std::unique_ptr<MapHold>& hold) { return hold->users == 0; });
   cache_->Trim();
   return stop_index();
+}
+
+void Queue::EndSession() {
+  thread_.store(pthread_t{}, std::memory_order_relaxed);
+  DropRequeued();
+  for (const std::unique_ptr<InFlightTable>& table : tables_) {
+    for (InFlightRequest& request : table->entries) {
+      if (table->count == 0) break;
+      if (request.state == RequestState::kFree) continue;
+      if (request.io_pending != 0) {
+        // The thread had to leak its ring: the kernel may still write to this memory.
+        static_cast<void>(new MemoryMapRef(request.hold->map));
+        request.io_pending = 0;
+      }
+      Free(&request);
+    }
+  }
+  cache_->Trim();
+  busy_ = 0;
+  quiesced_ = false;
+  broken_.store(false, std::memory_order_relaxed);
+  in_flight_.store(0, std::memory_order_relaxed);
 }
 
 void Queue::DropRequeued() {
@@ -460,6 +501,8 @@ int32_t Queue::Requeue(InFlightRequest* request) {
     Free(request);
     return VIRTBAY_OK;
   }
+  for (const SlotRun& run : request->extra) cache_->Free(run.data, run.count);
+  request->extra.clear();
   request->state = RequestState::kRequeued;
   requeued_.push_back(request);
   return VIRTBAY_OK;
@@ -474,11 +517,7 @@ void Queue::Free(InFlightRequest* request) {
   request->hold = nullptr;
   if (--hold->users == 0 && hold != hold_) ReleaseMap(hold);
   request->state = RequestState::kFree;
-  InFlightTable* table = request->table;
-  if (--table->count == 0 && table->abandoned) {
-    std::erase_if(abandoned_,
-                  [&](const std::unique_ptr<InFlightTable>& t) { return t.get() == table; });
-  }
+  --request->table->count;
 }
 
 void Queue::ReleaseMap(MapHold* hold) {

@@ -60,12 +60,16 @@ class Queue {
   absl::Status Start(QueueConfig config, MemoryMapRef map, uint64_t features);
   // Takes no more chains and asks the plugin to end what it holds.
   void BeginDrain();
-  bool drained() const { return table_ == nullptr || outstanding() == 0; }
+  // Nothing is under way any more; of a device that has failed, only I/O is waited for.
+  bool drained() const {
+    return table_ == nullptr || (core_->failed() ? busy_ == 0 : outstanding() == 0);
+  }
   // The ring is gone from here on; returns the next avail index. Requests that the plugin still
   // holds are abandoned: their end writes nothing. `forget`: requeued chains are dropped too.
   uint16_t Finish(bool forget);
-  // Requests still flow through the plugin although it should have ended them.
-  bool abandoned_requests() const { return !abandoned_.empty(); }
+  // [control] The session is over and the queue's thread has ended: whatever the plugin still holds
+  // lets go of guest memory and arena.
+  void EndSession();
   // Another memory map: rebinds the ring or stops it.
   void SetMemory(MemoryMapRef map);
   void SetEnabled(bool enabled) { enabled_ = enabled; }
@@ -129,6 +133,9 @@ class Queue {
   void Free(InFlightRequest* request);
   void ReleaseMap(MapHold* hold);
   uint32_t outstanding() const;
+  // An empty table of that size; tables stay, so that a request which the plugin ends too late or
+  // twice is never freed memory.
+  InFlightTable* EmptyTable(uint16_t size);
   void WriteCall();
 
   DeviceCore* const core_;
@@ -146,8 +153,8 @@ class Queue {
   bool (Queue::*pump_)() = nullptr;
   void (Queue::*publish_)() = nullptr;
   std::variant<std::monostate, SplitRing<false>, SplitRing<true>> ring_;
-  std::unique_ptr<InFlightTable> table_;
-  MapHold* hold_ = nullptr;  // of the current map
+  InFlightTable* table_ = nullptr;  // of the ring, in tables_
+  MapHold* hold_ = nullptr;         // of the current map
   std::unique_ptr<SlotCache> cache_;
   struct Used {
     uint16_t head;
@@ -163,9 +170,10 @@ class Queue {
   bool kicks_armed_ = false;
   bool kick_lost_ = false;
   bool present_requeued_ = false;
+  bool quiesced_ = false;  // the plugin was told to quiesce and not yet to resume
 
   std::vector<std::unique_ptr<MapHold>> holds_;
-  std::vector<std::unique_ptr<InFlightTable>> abandoned_;
+  std::vector<std::unique_ptr<InFlightTable>> tables_;
   std::vector<InFlightRequest*> requeued_;
   RingAddresses where_;
   std::atomic<uint16_t> stop_index_{0};

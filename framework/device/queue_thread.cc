@@ -65,7 +65,10 @@ absl::StatusOr<std::unique_ptr<QueueThread>> QueueThread::Start(DeviceCore* core
   return self;
 }
 
-QueueThread::~QueueThread() { Join(); }
+QueueThread::~QueueThread() {
+  Join();
+  if (leaks_loop_) static_cast<void>(loop_.release());
+}
 
 void QueueThread::Join() {
   stop_.store(true, std::memory_order_release);
@@ -229,6 +232,8 @@ bool QueueThread::PumpAll() {
     progress |= queue->Pump();
     if (condemned_) break;
   }
+  // A callback may have ended requests of other queues than its own.
+  for (Queue* queue : queues_) queue->Publish();
   return progress;
 }
 
@@ -253,7 +258,7 @@ void QueueThread::DrainIo() {
     // ring keeps everything in place.
     core_->log.Error(absl::StrCat(name_, ": ", loop_->pending(),
                                   " I/O operations would not end; their ring is leaked"));
-    static_cast<void>(loop_.release());
+    leaks_loop_ = true;
   }
 }
 
@@ -315,12 +320,17 @@ int32_t QueueThread::SubmitIo(const virtbay_io* ops, uint32_t count) {
       return VIRTBAY_INVALID_ARGUMENT;
     }
     const bool moves = io.op == VIRTBAY_IO_READ || io.op == VIRTBAY_IO_WRITE;
-    if (!moves) continue;
-    if (io.request == nullptr) return VIRTBAY_INVALID_ARGUMENT;
+    if (io.request == nullptr) {
+      if (moves) return VIRTBAY_INVALID_ARGUMENT;
+      continue;
+    }
     const InFlightRequest* request = InFlightRequest::From(io.request);
+    if (!request->queue->OnOwnThread() || request->state != RequestState::kHeld) {
+      return VIRTBAY_FAILED_PRECONDITION;
+    }
+    if (!moves) continue;
     const uint32_t total =
         io.op == VIRTBAY_IO_READ ? request->abi.out_total : request->abi.in_total;
-    if (request->state != RequestState::kHeld) return VIRTBAY_FAILED_PRECONDITION;
     if (io.payload_len == 0 || io.payload_offset > total ||
         total - io.payload_offset < io.payload_len) {
       return VIRTBAY_OUT_OF_RANGE;
@@ -357,13 +367,20 @@ int32_t QueueThread::Offload(Queue* queue, void (*work)(void*), void* argument, 
   queue->IoBegun();
   // The mailbox outlives this thread for as long as work is out; a closed one drops the report.
   const bool accepted =
-      core_->offload->Run([this, mailbox = mailbox_, queue, work, argument, cookie] {
-        work(argument);
+      core_->offload->Run([this, core = core_, mailbox = mailbox_, queue, work, argument, cookie] {
+        try {
+          work(argument);
+        } catch (const std::exception& e) {
+          core->RaiseNeedsReset(absl::StrCat("offloaded work threw: ", e.what()), /*stops=*/true);
+        } catch (...) {
+          core->RaiseNeedsReset("offloaded work threw", /*stops=*/true);
+        }
         mailbox->Post([this, queue, argument, cookie] {
           queue->IoEnded();
           if (core_->ops.on_offload != nullptr) {
-            CallbackMonitor::Scope scope(&monitor_, "on_offload", queue->index());
-            core_->ops.on_offload(core_->device, queue->index(), argument, cookie);
+            CallOnQueue(core_, &monitor_, "on_offload", queue->index(), [&] {
+              core_->ops.on_offload(core_->device, queue->index(), argument, cookie);
+            });
           }
           queue->Publish();
         });

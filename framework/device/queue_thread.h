@@ -91,6 +91,7 @@ class QueueThread final : private LoopEvents {
   Queue* results_queue_ = nullptr;
   std::vector<Until> conditions_;
   bool condemned_ = false;
+  bool leaks_loop_ = false;  // I/O that would not end still refers to it
   std::string condemned_why_;
   StatCell enters_;
 

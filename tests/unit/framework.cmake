@@ -3,3 +3,22 @@ virtbay_add_test(virtq_test
   SOURCES virtq_test.cc virtq_pair_test.cc
   LIBRARIES virtbay_virtq virtbay_guest)
 virtbay_add_test(io_test SOURCES io_test.cc LIBRARIES virtbay_io)
+
+# A plugin that does what its requests say, with one thread for all queues and with one for each.
+virtbay_add_plugin(test_op SOURCES op_device.cc LIBRARIES virtbay_flags)
+target_compile_definitions(test_op PRIVATE OP_DEVICE_FLAGS=0)
+virtbay_add_plugin(test_op_parallel SOURCES op_device.cc LIBRARIES virtbay_flags)
+target_compile_definitions(test_op_parallel
+  PRIVATE OP_DEVICE_FLAGS=VIRTBAY_DEVICE_QUEUE_PARALLEL)
+
+virtbay_add_test(device_parts_test
+  SOURCES poll_window_test.cc metrics_test.cc offload_pool_test.cc
+  LIBRARIES virtbay_device)
+virtbay_add_test(device_test
+  SOURCES device_life_test.cc
+  LIBRARIES virtbay_guest)
+target_compile_definitions(device_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+  VIRTBAY_RNG_PLUGIN="$<TARGET_FILE:rng>")
+add_dependencies(device_test test_op test_op_parallel rng)

@@ -73,7 +73,7 @@ struct DeviceInfo {
   std::string plugin_version;
   std::string type;
   uint32_t virtio_id = 0;
-  std::string state;  // "created", "ready", "active", "running", "failed"
+  std::string state;  // "ready", "running", "failed", or "stopped" by its host
   std::string dma_mode;
   bool connected = false;
   bool needs_reset = false;
