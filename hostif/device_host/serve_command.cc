@@ -101,6 +101,20 @@ class ServeCommand final : public Command {
     Flag("--announce-submounts,!--no-announce-submounts", "announce-submounts",
          "The guest sees the host's mount points");
     Flag("--killpriv-v2,!--no-killpriv-v2", "killpriv-v2", "The host clears setuid bits on writes");
+    fs_->add_option_function<std::string>(
+           "--option",
+           [this](const std::string& text) {
+             const size_t equals = text.find('=');
+             if (equals == 0 || equals == std::string::npos) {
+               Usage(absl::StrCat("--option: '", text, "' is not KEY=VALUE"));
+             }
+             options_[text.substr(0, equals)] = text.substr(equals + 1);
+           },
+           "KEY=VALUE: any option of the plugin, see docs/usage.md")
+        ->type_name("KEY=VALUE")
+        ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
+        ->trigger_on_parse()
+        ->group(kGroup);
     fs_->add_option("--request-queues", request_queues_, "1 to 8")
         ->check(CLI::Range(1, 8))
         ->group(kGroup);

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "hostif/device_host/config_file.h"
 #include "hostif/device_host/device_keys.h"
 
@@ -153,11 +154,11 @@ TEST(DeviceHostConfig, Duplicates) {
 TEST(DeviceHostConfig, HostileNames) {
   for (const char* name : {"", "a/b", "a b", "..\\n", "a\\u0000b"}) {
     std::string text = kMinimal;
-    text.replace(text.find("\"a\""), 3, std::string("\"") + name + "\"");
+    text.replace(text.find("\"a\""), 3, absl::StrCat("\"", name, "\""));
     EXPECT_THAT(ErrorOf(text), StartsWith("f.toml:2: name: ")) << name;
   }
   std::string longest = kMinimal;
-  longest.replace(longest.find("\"a\""), 3, "\"" + std::string(65, 'n') + "\"");
+  longest.replace(longest.find("\"a\""), 3, absl::StrCat("\"", std::string(65, 'n'), "\""));
   EXPECT_THAT(ErrorOf(longest), StartsWith("f.toml:2: name: "));
   // A key that tries to break the line apart.
   EXPECT_EQ(ErrorOf("\"a\\nb\" = 1\n"), "f.toml:1: a?b: unknown key");
@@ -243,7 +244,7 @@ TEST(DeviceHostKeys, OptionsAreBounded) {
   EXPECT_FALSE(SetDeviceOption("k", KeyValue(std::string(4097, 'v')), &config).ok());
   EXPECT_FALSE(SetDeviceOption("k", KeyValue(std::string("a\0b", 3)), &config).ok());
   for (int i = 0; i < 256; ++i) {
-    ASSERT_TRUE(SetDeviceOption("k" + std::to_string(i), KeyValue(int64_t{i}), &config).ok());
+    ASSERT_TRUE(SetDeviceOption(absl::StrCat("k", i), KeyValue(int64_t{i}), &config).ok());
   }
   EXPECT_FALSE(SetDeviceOption("one-more", KeyValue(true), &config).ok());
 }
