@@ -24,12 +24,14 @@ class PollWindow {
       period_start_ns_ = now_ns;
       spent_ns_ = 0;
     }
-    return spent_ns_ + window_ns_ <= budget_ns_ ? window_ns_ : 0;
+    if (now_ns < closed_until_ns_ || spent_ns_ + window_ns_ > budget_ns_) return 0;
+    return window_ns_;
   }
 
   // The window saw work after idle_ns of looking.
   void Hit(uint64_t idle_ns) {
     spent_ns_ += idle_ns;
+    pause_ns_ -= pause_ns_ / 64;
     // Late hits show that the window is only just long enough.
     if (idle_ns > window_ns_ / 2) Grow();
   }
@@ -37,10 +39,12 @@ class PollWindow {
   // The window passed without work.
   void Miss(uint64_t idle_ns) { spent_ns_ += idle_ns; }
 
-  // Another thread had the core while this one was looking: looking is in somebody's way.
-  void Preempted(uint64_t idle_ns) {
+  // Another thread had the core while this one was looking. Sleeping is better then: a thread that
+  // is woken gets the core at once, one that looks has to wait for its turn.
+  void Preempted(uint64_t now_ns, uint64_t idle_ns) {
     spent_ns_ += idle_ns;
-    window_ns_ /= 4;
+    pause_ns_ = std::clamp(2 * pause_ns_, kShortestPauseNs, kLongestPauseNs);
+    closed_until_ns_ = now_ns + pause_ns_;
   }
 
   // The thread slept and was woken idle_ns after work had run out.
@@ -59,6 +63,8 @@ class PollWindow {
  private:
   static constexpr uint64_t kPeriodNs = 100'000'000;
   static constexpr uint64_t kSmallestNs = 20'000;
+  static constexpr uint64_t kShortestPauseNs = 10'000'000;
+  static constexpr uint64_t kLongestPauseNs = 640'000'000;
 
   void Grow() { window_ns_ = std::min(max_ns_, std::max(kSmallestNs, 2 * window_ns_)); }
 
@@ -67,6 +73,8 @@ class PollWindow {
   uint64_t window_ns_ = 0;
   uint64_t period_start_ns_ = 0;
   uint64_t spent_ns_ = 0;
+  uint64_t pause_ns_ = 0;
+  uint64_t closed_until_ns_ = 0;
 };
 
 }  // namespace virtbay

@@ -186,7 +186,7 @@ void QueueThread::Serve() {
       continue;
     }
     if (now < spin_until) {
-      window_.Preempted(now - idle_since);
+      window_.Preempted(now, now - idle_since);
       queues_.front()->CountPoll(false);
       spun = false;
     }

@@ -121,5 +121,28 @@ TEST(PollWindowTest, ShortLimitsWork) {
   EXPECT_LT(window.window_ns(), 5 * kUs);
 }
 
+TEST(PollWindowTest, PausesWhenPreemptedAndLongerEachTime) {
+  PollWindow window(kMax, 100);
+  for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+  uint64_t now = 1'000 * kMs;
+  ASSERT_GT(window.Open(now), 0u);
+  uint64_t last_pause = 0;
+  for (int i = 0; i < 3; ++i) {
+    window.Preempted(now, 3 * kMs);
+    uint64_t pause = 0;
+    while (window.Open(now + pause) == 0 && pause < 2'000 * kMs) pause += kMs;
+    EXPECT_GT(pause, last_pause);
+    last_pause = pause;
+    now += pause;
+  }
+  EXPECT_LT(last_pause, 1'000 * kMs);
+}
+
+TEST(PollWindowTest, AWindowAboveItsBudgetStillOpens) {
+  PollWindow window(200 * kMs, 50);
+  for (int i = 0; i < 40; ++i) window.Woke(50 * kUs);
+  EXPECT_EQ(window.Open(1'000 * kMs), 50 * kMs);
+}
+
 }  // namespace
 }  // namespace virtbay
