@@ -8,6 +8,13 @@
 
 #include "virtbay/sdk/abi.h"
 
+/* A void pointer as another: implicit in C, not in C++. */
+#ifdef __cplusplus
+#define FROM_VOID(type, pointer) static_cast<type>(pointer)
+#else
+#define FROM_VOID(type, pointer) (pointer)
+#endif
+
 typedef struct BaseDevice {
   virtbay_device base; /* first: the host's pointer is a pointer to this */
   virtbay_host_device* host;

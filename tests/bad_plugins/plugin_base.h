@@ -136,7 +136,7 @@ static const virtbay_device_ops kOps = {OPS_STRUCT_SIZE,
 VIRTBAY_TEST_MAYBE_UNUSED static int32_t BaseCreate(uint32_t index, const virtbay_host* host,
                                                     virtbay_host_device* device_host,
                                                     virtbay_device** device, virtbay_error* error) {
-  BaseDevice* self = (BaseDevice*)calloc(1, sizeof(BaseDevice)); /* NOLINT: also C */
+  BaseDevice* self = FROM_VOID(BaseDevice*, calloc(1, sizeof(BaseDevice)));
   (void)error;
   if (index != 0 || self == NULL) {
     free(self);
@@ -144,7 +144,7 @@ VIRTBAY_TEST_MAYBE_UNUSED static int32_t BaseCreate(uint32_t index, const virtba
   }
   self->base.ops = &kOps;
   self->host = device_host;
-  self->queue = (const virtbay_queue_service*)host->service(host, VIRTBAY_SERVICE_QUEUE);
+  self->queue = FROM_VOID(const virtbay_queue_service*, host->service(host, VIRTBAY_SERVICE_QUEUE));
   *device = &self->base;
   return VIRTBAY_OK;
 }
