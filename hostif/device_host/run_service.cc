@@ -9,10 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "framework/base/status.h"
+#include "framework/base/unique_fd.h"
 #include "framework/isolation/sigbus_guard.h"
 #include "hostif/device_host/control_server.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
+#include "hostif/vhost_user/socket.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -44,9 +46,23 @@ absl::Status ResolveActivation(const std::vector<vhost_user::ActivationSocket>& 
   return absl::OkStatus();
 }
 
+// Looks at the inherited descriptors while nothing else is open: later a wrong number may be one of
+// this process's own.
+absl::Status CheckInherited(const std::vector<DeviceConfig>& devices) {
+  for (const DeviceConfig& device : devices) {
+    if (device.socket_fd < 0) continue;
+    UniqueFd fd(device.socket_fd);
+    const absl::Status inspected = vhost_user::InspectSocket(fd).status();
+    fd.release();
+    if (!inspected.ok()) return AtOrigin(device, inspected);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status RunService(ServiceConfig config) {
+  VIRTBAY_RETURN_IF_ERROR(CheckInherited(config.devices));
   VIRTBAY_ASSIGN_OR_RETURN(StopSignals signals, StopSignals::Create());
   VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
   VIRTBAY_ASSIGN_OR_RETURN(const std::vector<vhost_user::ActivationSocket> passed,

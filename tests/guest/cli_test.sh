@@ -114,6 +114,7 @@ refuses 1 "/missing/new.sock" serve virtiofs --socket-path=/missing/new.sock --s
 long=$(printf 'x%.0s' $(seq 120))
 refuses 1 "$long" serve virtiofs --socket-path="$long" --shared-dir=share
 refuses 1 "fd 77" serve virtiofs --fd=77 --shared-dir=share
+refuses 1 "fd 3" serve virtiofs --fd=3 --shared-dir=share
 refuses 1 "fd 0" serve virtiofs --fd=0 --shared-dir=share
 refuses 1 "no-such-group" "${SERVE[@]}" --socket-group=no-such-group
 refuses 1 "/missing/control" "${SERVE[@]}" --control-socket=/missing/control
@@ -221,6 +222,42 @@ wait "$SERVICE" 2>/dev/null
 [ -S used.sock ] || complain "no stale socket to test with"
 starts serve virtiofs --socket-path=used.sock --shared-dir=share
 stops INT
+
+# Inherited sockets: by number, and from systemd (which sets LISTEN_PID to the service itself).
+inherit() {
+  exec python3 -c '
+import os, socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("inherited.sock")
+listener.listen()
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+if sys.argv[1] == "systemd":
+    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="data")
+os.execv(sys.argv[2], sys.argv[2:])
+' "$@"
+}
+if command -v python3 >/dev/null; then
+  SHARE=(serve virtiofs --shared-dir=share --control-socket=control.sock)
+  TAKES=("${SHARE[@]}" --fd=3)
+  for how in number systemd; do
+    [ $how = number ] || TAKES=("${SHARE[@]}")
+    mkfifo ready
+    exec {hold}<>ready
+    ( inherit $how "$VIRTBAY" "${TAKES[@]}" --ready-fd=9 ) 9>ready {hold}<&- </dev/null 2>log &
+    SERVICE=$!
+    PIDS+=("$SERVICE")
+    read -r -t 20 -u "$hold" || { complain "$how: an inherited socket"; cat log; }
+    exec {hold}<&-
+    rm -f ready
+    accepts "${CTL[@]}" list
+    says "fd 3"
+    stops TERM
+    # Whoever made it removes it.
+    [ -S inherited.sock ] || complain "the inherited socket was removed"
+    rm -f inherited.sock
+  done
+fi
 
 # Many devices in one process.
 {
