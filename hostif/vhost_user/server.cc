@@ -72,6 +72,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Create(AttachFunction attach,
 Server::Server(AttachFunction attach, ServerOptions options)
     : attach_(std::move(attach)),
       log_(std::move(options.log)),
+      refusals_(log_),
       on_connect_(std::move(options.on_connect)),
       on_disconnect_(std::move(options.on_disconnect)) {}
 
@@ -102,22 +103,17 @@ Server::~Server() {
 }
 
 void Server::Run() {
-  // The control plane may throw (memory, a callback of the embedder); that costs the connection,
-  // not the process.
   while (!stop_.load(std::memory_order_acquire)) {
+    // The control plane may throw (memory, a callback of the embedder); that costs the connection,
+    // not the process.
     try {
       if (!Turn()) break;
     } catch (const std::exception& error) {
       log_.Error(absl::StrCat("closing the connection: ", error.what()));
-      connection_.reset();
-      connected_.store(false, std::memory_order_release);
+      Disconnect();
     }
   }
-  try {
-    Disconnect();
-  } catch (const std::exception& error) {
-    log_.Error(error.what());
-  }
+  Disconnect();
   ended_.store(true, std::memory_order_release);
 }
 
@@ -179,8 +175,8 @@ void Server::Accept() {
     Disconnect();
   }
   if (connection_ != nullptr) {
-    log_.Warn(absl::StrCat("refused a second front-end (", Peer(socket.get()),
-                           "): the device is in use"));
+    refusals_.Warn(absl::StrCat("refused a second front-end (", Peer(socket.get()),
+                                "): the device is in use"));
     return;
   }
   Connect(std::move(socket));
@@ -190,8 +186,8 @@ void Server::Connect(UniqueFd socket) {
   const std::string peer = Peer(socket.get());
   auto connection = Connection::Create(std::move(socket), attach_, wake_.get(), log_);
   if (!connection.ok()) {
-    log_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
-                           "): ", connection.status().message()));
+    refusals_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
+                                "): ", connection.status().message()));
     return;
   }
   log_.Info(absl::StrCat("a front-end connected (", peer, ")"));
@@ -204,7 +200,11 @@ void Server::Disconnect() {
   if (connection_ == nullptr) return;
   connection_.reset();
   connected_.store(false, std::memory_order_release);
-  if (on_disconnect_) on_disconnect_();
+  try {
+    if (on_disconnect_) on_disconnect_();
+  } catch (const std::exception& error) {
+    log_.Error(absl::StrCat("on_disconnect: ", error.what()));
+  }
 }
 
 }  // namespace virtbay::vhost_user

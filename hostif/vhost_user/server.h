@@ -18,6 +18,7 @@
 #include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/connection.h"
+#include "hostif/vhost_user/log_limiter.h"
 #include "hostif/vhost_user/socket.h"
 #include "virtbay/host.h"
 
@@ -71,6 +72,7 @@ class Server {
 
   const AttachFunction attach_;
   const Log log_;
+  LogLimiter refusals_;
   const std::function<void()> on_connect_;
   const std::function<void()> on_disconnect_;
   UniqueFd listener_;
