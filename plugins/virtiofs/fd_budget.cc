@@ -10,6 +10,11 @@
 #include "plugins/virtiofs/inode_table.h"
 
 namespace virtbay::virtiofs {
+namespace {
+
+constexpr size_t kMaxSweep = 4096;
+
+}  // namespace
 
 void FdBudget::Configure(InodeTable* table, uint32_t paths, uint32_t total) {
   table_ = table;
@@ -101,8 +106,10 @@ uint32_t FdBudget::Evict(uint32_t n) {
   n = std::min<uint32_t>(n, static_cast<uint32_t>(victims.size()));
   {
     const std::lock_guard<std::mutex> lock(mu_);
-    // Twice round: the first pass may only take the second chances away.
-    for (size_t steps = ring_.size() * 2; steps > 0 && found < n && !ring_.empty(); --steps) {
+    // Twice round: the first pass may only take the second chances away. Not much further at a
+    // time, because the guest can fill the clock with inodes that must keep theirs.
+    for (size_t steps = std::min<size_t>(ring_.size() * 2, kMaxSweep);
+         steps > 0 && found < n && !ring_.empty(); --steps) {
       if (hand_ >= ring_.size()) hand_ = 0;
       Inode& inode = *ring_[hand_];
       if (inode.keep_fd.load(std::memory_order_relaxed) ||

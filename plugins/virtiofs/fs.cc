@@ -179,11 +179,13 @@ PathFd Fs::OpenPath(Inode& inode, int* error) {
   std::vector<InodeRef> chain;
   chain.push_back(inodes.Ref(inode));
   InodeRef base;
+  PathFd base_fd;  // kept from being closed as cold until it was used
   while (chain.size() < kMaxDepth) {
     std::array<char, 256> name;
     InodeRef parent = inodes.CopyName(*chain.back(), &name);
     if (!parent) break;
-    if (FdBudget::Acquire(*parent)) {
+    base_fd = FdBudget::Acquire(*parent);
+    if (base_fd) {
       base = std::move(parent);
       break;
     }

@@ -24,7 +24,7 @@ HandleTable::~HandleTable() {
   for (uint32_t i = 0; i < max_ / kChunk; ++i) delete[] chunks_[i].load();
 }
 
-HandleRef HandleTable::Open(InodeRef* inode, int fd) {
+HandleRef HandleTable::Open(InodeRef* inode, const HandleTraits& traits) {
   Handle* handle = nullptr;
   {
     const std::lock_guard<std::mutex> lock(mu_);
@@ -48,12 +48,14 @@ HandleRef HandleTable::Open(InodeRef* inode, int fd) {
   Inode* owner = inode->Release();
   handle->inode = owner;
   handle->nodeid = owner->nodeid();
-  handle->fd = fd;
+  handle->fd = traits.fd;
   handle->is_dir = owner->is_dir();
-  handle->writable = handle->readable = handle->direct = false;
-  handle->nonblock.store(false, std::memory_order_relaxed);
+  handle->readable = traits.readable;
+  handle->writable = traits.writable;
+  handle->direct = traits.direct;
+  handle->nonblock.store(traits.nonblock, std::memory_order_relaxed);
   handle->flocked.store(false, std::memory_order_relaxed);
-  handle->no_nowait.store(false, std::memory_order_relaxed);
+  handle->no_nowait.store(traits.no_nowait, std::memory_order_relaxed);
   handle->slow_writes.store(0, std::memory_order_relaxed);
   handle->submit_until.store(0, std::memory_order_relaxed);
   handle->released.store(false, std::memory_order_relaxed);

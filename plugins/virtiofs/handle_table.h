@@ -77,6 +77,16 @@ class HandleRef {
   Handle* handle_ = nullptr;
 };
 
+// How a handle was opened.
+struct HandleTraits {
+  int fd = -1;
+  bool readable = false;
+  bool writable = false;
+  bool direct = false;
+  bool nonblock = false;
+  bool no_nowait = false;
+};
+
 class HandleTable {
  public:
   // What happens to the descriptor and the inode reference of a handle whose last reference went.
@@ -97,7 +107,7 @@ class HandleTable {
 
   // A new handle with one reference of the caller's beside the table's; `inode` is taken over on
   // success. Empty: the cap is reached or memory is out.
-  HandleRef Open(InodeRef* inode, int fd);
+  HandleRef Open(InodeRef* inode, const HandleTraits& traits);
   // The handle that the guest calls `fh` of inode `nodeid`; empty when there is none (EBADF).
   HandleRef Find(uint64_t fh, uint64_t nodeid);
   // Any open handle of the inode; may be empty.

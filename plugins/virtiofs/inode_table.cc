@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -54,14 +55,14 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, bool check_birth,
   max_inodes_ = max_inodes;
   // Free slots stay with their shard, so leave room for shards that are not evenly filled.
   max_slots_ = (max_inodes + max_inodes / 2) / kChunk * kChunk + kChunk * 64;
-  chunks_.reset(new (std::nothrow) std::atomic<Inode*>[max_slots_ / kChunk]());
+  chunks_ = static_cast<Inode**>(std::calloc(max_slots_ / kChunk, sizeof(Inode*)));
   if (chunks_ == nullptr) return false;
   if (::getrandom(&seed_, sizeof(seed_), GRND_NONBLOCK) != sizeof(seed_)) {
-    seed_ = reinterpret_cast<uintptr_t>(chunks_.get()) * kMul;
+    seed_ = reinterpret_cast<uintptr_t>(chunks_) * kMul;
   }
   Inode* chunk = new (std::nothrow) Inode[kChunk];
   if (chunk == nullptr) return false;
-  chunks_[0].store(chunk, std::memory_order_release);
+  chunks_[0] = chunk;
   slots_.store(1, std::memory_order_release);
   root_ = chunk;
   root_->key = KeyOf(root);
@@ -77,7 +78,9 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, bool check_birth,
 InodeTable::~InodeTable() {
   if (chunks_ == nullptr) return;
   DropAll();
-  for (uint32_t i = 0; i < max_slots_ / kChunk; ++i) delete[] chunks_[i].load();
+  const uint32_t slots = slots_.load();
+  for (uint32_t i = 0; i * kChunk < slots; ++i) delete[] chunks_[i];
+  std::free(chunks_);
 }
 
 uint64_t InodeTable::HashKey(const InodeKey& key) const {
@@ -109,7 +112,7 @@ Inode* InodeTable::NewSlot(KeyShard& shard) {
   do {
     if (index >= max_slots_) return nullptr;
     // The chunk first, so that an index below slots_ always has one.
-    std::atomic<Inode*>& chunk = chunks_[index / kChunk];
+    const std::atomic_ref<Inode*> chunk(chunks_[index / kChunk]);
     if (chunk.load(std::memory_order_acquire) == nullptr) {
       Inode* fresh = new (std::nothrow) Inode[kChunk];
       if (fresh == nullptr) return nullptr;

@@ -7,7 +7,6 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <string_view>
 #include <vector>
@@ -104,7 +103,7 @@ class InodeTable {
   };
 
   Inode* Slot(uint32_t index) const {
-    Inode* chunk = chunks_[index / kChunk].load(std::memory_order_acquire);
+    Inode* chunk = std::atomic_ref(chunks_[index / kChunk]).load(std::memory_order_acquire);
     return chunk == nullptr ? nullptr : &chunk[index % kChunk];
   }
   uint64_t HashKey(const InodeKey& key) const;
@@ -124,7 +123,8 @@ class InodeTable {
   uint32_t max_inodes_ = 0;
   uint64_t seed_ = 0;
   Inode* root_ = nullptr;
-  std::unique_ptr<std::atomic<Inode*>[]> chunks_;
+  // Changed through atomic_ref. From calloc, so that what is not used costs no memory.
+  Inode** chunks_ = nullptr;
   uint32_t max_slots_ = 0;
   std::atomic<uint32_t> slots_{0};  // every index below has been given out once
   std::atomic<uint32_t> count_{0};

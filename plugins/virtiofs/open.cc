@@ -56,18 +56,19 @@ uint32_t ReplyFlags(const Fs& fs, uint32_t guest_flags, bool dir) {
 int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, bool nonblock, uint32_t guest_flags,
                fuse_open_out* out) {
   const bool dir = inode->is_dir();
-  const HandleRef handle = fs.handles.Open(&inode, fd);
+  HandleTraits traits;
+  traits.fd = fd;
+  traits.readable = (flags & O_ACCMODE) != O_WRONLY;
+  traits.writable = (flags & O_ACCMODE) != O_RDONLY;
+  traits.direct = (flags & O_DIRECT) != 0 && !dir;
+  traits.nonblock = nonblock;
+  traits.no_nowait = fs.no_nowait_writes.load(std::memory_order_relaxed);
+  const HandleRef handle = fs.handles.Open(&inode, traits);
   if (!handle) {
     fs.budget.Close(fd, false);
     fs.WarnOnce(&fs.said_files, "the guest has as many files open as the limit allows");
     return ENFILE;
   }
-  handle->readable = (flags & O_ACCMODE) != O_WRONLY;
-  handle->writable = (flags & O_ACCMODE) != O_RDONLY;
-  handle->direct = (flags & O_DIRECT) != 0 && !dir;
-  handle->nonblock.store(nonblock, std::memory_order_relaxed);
-  handle->no_nowait.store(fs.no_nowait_writes.load(std::memory_order_relaxed),
-                          std::memory_order_relaxed);
   *out = {};
   out->fh = handle->fh();
   out->open_flags = ReplyFlags(fs, guest_flags, dir);

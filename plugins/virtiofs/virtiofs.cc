@@ -46,7 +46,10 @@ class VirtioFs : public Device {
   }
 
   Status Start() override {
-    for (Worker& worker : workers_) worker.identity.Unbind();
+    for (Worker& worker : workers_) {
+      worker.identity.Unbind();
+      worker.condemned = false;
+    }
     return {};
   }
 
