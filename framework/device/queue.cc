@@ -11,6 +11,7 @@
 #include <climits>
 
 #include "absl/strings/str_cat.h"
+#include "framework/base/clock.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/queue_thread.h"
 #include "framework/memory/payload.h"
@@ -360,14 +361,20 @@ bool Queue::PumpRing() {
   uint32_t taken = 0;
   ChainError error = ChainError::kNone;
   const uint32_t limit = std::min(static_cast<uint32_t>(available), kBurst);
+  for (uint32_t i = 1; i < std::min(limit, kPrefetch); ++i) ring.Prefetch(static_cast<uint16_t>(i));
   for (; taken < limit; ++taken) {
+    if (taken + kPrefetch < limit) ring.Prefetch(kPrefetch);
     InFlightRequest* request = nullptr;
     error = Take(ring, &request);
     if (BreaksRing(error) || stalled_) break;
     if (request == nullptr) continue;  // refused
-    FillViews(request);
+    // The heads are copied in a second pass, when they have arrived.
+    if (const auto readable = request->chain.readable(); !readable.empty()) {
+      __builtin_prefetch(readable.front().iov_base);
+    }
     burst[count++] = &request->abi;
   }
+  for (uint32_t i = 0; i < count; ++i) FillViews(InFlightRequest::From(burst[i]));
   if (stalled_) slot_waits_.Add();
   if (hold_->map->poisoned()) {
     for (uint32_t i = 0; i < count; ++i) Free(InFlightRequest::From(burst[i]));
@@ -423,6 +430,7 @@ void Queue::PublishRing() {
   completions_.Add(shadow_used_.size());
   shadow_used_.clear();
   moved_ = 0;
+  published_ns_ = MonotonicNs();
   in_flight_.store(table_->count, std::memory_order_relaxed);
   ring.PublishUsed();
   if (call_fd_ < 0) return;
@@ -487,7 +495,10 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
   shadow_used_.push_back({request->chain.head(), written});
   moved_ += uint64_t{written} + request->abi.in_total;
   Free(request);
-  if (moved_ >= kPublishBytes) Publish();
+  if (moved_ >= kPublishBytes || shadow_used_.size() >= kPublishCount ||
+      MonotonicNs() - published_ns_ >= kPublishNs) {
+    Publish();
+  }
   return result;
 }
 

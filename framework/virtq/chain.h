@@ -57,20 +57,33 @@ class Chain {
     uint32_t total = 0;
     if (__builtin_add_overflow(readable_bytes_, len, &total)) return ChainError::kLengthOverflow;
     readable_bytes_ = total;
-    ++readable_;
-    segments_.push_back(iovec{data, len});
+    if (readable_ == 0 || !Extends(data, len)) {
+      segments_.push_back(iovec{data, len});
+      ++readable_;
+    }
     return ChainError::kNone;
   }
   ChainError AddWritable(std::byte* data, uint64_t len) {
     uint32_t total = 0;
     if (__builtin_add_overflow(writable_bytes_, len, &total)) return ChainError::kLengthOverflow;
     writable_bytes_ = total;
-    segments_.push_back(iovec{data, len});
+    if (segments_.size() == readable_ || !Extends(data, len)) {
+      segments_.push_back(iovec{data, len});
+    }
     return ChainError::kNone;
   }
   size_t segment_count() const { return segments_.size(); }
 
  private:
+  // Drivers describe a buffer page by page; where the pages are neighbours here, one segment serves
+  // them, which spares the kernel a step per page when it copies.
+  bool Extends(std::byte* data, uint64_t len) {
+    iovec& last = segments_.back();
+    if (static_cast<std::byte*>(last.iov_base) + last.iov_len != data) return false;
+    last.iov_len += len;
+    return true;
+  }
+
   uint16_t head_ = 0;
   size_t readable_ = 0;
   uint32_t readable_bytes_ = 0;

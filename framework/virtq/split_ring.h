@@ -67,6 +67,13 @@ class SplitRing {
     return *head < m_.size ? ChainError::kNone : ChainError::kHeadOutOfRange;
   }
 
+  // Begins to fetch the descriptor of the chain `ahead` places behind the next one; the driver's
+  // core has written it last, so it is far away.
+  void Prefetch(uint16_t ahead) {
+    const uint16_t head = LoadRelaxed(m_.avail[2 + ((next_avail_ + ahead) & mask_)]);
+    __builtin_prefetch(&m_.descriptors[head & mask_]);
+  }
+
   // Precondition: Available() > 0.
   ChainError Pop(const MemoryMap& map, Chain* chain) {
     uint16_t head = 0;

@@ -103,11 +103,25 @@ TEST_F(SplitRingTest, ReadsAChainOfSeveralDescriptors) {
 
 TEST_F(SplitRingTest, ReadsAChainOfEveryDescriptor) {
   for (uint16_t i = 0; i < kSize; ++i) {
-    Descriptor(i, kBuffer + i, 1, i + 1 < kSize ? kNext : uint16_t{0},
+    Descriptor(i, kBuffer + 2 * i, 1, i + 1 < kSize ? kNext : uint16_t{0},
                static_cast<uint16_t>(i + 1));
   }
   EXPECT_EQ(Walk(0), ChainError::kNone);
   EXPECT_EQ(chain_.readable().size(), kSize);
+}
+
+TEST_F(SplitRingTest, JoinsNeighboursOfTheSameDirectionOnly) {
+  Descriptor(0, kBuffer, 16, kNext, 1);
+  Descriptor(1, kBuffer + 16, 16, kNext, 2);
+  Descriptor(2, kBuffer + 32, 16, kNext | kWrite, 3);
+  Descriptor(3, kBuffer + 48, 16, kWrite);
+  EXPECT_EQ(Walk(0), ChainError::kNone);
+  ASSERT_EQ(chain_.readable().size(), 1u);
+  EXPECT_EQ(chain_.readable()[0].iov_len, 32u);
+  ASSERT_EQ(chain_.writable().size(), 1u);
+  EXPECT_EQ(chain_.writable()[0].iov_len, 32u);
+  EXPECT_EQ(chain_.readable_bytes(), 32u);
+  EXPECT_EQ(chain_.writable_bytes(), 32u);
 }
 
 TEST_F(SplitRingTest, ReadsAnIndirectTable) {
