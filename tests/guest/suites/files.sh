@@ -1,9 +1,10 @@
 # Names, open files without names, sparse files, extended attributes, trees of 100,000 files.
-LIMIT=420
+LIMIT=1000
 suite_shares() { share a "$WORK/a" xattr true posix-acl true; }
 host_tree() { [ "$(find "$WORK/a/tree" -type f | wc -l)" = 100000 ]; }
 host_tree_gone() { [ "$(find "$WORK/a/tree" -type f | wc -l)" = 0 ]; }
 guest() {
+  LIMIT=400
   mkdir -p $M/a/unlinked $M/a/names $M/a/ranges
   check "unlinked-open files" $FSPROBE unlinked $M/a/unlinked
   check "names, links and renames" $FSPROBE names $M/a/names

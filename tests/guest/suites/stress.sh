@@ -1,5 +1,5 @@
 # stress-ng's file stressors, each with verification where it has one.
-LIMIT=420
+LIMIT=600
 NEEDS=stress-ng
 suite_shares() { share a "$WORK/a" xattr true; }
 guest() {
