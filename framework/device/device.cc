@@ -72,20 +72,8 @@ absl::Status Device::Init() {
   core_->slots.emplace(*core_->arena);
   core_->offload.emplace(absl::StrCat("vb-off-", spec.name), kOffloadThreads);
 
-  virtbay_device* device = nullptr;
-  VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "create", [&](virtbay_error* error) {
-    return plugin_->factory().create(index, &HostTable(), &host_device_, &device, error);
-  }));
-  if (device == nullptr || device->ops == nullptr) {
-    return absl::InternalError("create: the plugin reported success but made no device");
-  }
-  CopySized(&core_->ops, device->ops);
-  if (core_->ops.destroy != nullptr) core_->device = device;
-  if (core_->ops.init == nullptr || core_->ops.properties == nullptr ||
-      core_->ops.on_requests == nullptr || core_->ops.destroy == nullptr) {
-    return absl::InvalidArgumentError(
-        "the plugin's device lacks one of init, properties, on_requests, destroy");
-  }
+  VIRTBAY_ASSIGN_OR_RETURN(core_->device, plugin_->CreateDevice(index, HostTable(), &host_device_));
+  CopySized(&core_->ops, core_->device->ops);
   VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "init", [&](virtbay_error* error) {
     return core_->ops.init(core_->device, error);
   }));

@@ -238,6 +238,7 @@ TEST_F(DeviceTest, MemoryMayBeMappedAnewUnderLoad) {
 
 TEST_F(DeviceTest, RegionsComeAndGoUnderARunningRing) {
   constexpr uint64_t kExtra = uint64_t{1} << 40;
+  constexpr uint64_t kOwnToken = uint64_t{1} << 60;  // not one of the client's
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
   ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
   guest::DriverQueue& queue = client->queue();
@@ -249,7 +250,7 @@ TEST_F(DeviceTest, RegionsComeAndGoUnderARunningRing) {
       std::memcpy(reinterpret_cast<char*>(command + 1), "far", 3);
       const guest::Segment in{kExtra, sizeof(Command) + 3};
       const guest::Segment out{room, 32};
-      EXPECT_TRUE(queue.Add({&in, 1}, {&out, 1}, 5));
+      EXPECT_TRUE(queue.Add({&in, 1}, {&out, 1}, kOwnToken));
       queue.Publish();
       std::array<guest::UsedBuffer, 1> used;
       EXPECT_OK(queue.Wait(guest::WaitMode::kSleep));
@@ -265,7 +266,7 @@ TEST_F(DeviceTest, RegionsComeAndGoUnderARunningRing) {
     new (client->memory().Translate(kExtra, sizeof(Command))) Command{.op = Op::kHold};
     const guest::Segment in{kExtra, sizeof(Command)};
     const guest::Segment out{kExtra + 8192, 32};
-    ASSERT_TRUE(queue.Add({&in, 1}, {&out, 1}, 6));
+    ASSERT_TRUE(queue.Add({&in, 1}, {&out, 1}, kOwnToken));
     queue.Publish();
     ASSERT_OK(client->Check());
     ASSERT_OK(client->memory().RemoveRegion(kExtra));

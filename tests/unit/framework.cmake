@@ -22,3 +22,10 @@ target_compile_definitions(device_test PRIVATE
   VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
   VIRTBAY_RNG_PLUGIN="$<TARGET_FILE:rng>")
 add_dependencies(device_test test_op test_op_parallel rng)
+virtbay_add_test(plugin_contract_test
+  SOURCES plugin_contract_test.cc
+  LIBRARIES virtbay_guest virtbay_bad_plugin_dir)
+target_compile_definitions(plugin_contract_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>")
+add_dependencies(plugin_contract_test test_op test_op_parallel)
