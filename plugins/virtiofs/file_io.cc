@@ -353,17 +353,20 @@ void OnAsyncResult(Fs& fs, Worker& worker, const virtbay_io_result& result) {
   }
   sdk::Request request(fs.host, result.request);
   const int error = result.result < 0 && op->done == 0 ? -result.result : 0;
-  if (kind == Kind::kRead && error == 0) {
-    sdk::Host::Add(fs.counters.bytes_read, op->done);
-    Call::AnswerData(std::move(request), op->unique, op->done);
-  } else if (kind == Kind::kWrite && error == 0) {
-    sdk::Host::Add(fs.counters.bytes_written, op->done);
-    const fuse_write_out out = {op->done, 0};
-    Call::Answer(fs, std::move(request), op->unique, 0, std::as_bytes(std::span(&out, 1)));
-  } else {
-    Call::Answer(fs, std::move(request), op->unique, error, {});
-  }
+  const uint64_t unique = op->unique;
+  const uint32_t done = op->done;
+  // The handle goes before the answer: the guest may count on a RELEASE having closed it.
   worker.pool.Give(op);
+  if (kind == Kind::kRead && error == 0) {
+    sdk::Host::Add(fs.counters.bytes_read, done);
+    Call::AnswerData(std::move(request), unique, done);
+  } else if (kind == Kind::kWrite && error == 0) {
+    sdk::Host::Add(fs.counters.bytes_written, done);
+    const fuse_write_out out = {done, 0};
+    Call::Answer(fs, std::move(request), unique, 0, std::as_bytes(std::span(&out, 1)));
+  } else {
+    Call::Answer(fs, std::move(request), unique, error, {});
+  }
 }
 
 void OnAsyncOffload(Fs& fs, Worker& worker, uint64_t cookie) {
@@ -371,17 +374,21 @@ void OnAsyncOffload(Fs& fs, Worker& worker, uint64_t cookie) {
   if (op == nullptr) return;
   sdk::Request request(fs.host, op->request);
   const int error = op->result < 0 ? static_cast<int>(-op->result) : 0;
-  if (op->kind == Kind::kSyncfs) {
-    fs.budget.Close(op->fd, false);
-    Call::Answer(fs, std::move(request), op->unique, error, {});
-  } else if (op->wide) {
-    const CopyFileRangeOut out = {static_cast<uint64_t>(std::max<int64_t>(op->result, 0))};
-    Call::Answer(fs, std::move(request), op->unique, error, std::as_bytes(std::span(&out, 1)));
-  } else {
-    const fuse_write_out out = {static_cast<uint32_t>(std::max<int64_t>(op->result, 0)), 0};
-    Call::Answer(fs, std::move(request), op->unique, error, std::as_bytes(std::span(&out, 1)));
-  }
+  const uint64_t copied = static_cast<uint64_t>(std::max<int64_t>(op->result, 0));
+  const Kind kind = op->kind;
+  const uint64_t unique = op->unique;
+  const bool wide = op->wide;
+  if (kind == Kind::kSyncfs) fs.budget.Close(op->fd, false);
   worker.pool.Give(op);
+  if (kind == Kind::kSyncfs) {
+    Call::Answer(fs, std::move(request), unique, error, {});
+  } else if (wide) {
+    const CopyFileRangeOut out = {copied};
+    Call::Answer(fs, std::move(request), unique, error, std::as_bytes(std::span(&out, 1)));
+  } else {
+    const fuse_write_out out = {static_cast<uint32_t>(copied), 0};
+    Call::Answer(fs, std::move(request), unique, error, std::as_bytes(std::span(&out, 1)));
+  }
 }
 
 }  // namespace virtbay::virtiofs

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/magic.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -301,6 +302,11 @@ void Fs::PinBeforeLoss(Inode& inode) {
   if (!inode.is_dir() && !links) return;  // open handles pin it themselves, see CloseHandle
   int error = 0;
   OpenPath(inode, &error);
+}
+
+void Fs::Unlock(Handle& handle) {
+  if (handle.flocked.load(std::memory_order_relaxed)) ::flock(handle.fd, LOCK_UN);
+  lock_owners.DropAll(*this, *handle.inode);
 }
 
 void Fs::CloseHandle(Handle& handle, bool last) {

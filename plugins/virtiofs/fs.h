@@ -87,6 +87,7 @@ class Fs : public HandleTable::Closer {
   }
 
   void CloseHandle(Handle& handle, bool last) override;
+  void Unlock(Handle& handle) override;
 
   bool has(uint64_t init_flag) const {
     return (session_flags.load(std::memory_order_relaxed) & init_flag) != 0;

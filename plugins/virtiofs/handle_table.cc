@@ -109,7 +109,9 @@ void HandleTable::DropAll() {
   const uint32_t slots = slots_.load(std::memory_order_acquire);
   for (uint32_t i = 0; i < slots; ++i) {
     const HandleRef ref = TryRef(Slot(i), 0, true);
-    if (ref) Release(*ref);
+    if (!ref) continue;
+    closer_->Unlock(*ref);
+    Release(*ref);
   }
 }
 

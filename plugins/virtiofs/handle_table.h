@@ -95,6 +95,8 @@ class HandleTable {
     virtual ~Closer() = default;
     // `last`: the inode has no other open handle. The handle is in no list any more.
     virtual void CloseHandle(Handle& handle, bool last) = 0;
+    // The session is over: gives up the locks, also if an operation still holds the handle.
+    virtual void Unlock(Handle& handle) = 0;
   };
 
   HandleTable() = default;

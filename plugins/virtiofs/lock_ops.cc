@@ -135,9 +135,12 @@ void RetryParked(Fs& fs, Worker& worker) {
       ++i;
       continue;
     }
+    // Gone before it is answered: it may hold the last reference on a handle with locks.
     fs.lock_waiters.Remove(&waiter);
-    Call::Answer(fs, sdk::Request(fs.host, waiter.request), waiter.unique, result, {});
+    sdk::Request request(fs.host, waiter.request);
+    const uint64_t unique = waiter.unique;
     parked.erase(parked.begin() + static_cast<std::ptrdiff_t>(i));
+    Call::Answer(fs, std::move(request), unique, result, {});
   }
   ArmTimer(fs, worker, now);
 }

@@ -163,19 +163,19 @@ void ReplyCreated(Call& c, InodeRef inode, const CreateOut& out, int error) {
 
 void Release(Call& c) {
   const auto in = c.Arg<fuse_release_in>();
-  const HandleRef handle = c.fs.handles.Find(in.fh, c.header().nodeid);
+  HandleRef handle = c.fs.handles.Find(in.fh, c.header().nodeid);
   if (!handle) return c.Error(EBADF);
   Fs& fs = c.fs;
-  bool unlocked = handle->flocked.load(std::memory_order_relaxed);
-  if ((in.release_flags & FUSE_RELEASE_FLUSH) != 0) {
-    unlocked |= fs.lock_owners.Drop(fs, *handle->inode, in.lock_owner);
-  }
+  const InodeRef inode = fs.inodes.Ref(*handle->inode);
   // At once, not when the last reference goes: an operation under way may keep the handle.
   if (handle->flocked.load(std::memory_order_relaxed)) ::flock(handle->fd, LOCK_UN);
-  fs.handles.Release(*handle);
-  if (unlocked && fs.lock_waiters.Poke(*handle->inode, c.worker.queue)) {
-    c.worker.retry_parked = true;
+  if ((in.release_flags & FUSE_RELEASE_FLUSH) != 0) {
+    fs.lock_owners.Drop(fs, *inode, in.lock_owner);
   }
+  fs.handles.Release(*handle);
+  // Closed before the answer: the guest may count on it.
+  handle.Reset();
+  if (fs.lock_waiters.Poke(*inode, c.worker.queue)) c.worker.retry_parked = true;
   c.Ok();
 }
 

@@ -398,7 +398,12 @@ TEST_F(VirtioFsHostile, ManyQueuesAtOnce) {
             client.ReleaseDir(p, opened.value.fh);
           }
         }
-        if (next(400) == 0) client.Init();
+        if (next(400) == 0) {
+          fuse_init_in init = {};
+          init.major = 7;
+          init.minor = 38;
+          client.Other(FUSE_INIT, 0, std::as_bytes(std::span(&init, 1)), sizeof(fuse_init_out));
+        }
         client.Forget(p, 1);
       }
     });
