@@ -22,7 +22,7 @@ guest() {
   check "iomix" stress --iomix 1 --iomix-ops 200 --iomix-bytes 8m
   check "link" stress --link 1 --link-ops 100
   check "locka" stress --locka 2 --locka-ops 300
-  check "lockf" stress --lockf 2 --lockf-nonblk --lockf-ops 300
+  check "lockf" stress --lockf 2 --lockf-nonblock --lockf-ops 300
   check "lockofd" stress --lockofd 2 --lockofd-ops 300
   check "mknod" stress --mknod 1 --mknod-ops 100
   check "open" stress --open 1 --open-ops 1000
