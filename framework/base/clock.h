@@ -16,6 +16,16 @@ inline uint64_t MonotonicNs() {
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
 }
 
+// A clock for "is it about time?" on hot paths: a tenth of MonotonicNs' price, no fixed unit.
+// kCoarseTicksPer20Us is 20 us within a factor of two on any x86 of the last ten years.
+#if defined(__x86_64__)
+inline uint64_t CoarseTicks() { return __builtin_ia32_rdtsc(); }
+inline constexpr uint64_t kCoarseTicksPer20Us = 50'000;
+#else
+inline uint64_t CoarseTicks() { return MonotonicNs(); }
+inline constexpr uint64_t kCoarseTicksPer20Us = 20'000;
+#endif
+
 // CPU time of the calling thread.
 inline uint64_t ThreadCpuNs() {
   timespec now{};

@@ -386,6 +386,8 @@ bool Queue::PumpRing() {
     batches_.Add();
   }
   in_flight_.store(table_->count, std::memory_order_relaxed);
+  // A burst of one is published at its end anyway.
+  if (count > 1) published_ticks_ = CoarseTicks();
   if (count > 0) Present(burst.data(), count);
   Publish();
   if (BreaksRing(error)) Break(ChainErrorName(error));
@@ -430,7 +432,6 @@ void Queue::PublishRing() {
   completions_.Add(shadow_used_.size());
   shadow_used_.clear();
   moved_ = 0;
-  published_ns_ = MonotonicNs();
   in_flight_.store(table_->count, std::memory_order_relaxed);
   ring.PublishUsed();
   if (call_fd_ < 0) return;
@@ -496,8 +497,9 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
   moved_ += uint64_t{written} + request->abi.in_total;
   Free(request);
   if (moved_ >= kPublishBytes || shadow_used_.size() >= kPublishCount ||
-      MonotonicNs() - published_ns_ >= kPublishNs) {
+      CoarseTicks() - published_ticks_ >= kCoarseTicksPer20Us) {
     Publish();
+    published_ticks_ = CoarseTicks();
   }
   return result;
 }

@@ -117,10 +117,9 @@ class Queue {
  private:
   static constexpr uint32_t kBurst = 64;
   static constexpr uint32_t kPrefetch = 4;
-  // Publish within a burst after so many completions, so much time or payload: the driver works on
-  // them, or wakes up, while the rest of the burst is served.
+  // Publish within a burst after so many completions, 20 us, or so much payload: the driver works
+  // on them, or wakes up, while the rest of the burst is served.
   static constexpr size_t kPublishCount = 16;
-  static constexpr uint64_t kPublishNs = 20'000;
   static constexpr uint64_t kPublishBytes = 128 * 1024;
 
   template <bool kEventIdx>
@@ -165,7 +164,7 @@ class Queue {
     uint32_t written;
   };
   std::vector<Used> shadow_used_;
-  uint64_t published_ns_ = 0;
+  uint64_t published_ticks_ = 0;
   uint64_t moved_ = 0;  // payload bytes since the last publish
   uint32_t busy_ = 0;
   int call_fd_ = -1;

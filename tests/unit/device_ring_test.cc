@@ -272,7 +272,12 @@ TEST_F(DeviceTest, RegionsComeAndGoUnderARunningRing) {
     ASSERT_OK(client->memory().RemoveRegion(kExtra));
     ASSERT_OK(client->transport().SetMemory(client->memory()));
     ASSERT_OK(client->Call({.op = Op::kRelease}));
-    EXPECT_EQ(queue.ring().in_flight(), 0u);
+    // The two answers may be published one after the other.
+    while (queue.ring().in_flight() > 0) {
+      ASSERT_OK(queue.Wait(guest::WaitMode::kSleep));
+      std::array<guest::UsedBuffer, 1> used;
+      queue.TakeUsed(used);
+    }
   }
   EXPECT_FALSE(client->NeedsReset());
 }
@@ -343,8 +348,6 @@ TEST_F(DeviceTest, MemoryMustBeAMap) {
   EXPECT_TRUE(client->NeedsReset());
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-// Their runtimes answer SIGBUS themselves.
 TEST_F(DeviceTest, ATruncatedMemoryFileStopsItsRingsNotTheProcess) {
   ASSERT_OK(InstallSigbusGuard());
   ASSERT_OK_AND_ASSIGN(const DeviceHandle other, host_->Add(Spec("other")));
@@ -390,7 +393,6 @@ TEST_F(DeviceTest, ATruncatedMemoryFileStopsItsRingsNotTheProcess) {
   }
   ASSERT_OK(RemoveSigbusGuard());
 }
-#endif
 
 // ---- kick, call, error --------------------------------------------------------------------------
 
