@@ -1,7 +1,7 @@
 // Sessions of the virtiofs plugin: INIT and what it negotiates, options, cache policies, the
 // descriptor budget, read-only shares, front-ends that come and go.
 #include <fcntl.h>
-#include <sys/resource.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -402,6 +402,41 @@ TEST(VirtioFsSession, TooManyInodes) {
   const auto entries = share.fs().ReadDirPlus(kRoot, dir.value.fh, 0, 65536);
   EXPECT_EQ(entries.value.size(), 102u);
   EXPECT_TRUE(share.log().Contains("max-inodes"));
+}
+
+TEST(VirtioFsSession, MountsBelowTheShare) {
+  Share share;
+  ASSERT_TRUE(share.ready());
+  const stdfs::path point = share.dir() / "mount";
+  stdfs::create_directory(point);
+  if (::mount("tmpfs", point.c_str(), "tmpfs", 0, "size=1m") != 0) {
+    GTEST_SKIP() << "needs the right to mount";
+  }
+  auto& fs = share.fs();
+  const auto entry = fs.Lookup(kRoot, "mount");
+  EXPECT_EQ(entry.error, 0);
+  EXPECT_NE(entry.value.attr.flags & FUSE_ATTR_SUBMOUNT, 0u);
+  const uint64_t node = entry.value.nodeid;
+  EXPECT_EQ(fs.StatFs(node).value.blocks * fs.StatFs(node).value.bsize, 1u << 20);
+  EXPECT_GT(fs.StatFs(kRoot).value.blocks, fs.StatFs(node).value.blocks);
+  const auto made = fs.Create(node, "file", O_RDWR, 0600);
+  EXPECT_EQ(made.error, 0);
+  EXPECT_EQ(made.value.entry.attr.flags & FUSE_ATTR_SUBMOUNT, 0u);
+  EXPECT_EQ(fs.Write(made.value.entry.nodeid, made.value.open.fh, 0, Bytes("x")).value, 1u);
+  EXPECT_EQ(Text(fs.Read(made.value.entry.nodeid, made.value.open.fh, 0, 9).value), "x");
+  EXPECT_EQ(fs.SyncFs(node), 0);
+  EXPECT_EQ(fs.Rename(node, "file", kRoot, "file"), EXDEV);
+  EXPECT_EQ(fs.Link(made.value.entry.nodeid, kRoot, "file").error, EXDEV);
+  // In a listing as well.
+  const auto dir = fs.OpenDir(kRoot);
+  for (const auto& found : fs.ReadDirPlus(kRoot, dir.value.fh, 0, 4096).value) {
+    if (found.name == "mount") {
+      EXPECT_EQ(found.entry.nodeid, node);
+      EXPECT_NE(found.entry.attr.flags & FUSE_ATTR_SUBMOUNT, 0u);
+    }
+  }
+  share.Disconnect();
+  EXPECT_EQ(::umount(point.c_str()), 0);  // no descriptor keeps it
 }
 
 TEST(VirtioFsOptions, BadOnesAreNamed) {
