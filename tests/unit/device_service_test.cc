@@ -391,8 +391,8 @@ TEST_F(ServiceTest, TimersOfAStoppedQueueStaySilent) {
 // ---- offloaded work -----------------------------------------------------------------------------
 
 TEST_F(ServiceTest, OffloadedWorkBlocksNobody) {
+  const Pipe pipe;  // before the device, so that its threads know the descriptor
   Connect(Spec("a"));
-  Pipe pipe;
   std::vector<uint64_t> tokens;
   for (int i = 0; i < 16; ++i) {
     tokens.push_back(client_->Send({.op = Op::kOffload, .fd = pipe.reader.get()}));
@@ -405,8 +405,8 @@ TEST_F(ServiceTest, OffloadedWorkBlocksNobody) {
 }
 
 TEST_F(ServiceTest, AStopWaitsForOffloadedWork) {
+  const Pipe pipe;  // before the device, so that its threads know the descriptor
   Connect(Spec("a"));
-  Pipe pipe;
   const uint64_t token = client_->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
   ASSERT_OK(client_->Check());
   std::thread writer([&] {
@@ -419,10 +419,10 @@ TEST_F(ServiceTest, AStopWaitsForOffloadedWork) {
 }
 
 TEST_F(ServiceTest, OffloadedWorkThatComesTooLateIsForgotten) {
+  const Pipe pipe;  // before the device, so that its threads know the descriptor
   DeviceSpec spec = Spec("a");
   spec.stop_deadline = absl::Milliseconds(500);
   Connect(spec);
-  Pipe pipe;
   client_->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
   ASSERT_OK(client_->Check());
   ASSERT_OK(client_->port().Reset());
