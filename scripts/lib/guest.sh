@@ -65,7 +65,8 @@ service_start() {
   mkfifo "$dir/ready"
   # Opened for both directions, so that opening it never waits for the service.
   exec {ready}<>"$dir/ready"
-  setsid "$BUILD/bin/virtbay" run "$config" --ready-fd=9 \
+  TSAN_OPTIONS="suppressions=$GUEST_LIB/tsan.supp ${TSAN_OPTIONS:-}" \
+    setsid "$BUILD/bin/virtbay" run "$config" --ready-fd=9 \
     9>"$dir/ready" {ready}<&- </dev/null >>"$dir/virtbay.log" 2>&1 &
   VIRTBAY_PID=$!
   local waited=0
