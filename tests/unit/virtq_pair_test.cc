@@ -17,6 +17,7 @@
 #include "framework/virtq/split_ring.h"
 #include "hostif/guest/driver_queue.h"
 #include "hostif/guest/guest_memory.h"
+#include "tests/support/process_state.h"
 #include "tests/support/status_matchers.h"
 
 namespace virtbay {
@@ -216,7 +217,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
 // them for ever (and Wait then reports it).
 TEST_P(DifferentialTest, NoNotificationIsLost) {
   const PairOptions options = GetParam();
-  constexpr uint32_t kChains = 30'000;
+  constexpr uint32_t kChains = VIRTBAY_TEST_SANITIZED ? 5'000 : 20'000;
   ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
   ASSERT_OK_AND_ASSIGN(
       auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
