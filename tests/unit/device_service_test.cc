@@ -402,6 +402,7 @@ TEST_F(ServiceTest, OffloadedWorkBlocksNobody) {
   const std::string bytes(16, 'x');
   ASSERT_EQ(write(pipe.writer.get(), bytes.data(), 16), 16);
   for (const uint64_t token : tokens) ASSERT_OK(client_->Take(token));
+  ASSERT_OK(host_->Remove("a"));  // before the pipe goes
 }
 
 TEST_F(ServiceTest, AStopWaitsForOffloadedWork) {
@@ -416,6 +417,7 @@ TEST_F(ServiceTest, AStopWaitsForOffloadedWork) {
   EXPECT_OK(client_->port().StopQueue(0));
   writer.join();
   EXPECT_TRUE(client_->Has(token));
+  ASSERT_OK(host_->Remove("a"));
 }
 
 TEST_F(ServiceTest, OffloadedWorkThatComesTooLateIsForgotten) {
