@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -109,9 +111,8 @@ class OpDevice : public Device {
     Count(timers_);
     Answer(Request(&host(), reinterpret_cast<virtbay_request*>(cookie)), 0);
   }
-  void OnOffload(uint32_t, void* argument, uint64_t cookie) override {
+  void OnOffload(uint32_t, void*, uint64_t cookie) override {
     Answer(Request(&host(), reinterpret_cast<virtbay_request*>(cookie)), 0);
-    delete static_cast<Work*>(argument);
   }
   void Quiesce(uint32_t queue) override {
     Count(quiesces_);
@@ -233,7 +234,11 @@ class OpDevice : public Device {
       }
       case Op::kOffload:
       case Op::kOffloadThrow: {
-        auto* work = new Work{command.fd, command.op == Op::kOffloadThrow};
+        Work* work = nullptr;
+        {
+          const std::lock_guard<std::mutex> lock(work_mutex_);
+          work = &work_.emplace_back(Work{command.fd, command.op == Op::kOffloadThrow});
+        }
         const auto run = [](void* argument) {
           const Work& todo = *static_cast<Work*>(argument);
           char byte = 0;
@@ -243,7 +248,6 @@ class OpDevice : public Device {
         };
         virtbay_request* raw = request.Release();
         if (!host().Offload(queue, run, work, reinterpret_cast<uint64_t>(raw)).ok()) {
-          delete work;
           Request(&host(), raw).Fail();
         }
         return;
@@ -327,6 +331,9 @@ class OpDevice : public Device {
   uint32_t out_view_ = 0;
   std::vector<std::byte> config_;
   std::vector<std::vector<Kept>> kept_;  // by queue
+  // Kept to the end: a report that comes too late is never made.
+  std::mutex work_mutex_;
+  std::deque<Work> work_;
   uint64_t* features_ = nullptr;
   uint64_t* activates_ = nullptr;
   uint64_t* starts_ = nullptr;
