@@ -1,7 +1,7 @@
 // PollWindow: decides how long a queue thread keeps looking at its rings before it sleeps. Sleeping
 // and being woken costs some 60 us, a look 0.1 us: while requests keep arriving within the window
-// it grows, when they stop it closes, and it never takes more than its share of a core. Owned by
-// one queue thread. Times are MonotonicNs().
+// it grows, when they stop it closes, and what it costs beyond the sleeps that it saves never takes
+// more than its share of a core. Owned by one queue thread. Times are MonotonicNs().
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_POLL_WINDOW_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_POLL_WINDOW_H_
 
@@ -12,7 +12,8 @@ namespace virtbay {
 
 class PollWindow {
  public:
-  // max_ns 0: never poll. share_percent: of the last kPeriodNs that may be spent polling.
+  // max_ns 0: never poll. share_percent: of the last kPeriodNs that may be spent polling in vain, or
+  // for longer than a sleep and wake would have cost.
   PollWindow(uint64_t max_ns, uint32_t share_percent)
       // A window longer than the whole budget would never open again.
       : max_ns_(std::min(max_ns, kPeriodNs / 100 * std::min(share_percent, 100u))),
@@ -30,7 +31,7 @@ class PollWindow {
 
   // The window saw work after idle_ns of looking.
   void Hit(uint64_t idle_ns) {
-    spent_ns_ += idle_ns;
+    spent_ns_ += idle_ns - std::min(idle_ns, kSleepCostNs);
     pause_ns_ -= pause_ns_ / 64;
     // Late hits show that the window is only just long enough.
     if (idle_ns > window_ns_ / 2) Grow();
@@ -62,6 +63,7 @@ class PollWindow {
 
  private:
   static constexpr uint64_t kPeriodNs = 100'000'000;
+  static constexpr uint64_t kSleepCostNs = 60'000;
   static constexpr uint64_t kSmallestNs = 20'000;
   static constexpr uint64_t kShortestPauseNs = 10'000'000;
   static constexpr uint64_t kLongestPauseNs = 640'000'000;

@@ -118,8 +118,9 @@ class Queue {
   static constexpr uint32_t kBurst = 64;
   static constexpr uint32_t kPrefetch = 4;
   // Publish within a burst after so many completions, 20 us, or so much payload: the driver works
-  // on them, or wakes up, while the rest of the burst is served.
-  static constexpr size_t kPublishCount = 16;
+  // on them, or wakes up, while the rest of the burst is served. 4 against 16: 1.5 times the
+  // look-ups at depth 16 with a driver that sleeps, no difference at depth 32.
+  static constexpr size_t kPublishCount = 4;
   static constexpr uint64_t kPublishBytes = 128 * 1024;
 
   template <bool kEventIdx>

@@ -43,7 +43,9 @@ struct DeviceSpec {
   // Adaptive polling: a queue thread keeps looking at its rings for up to this long after work
   // while requests keep arriving; zero turns polling off.
   absl::Duration poll_window_max = absl::Microseconds(200);
-  uint32_t poll_share_max_percent = 50;  // of one core, over the last 100 ms of a queue thread
+  // Of one core, per 100 ms of a queue thread: looking in vain, or for longer than the sleep that a
+  // request in time saves (60 us).
+  uint32_t poll_share_max_percent = 50;
   absl::Duration stop_deadline = absl::Seconds(10);
 };
 
