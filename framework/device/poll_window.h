@@ -12,8 +12,8 @@ namespace virtbay {
 
 class PollWindow {
  public:
-  // max_ns 0: never poll. share_percent: of the last kPeriodNs that may be spent polling in vain, or
-  // for longer than a sleep and wake would have cost.
+  // max_ns 0: never poll. share_percent: of the last kPeriodNs that may be spent polling in vain,
+  // or for longer than a sleep and wake would have cost.
   PollWindow(uint64_t max_ns, uint32_t share_percent)
       // A window longer than the whole budget would never open again.
       : max_ns_(std::min(max_ns, kPeriodNs / 100 * std::min(share_percent, 100u))),

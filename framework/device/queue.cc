@@ -599,6 +599,10 @@ int64_t Queue::Transfer(InFlightRequest* request, bool read, int fd, uint64_t fi
                         uint32_t offset, uint32_t len, uint32_t rw_flags) {
   if (request->state != RequestState::kHeld) return -EINVAL;
   if (len == 0) return 0;
+  if (read && len >= TransferHelper::kSmallest && file_offset != VIRTBAY_IO_STREAM &&
+      queue_thread_->transfer_helper() != nullptr) {
+    return TransferWithHelper(request, fd, file_offset, offset, len, rw_flags);
+  }
   std::array<iovec, IOV_MAX> segments;  // not initialised: only what is filled is touched
   const auto chain = read ? request->chain.writable() : request->chain.readable();
   const size_t count = SliceSegments(chain, offset, len, segments);
@@ -611,6 +615,18 @@ int64_t Queue::Transfer(InFlightRequest* request, bool read, int fd, uint64_t fi
                                     static_cast<int>(rw_flags));
   if (n < 0) return -errno;
   bytes_direct_.Add(static_cast<uint64_t>(n));
+  return n;
+}
+
+int64_t Queue::TransferWithHelper(InFlightRequest* request, int fd, uint64_t file_offset,
+                                  uint32_t offset, uint32_t len, uint32_t rw_flags) {
+  const uint32_t room = request->chain.writable_bytes();
+  if (offset > room || room - offset < len) return -ERANGE;
+  syscalls_.Add(TransferHelper::Pieces(len));
+  const int64_t n = queue_thread_->transfer_helper()->Read(fd, request->chain.writable(), offset,
+                                                           len, static_cast<off_t>(file_offset),
+                                                           static_cast<int>(rw_flags));
+  if (n > 0) bytes_direct_.Add(static_cast<uint64_t>(n));
   return n;
 }
 

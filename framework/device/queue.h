@@ -131,6 +131,8 @@ class Queue {
   ChainError Take(SplitRing<kEventIdx>& ring, InFlightRequest** out);
   void Present(virtbay_request* const* requests, uint32_t count);
   void PresentRequeued();
+  int64_t TransferWithHelper(InFlightRequest* request, int fd, uint64_t file_offset,
+                             uint32_t offset, uint32_t len, uint32_t rw_flags);
   void DropRequeued();
   void FillViews(InFlightRequest* request);
   void Refuse(uint16_t head, ChainError error);

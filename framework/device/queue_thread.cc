@@ -48,6 +48,7 @@ QueueThread::QueueThread(DeviceCore* core, std::string name, std::vector<Queue*>
                   std::max<int64_t>(0, absl::ToInt64Nanoseconds(core->spec.poll_window_max))),
               core->spec.poll_share_max_percent) {
   results_.reserve(64);
+  if (core->spec.transfer_helper) helper_.emplace(name_ + "+");
 }
 
 absl::StatusOr<std::unique_ptr<QueueThread>> QueueThread::Start(DeviceCore* core, std::string name,
@@ -122,7 +123,8 @@ uint64_t QueueThread::CpuNs() const {
   auto& thread = const_cast<std::thread&>(thread_);
   if (pthread_getcpuclockid(thread.native_handle(), &clock) != 0) return 0;
   if (clock_gettime(clock, &now) != 0) return 0;
-  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec) +
+         (helper_ ? helper_->CpuNs() : 0);
 }
 
 // ---- the loop ---------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ void QueueThread::Main() {
   DrainIo();
   mailbox_->Close();
   conditions_.clear();
-  final_cpu_ns_.store(ThreadCpuNs(), std::memory_order_relaxed);
+  final_cpu_ns_.store(ThreadCpuNs() + (helper_ ? helper_->CpuNs() : 0), std::memory_order_relaxed);
   ended_.store(true, std::memory_order_release);
 }
 

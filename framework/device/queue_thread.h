@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -23,6 +24,7 @@
 #include "framework/device/mailbox.h"
 #include "framework/device/poll_window.h"
 #include "framework/device/queue.h"
+#include "framework/device/transfer_helper.h"
 #include "framework/io/loop.h"
 #include "virtbay/sdk/abi.h"
 
@@ -52,6 +54,8 @@ class QueueThread final : private LoopEvents {
   int32_t SubmitIo(const virtbay_io* ops, uint32_t count);
   int32_t Offload(Queue* queue, void (*work)(void*), void* argument, uint64_t cookie);
   Loop* loop() const { return loop_.get(); }
+  // For large reads; null when the device is not to have one.
+  TransferHelper* transfer_helper() { return helper_ ? &*helper_ : nullptr; }
 
   // [any]
   const CallbackMonitor& monitor() const { return monitor_; }
@@ -94,6 +98,7 @@ class QueueThread final : private LoopEvents {
   bool leaks_loop_ = false;  // I/O that would not end still refers to it
   std::string condemned_why_;
   StatCell enters_;
+  std::optional<TransferHelper> helper_;
 
   std::shared_ptr<Mailbox> mailbox_;
   std::atomic<bool> stop_{false};

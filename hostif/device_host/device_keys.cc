@@ -172,6 +172,8 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
   } else if (key == "poll-share") {
     VIRTBAY_ASSIGN_OR_RETURN(const int64_t share, AsInteger(value, 0, 100));
     spec.poll_share_max_percent = static_cast<uint32_t>(share);
+  } else if (key == "transfer-helper") {
+    VIRTBAY_ASSIGN_OR_RETURN(spec.transfer_helper, AsBool(value));
   } else if (key == "stop-deadline") {
     VIRTBAY_ASSIGN_OR_RETURN(spec.stop_deadline, AsDuration(value));
     if (spec.stop_deadline > absl::Hours(1)) return Invalid("must be at most 1h");

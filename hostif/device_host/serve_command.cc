@@ -135,6 +135,9 @@ class ServeCommand final : public Command {
         ->group(kGroup);
     fs_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
         ->group(kGroup);
+    fs_->add_flag("--no-transfer-helper{false}", transfer_helper_,
+                  "Copy large cached reads with one thread only")
+        ->group(kGroup);
     fs_->add_flag("--access-platform", access_platform_,
                   "Offer VIRTIO_F_ACCESS_PLATFORM (not for user-mode Linux)")
         ->group(kGroup);
@@ -142,6 +145,7 @@ class ServeCommand final : public Command {
     Key("--poll-window", "poll-window", "Longest look for more work after work, or off", kGroup);
     Key("--poll-share", "poll-share", "Percent of a core that looking may cost", kGroup);
     Key("--queue-size", "queue-size", "Largest ring (default 1024)", kGroup);
+
     Key("--stop-deadline", "stop-deadline", "Longest wait for requests in flight", kGroup);
     fs_->add_flag("--print-capabilities", print_capabilities_, "Print what libvirt asks and end")
         ->group(kGroup);
@@ -216,6 +220,7 @@ class ServeCommand final : public Command {
     device->spec = keys_.spec;
     device->spec.plugin = "virtiofs";
     device->spec.offer_access_platform = access_platform_;
+    device->spec.transfer_helper = transfer_helper_;
     const absl::Status named = SetDeviceKey("name", KeyValue(name_), device);
     if (!named.ok()) Usage(absl::StrCat("--name: ", named.message()));
     auto& options = device->spec.options;
@@ -295,6 +300,7 @@ class ServeCommand final : public Command {
   int ready_fd_ = -1;
   std::vector<std::string> plugin_path_;
   bool access_platform_ = false;
+  bool transfer_helper_ = true;
   bool print_capabilities_ = false;
   std::vector<std::string> compat_;
   std::vector<std::string> ignored_;

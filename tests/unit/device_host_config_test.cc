@@ -65,6 +65,7 @@ arena-size = "16MiB"
 queue-size = 256
 poll-window = "50us"
 poll-share = 25
+transfer-helper = false
 access-platform = true
 dma = "direct"
 stop-deadline = "3s"
@@ -93,6 +94,7 @@ key = "value"
   EXPECT_EQ(source.spec.poll_window_max, absl::Microseconds(50));
   EXPECT_EQ(source.spec.poll_share_max_percent, 25u);
   EXPECT_TRUE(source.spec.offer_access_platform);
+  EXPECT_FALSE(source.spec.transfer_helper);
   EXPECT_EQ(source.spec.dma_mode, DmaMode::kDirect);
   EXPECT_EQ(source.spec.stop_deadline, absl::Seconds(3));
   EXPECT_EQ(source.socket_group, "kvm");

@@ -46,6 +46,9 @@ struct DeviceSpec {
   // Of one core, per 100 ms of a queue thread: looking in vain, or for longer than the sleep that a
   // request in time saves (60 us).
   uint32_t poll_share_max_percent = 50;
+  // Cached reads of 512 KiB and more are copied by two threads: the queue's and a helper that
+  // sleeps in between. Not used where the process has a single CPU.
+  bool transfer_helper = true;
   absl::Duration stop_deadline = absl::Seconds(10);
 };
 
