@@ -33,6 +33,8 @@ class ControlServer {
                                                                ControlTarget* target);
   // [control] Finishes the request that is being carried out, drops the clients, removes the path.
   ~ControlServer();
+  // [control] Removes the path at once; the destructor does the rest.
+  void RemoveSocket() { listener_.file.Remove(); }
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
 

@@ -1,6 +1,7 @@
 #include "hostif/device_host/process.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstddef>
@@ -53,15 +55,21 @@ absl::StatusOr<StopSignals> StopSignals::Create() {
   return StopSignals(std::move(fd));
 }
 
-int StopSignals::Wait() {
+int StopSignals::Wait(int fd) {
   signalfd_siginfo info = {};
-  while (::read(fd_.get(), &info, sizeof(info)) != static_cast<ssize_t>(sizeof(info))) {
-    if (errno != EINTR) return 0;
+  std::array<pollfd, 2> fds{{{fd_.get(), POLLIN, 0}, {fd, POLLIN, 0}}};
+  for (;;) {
+    if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return 0;
+    if (fds[0].revents != 0 && ::read(fd_.get(), &info, sizeof(info)) > 0) {
+      return static_cast<int>(info.ssi_signo);
+    }
+    if (fds[1].revents != 0) return 0;
   }
-  // Whoever asks a second time does not want to wait for requests in flight.
+}
+
+void StopSignals::LetThrough() {
   const sigset_t set = StopSet();
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-  return static_cast<int>(info.ssi_signo);
 }
 
 absl::Status RaiseFileLimit(std::optional<uint64_t> wanted) {

@@ -21,9 +21,12 @@ namespace virtbay::device_host {
 class StopSignals {
  public:
   static absl::StatusOr<StopSignals> Create();
-  // [control] Waits for the first signal and returns its number. From then on a further one ends
-  // the process at once.
-  int Wait();
+  // [control] Waits for the first signal and returns its number, or 0 when `fd` becomes readable
+  // before (-1: no such fd).
+  int Wait(int fd);
+  // [control] From now on a signal ends the process at once: whoever asks a second time does not
+  // want to wait for requests in flight.
+  static void LetThrough();
 
  private:
   explicit StopSignals(UniqueFd fd) : fd_(std::move(fd)) {}

@@ -87,8 +87,17 @@ absl::Status RunService(ServiceConfig config) {
   log.Info(absl::StrCat("serving ", config.devices.size(), " device",
                         config.devices.size() == 1 ? "" : "s"));
   VIRTBAY_RETURN_IF_ERROR(AnnounceReady(config.ready_fd));
-  const int signal = signals.Wait();
-  log.Info(absl::StrCat("stopping on signal ", signal));
+  // A process that can still be given devices, or that others can connect to, waits for a signal.
+  const int ended = control == nullptr ? service->ended_fd() : -1;
+  int signal = 0;
+  do {
+    signal = signals.Wait(ended);
+  } while (signal == 0 && !service->AllEnded());
+  log.Info(signal == 0 ? "stopping: the last front-end has gone and no other can come"
+                       : absl::StrCat("stopping on signal ", signal));
+  if (control != nullptr) control->RemoveSocket();
+  service->BeginStop();
+  StopSignals::LetThrough();
   return absl::OkStatus();
 }
 

@@ -1,9 +1,11 @@
 #include "hostif/device_host/service.h"
 
 #include <grp.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -44,18 +46,35 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(
     options.plugin_dirs.push_back(std::move(place));
   }
   VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<Host> host, Host::Create(std::move(options)));
-  return std::unique_ptr<Service>(new Service(std::move(host), std::move(log)));
+  UniqueFd ended(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!ended) return ErrnoStatus(errno, "eventfd");
+  return std::unique_ptr<Service>(new Service(std::move(host), std::move(log), std::move(ended)));
 }
 
 Service::~Service() {
+  BeginStop();
   std::map<std::string, Entry, std::less<>> entries;
   {
     absl::MutexLock lock(&mutex_);
     entries.swap(entries_);
   }
-  // Every socket goes before the first device is waited for, so that a second signal in the middle
-  // of a long wait leaves none behind.
   entries.clear();
+}
+
+void Service::BeginStop() {
+  absl::MutexLock lock(&mutex_);
+  for (auto& [name, entry] : entries_) {
+    if (entry.server != nullptr) entry.server->BeginStop();
+  }
+}
+
+bool Service::AllEnded() const {
+  eventfd_t count = 0;
+  static_cast<void>(::eventfd_read(ended_.get(), &count));
+  absl::MutexLock lock(&mutex_);
+  return std::all_of(entries_.begin(), entries_.end(), [](const auto& entry) {
+    return entry.second.server != nullptr && entry.second.server->ended();
+  });
 }
 
 absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const DeviceConfig& config,
@@ -64,6 +83,7 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
   options.log = log_.Named(config.spec.name);
   options.socket_path = config.socket_path;
   options.socket.reset(config.socket_fd);
+  options.on_ended = [this] { ::eventfd_write(ended_.get(), 1); };
   gid_t group = 0;
   if (!config.socket_group.empty()) {
     VIRTBAY_ASSIGN_OR_RETURN(group, GroupId(config.socket_group));

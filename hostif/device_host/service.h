@@ -14,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "framework/base/log.h"
+#include "framework/base/unique_fd.h"
 #include "hostif/device_host/control_target.h"
 #include "hostif/device_host/service_config.h"
 #include "hostif/vhost_user/server.h"
@@ -27,9 +28,16 @@ class Service final : public ControlTarget {
   // `plugin_dirs`, then beside the executable (installed or in a build tree).
   static absl::StatusOr<std::unique_ptr<Service>> Create(
       std::vector<std::filesystem::path> plugin_dirs, Log log);
-  // [control] Removes the sockets first, then ends the devices: requests in flight are finished,
-  // each device within its stop deadline.
+  // [control] Removes the sockets first, then ends the devices, all at the same time: requests in
+  // flight are finished within the stop deadlines.
   ~Service() override;
+  // [control] Begins with that: the sockets are gone on return, no device has been waited for.
+  void BeginStop();
+  // [any] Readable after a device has had its last front-end (one that came as an inherited
+  // connection).
+  int ended_fd() const { return ended_.get(); }
+  // [control] Every device has; ended_fd() is quiet again until the next one.
+  bool AllEnded() const;
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
 
@@ -46,13 +54,15 @@ class Service final : public ControlTarget {
     bool ready = false;  // false while it is being added or removed
   };
 
-  Service(std::unique_ptr<Host> host, Log log) : host_(std::move(host)), log_(std::move(log)) {}
+  Service(std::unique_ptr<Host> host, Log log, UniqueFd ended)
+      : host_(std::move(host)), log_(std::move(log)), ended_(std::move(ended)) {}
 
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> Listen(const DeviceConfig& config,
                                                              DeviceHandle device);
 
   const std::unique_ptr<Host> host_;
   const Log log_;
+  const UniqueFd ended_;
   mutable absl::Mutex mutex_;
   // std::less<>: looked up by string_view.
   std::map<std::string, Entry, std::less<>> entries_ ABSL_GUARDED_BY(mutex_);

@@ -51,8 +51,8 @@ FuseSlot& FuseSlot::PutName(std::string_view name) {
 
 FuseSlot& FuseSlot::PutGroups() {
   if (caller_ == nullptr || caller_->groups.empty()) return *this;
-  // Only whole 8-byte units count as extensions, at the end of the request.
-  while (args_size_ % 8 != 0 && !too_long_) Put('\0');
+  // Right behind the name, as Linux puts it: the request's end, not its beginning, is what the
+  // extension's length in 8-byte units is counted from.
   const std::vector<uint32_t>& groups = caller_->groups;
   const uint32_t bare = static_cast<uint32_t>(sizeof(FuseExtHeader) + 4 + 4 * groups.size());
   const uint32_t size = (bare + 7) / 8 * 8;

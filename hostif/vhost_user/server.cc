@@ -74,7 +74,8 @@ Server::Server(AttachFunction attach, ServerOptions options)
       log_(std::move(options.log)),
       refusals_(log_),
       on_connect_(std::move(options.on_connect)),
-      on_disconnect_(std::move(options.on_disconnect)) {}
+      on_disconnect_(std::move(options.on_disconnect)),
+      on_ended_(std::move(options.on_ended)) {}
 
 absl::Status Server::Start() {
   wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -95,11 +96,14 @@ absl::Status Server::Start() {
 }
 
 Server::~Server() {
+  BeginStop();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Server::BeginStop() {
+  file_.Remove();
   stop_.store(true, std::memory_order_release);
-  if (thread_.joinable()) {
-    eventfd_write(wake_.get(), 1);
-    thread_.join();
-  }
+  if (wake_) eventfd_write(wake_.get(), 1);
 }
 
 void Server::Run() {
@@ -115,6 +119,7 @@ void Server::Run() {
   }
   Disconnect();
   ended_.store(true, std::memory_order_release);
+  if (on_ended_ && !stop_.load(std::memory_order_acquire)) on_ended_();
 }
 
 bool Server::Turn() {

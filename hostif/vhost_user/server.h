@@ -36,6 +36,7 @@ struct ServerOptions {
   // Called on the server's thread, which serves nobody meanwhile; must not destroy the server.
   std::function<void()> on_connect;     // a front-end has the device
   std::function<void()> on_disconnect;  // and has it no more
+  std::function<void()> on_ended;       // ended() has become true by itself
 };
 
 class Server {
@@ -50,6 +51,9 @@ class Server {
                                                         ServerOptions options);
   // Disconnects the front-end, which stops its rings, and removes the socket file. [any]
   ~Server();
+  // Begins with what the destructor does: the socket file is gone on return, the disconnect is not
+  // waited for. [any]
+  void BeginStop();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
@@ -75,6 +79,7 @@ class Server {
   LogLimiter refusals_;
   const std::function<void()> on_connect_;
   const std::function<void()> on_disconnect_;
+  const std::function<void()> on_ended_;
   UniqueFd listener_;
   SocketFile file_;
   UniqueFd first_;  // an inherited connection, until it is served

@@ -259,6 +259,28 @@ if command -v python3 >/dev/null; then
   done
 fi
 
+# A connection that was made before: with it the process ends, unless it can be given devices.
+if command -v python3 >/dev/null; then
+  count=$((count + 1))
+  timeout 60 python3 -c '
+import os, socket, subprocess, sys
+ours, theirs = socket.socketpair()
+fd = theirs.fileno()
+server = subprocess.Popen(sys.argv[1:] + [f"--fd={fd}"], pass_fds=[fd], stderr=open("log", "w"))
+theirs.close()
+try:
+    server.wait(1)
+    sys.exit("ended although the front-end is there")
+except subprocess.TimeoutExpired:
+    ours.close()
+try:
+    sys.exit(server.wait(20))
+except subprocess.TimeoutExpired:
+    server.kill()
+    sys.exit("still there without its front-end")
+' "$VIRTBAY" serve virtiofs --shared-dir=share || { complain "a connected socket"; cat log; }
+fi
+
 # Many devices in one process.
 {
   printf '[host]\ncontrol-socket = "control.sock"\n'
