@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "framework/base/status.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/port.h"
@@ -33,6 +34,34 @@ template <typename T>
 void CopySized(T* to, const T* from) {
   *to = T{};
   std::memcpy(static_cast<void*>(to), from, std::min<size_t>(from->struct_size, sizeof(T)));
+}
+
+const char* DmaModeName(DmaMode mode) {
+  switch (mode) {
+    case DmaMode::kBounce:
+      return "bounce";
+    case DmaMode::kDirect:
+      return "direct";
+    case DmaMode::kAperture:
+      return "aperture";
+  }
+  return "unknown";
+}
+
+absl::Status CheckAperture(const DeviceSpec& spec) {
+  const Aperture& aperture = spec.aperture;
+  if (spec.dma_mode != DmaMode::kAperture) {
+    if (aperture.size == 0 && spec.rings == RingPlacement::kAnywhere) return absl::OkStatus();
+    return absl::InvalidArgumentError("an aperture needs the DMA mode aperture");
+  }
+  constexpr uint64_t kPage = 4096;
+  if (aperture.size == 0 || aperture.base % kPage != 0 || aperture.size % kPage != 0 ||
+      aperture.size - 1 > UINT64_MAX - aperture.base) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("aperture %#x, size %#x is empty, wraps, or is not made of whole pages",
+                        aperture.base, aperture.size));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -64,6 +93,7 @@ absl::Status Device::Init() {
     return absl::InvalidArgumentError(
         absl::StrCat("queue_size_max ", spec.queue_size_max, " is not a power of two up to 32768"));
   }
+  VIRTBAY_RETURN_IF_ERROR(CheckAperture(spec));
   constexpr uint64_t kArenaUnit = 2u << 20;
   const uint64_t arena_size = (spec.arena_size + kArenaUnit - 1) / kArenaUnit * kArenaUnit;
   if (arena_size < spec.arena_size) return absl::InvalidArgumentError("arena_size is absurd");
@@ -320,7 +350,7 @@ uint16_t Device::max_queue_size(uint32_t queue) const {
 uint64_t Device::offered_features() const {
   uint64_t features = (properties_.features[0] & kDeviceBits) | Bit(VIRTIO_F_VERSION_1) |
                       Bit(VIRTIO_RING_F_INDIRECT_DESC) | Bit(VIRTIO_RING_F_EVENT_IDX);
-  if (core_->spec.offer_access_platform) features |= Bit(VIRTIO_F_ACCESS_PLATFORM);
+  if (core_->spec.offer_access_platform || wants_files()) features |= Bit(VIRTIO_F_ACCESS_PLATFORM);
   return features;
 }
 
@@ -352,15 +382,47 @@ absl::Status Device::SetMemory(MemoryMapRef map) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
   if (map == nullptr) return absl::InvalidArgumentError("no memory map");
-  map_ = map;
+  map_ = std::move(map);
+  window_ = nullptr;
   absl::Status status;
   // A queue that cannot follow does not keep the others from it.
   for (const auto& queue : core_->queues) {
     if (!session_ || !queue->running()) continue;
-    status.Update(queue->thread()->Run([raw = queue.get(), map] { raw->SetMemory(map); },
-                                       core_->spec.stop_deadline));
+    status.Update(queue->thread()->Run(
+        [raw = queue.get(), maps = MapsFor(rings_[queue->index()])] {
+          if (maps.ok()) {
+            raw->SetMemory(*maps);
+          } else {
+            raw->Break(maps.status().message());
+          }
+        },
+        core_->spec.stop_deadline));
   }
   return status;
+}
+
+absl::StatusOr<QueueMaps> Device::MapsFor(const RingAddresses& ring) {
+  if (!wants_files()) return QueueMaps{map_, map_};
+  const GuestSpan aperture{core_->spec.aperture.base, core_->spec.aperture.size};
+  if (window_ == nullptr) {
+    absl::StatusOr<MemoryMapRef> window = map_->Window({aperture});
+    if (!window.ok()) return Annotate(window.status(), "aperture");
+    window_ = *std::move(window);
+  }
+  const std::vector<GuestSpan> parts = SplitRingParts(ring);
+  const auto outside = std::find_if(parts.begin(), parts.end(), [&](const GuestSpan& part) {
+    return !aperture.Contains(part.address, part.size);
+  });
+  if (outside == parts.end()) return QueueMaps{window_, window_};
+  if (core_->spec.rings == RingPlacement::kPool) {
+    core_->dma_violations.fetch_add(1, std::memory_order_relaxed);
+    return absl::FailedPreconditionError(
+        absl::StrFormat("part of the ring at %#x, size %#x, lies outside the pool at %#x, size %#x",
+                        outside->address, outside->size, aperture.address, aperture.size));
+  }
+  absl::StatusOr<MemoryMapRef> rings = map_->Window(parts);
+  if (!rings.ok()) return Annotate(rings.status(), "ring");
+  return QueueMaps{window_, *std::move(rings)};
 }
 
 absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
@@ -377,11 +439,15 @@ absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
   if (map_ == nullptr) return absl::FailedPreconditionError("no memory map has been set");
   if (core_->failed()) return absl::FailedPreconditionError("the device needs a reset");
   VIRTBAY_RETURN_IF_ERROR(BeginSession());
+  rings_.resize(core_->queues.size());
+  rings_[index] = RingAddresses{config.size, config.descriptors, config.avail, config.used};
+  absl::StatusOr<QueueMaps> maps = MapsFor(rings_[index]);
+  if (!maps.ok()) return Annotate(maps.status(), absl::StrCat("queue ", index));
   auto result = std::make_shared<absl::Status>();
   auto shared_config = std::make_shared<QueueConfig>(std::move(config));
   VIRTBAY_RETURN_IF_ERROR(queue->thread()->Run(
-      [queue, result, shared_config, map = map_, features = features_] {
-        *result = queue->Start(std::move(*shared_config), map, features);
+      [queue, result, shared_config, maps = *std::move(maps), features = features_] {
+        *result = queue->Start(std::move(*shared_config), maps, features);
       },
       core_->spec.stop_deadline));
   return Annotate(*result, absl::StrCat("queue ", index));
@@ -526,7 +592,9 @@ DeviceInfo Device::Inspect() const {
   absl::MutexLock lock(&threads_mutex_);
   info.name = core_->spec.name;
   info.options = core_->spec.options;
-  info.dma_mode = core_->spec.dma_mode == DmaMode::kDirect ? "direct" : "bounce";
+  info.dma_mode = DmaModeName(core_->spec.dma_mode);
+  info.aperture = core_->spec.aperture;
+  info.rings = core_->spec.rings;
   info.needs_reset = core_->needs_reset();
   info.failure = core_->failure();
   if (core_->failed() && info.state == "running") info.state = "failed";

@@ -21,6 +21,7 @@
 #include "framework/base/log.h"
 #include "framework/device/device_core.h"
 #include "framework/plugin/plugin.h"
+#include "framework/virtq/ring.h"
 #include "virtbay/device_port.h"
 #include "virtbay/host.h"
 #include "virtbay/sdk/abi.h"
@@ -62,6 +63,7 @@ class Device : public std::enable_shared_from_this<Device> {
   const virtbay_device_properties& properties() const { return properties_; }
   uint32_t virtio_id() const { return virtio_id_; }
   uint16_t max_queue_size(uint32_t queue) const;
+  bool wants_files() const { return core_->spec.dma_mode == DmaMode::kAperture; }
 
  private:
   Device(DeviceSpec spec, std::shared_ptr<Plugin> plugin, Log log);
@@ -78,6 +80,10 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool AnyQueueRunning() const;
+  // The memory that a ring at this place and its requests may use; FailedPrecondition naming the
+  // range that is missing or not allowed.
+  absl::StatusOr<QueueMaps> MapsFor(const RingAddresses& ring)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   std::shared_ptr<Plugin> plugin_;
   std::shared_ptr<Device> self_;  // set only when a plugin callback never returned
@@ -97,6 +103,9 @@ class Device : public std::enable_shared_from_this<Device> {
   uint64_t features_ ABSL_GUARDED_BY(mutex_) = 0;
   uint8_t status_ ABSL_GUARDED_BY(mutex_) = 0;
   MemoryMapRef map_ ABSL_GUARDED_BY(mutex_);
+  // The aperture's part of map_, made when it is needed first.
+  MemoryMapRef window_ ABSL_GUARDED_BY(mutex_);
+  std::vector<RingAddresses> rings_ ABSL_GUARDED_BY(mutex_);  // by queue, as last started
 
   // What Inspect shows without waiting for a slow change of the control plane.
   mutable absl::Mutex threads_mutex_;

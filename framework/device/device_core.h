@@ -20,6 +20,7 @@
 #include "framework/device/metrics.h"
 #include "framework/device/offload_pool.h"
 #include "framework/memory/arena.h"
+#include "framework/memory/memory_map.h"
 #include "framework/memory/slot_allocator.h"
 #include "virtbay/host.h"
 #include "virtbay/sdk/abi.h"
@@ -28,6 +29,13 @@ namespace virtbay {
 
 class Queue;
 class QueueThread;
+
+// What of guest memory a queue may use: for the buffers of its chains, and for its ring. The same
+// map unless the device has an aperture and its rings lie outside.
+struct QueueMaps {
+  MemoryMapRef buffers;
+  MemoryMapRef rings;
+};
 
 class DeviceCore {
  public:

@@ -26,6 +26,7 @@ class Port final : public DevicePort {
   absl::Status StartQueue(uint32_t queue, QueueConfig config) override {
     return device_->StartQueue(queue, std::move(config));
   }
+  bool wants_files() const override { return device_->wants_files(); }
   absl::StatusOr<uint16_t> StopQueue(uint32_t queue) override { return device_->StopQueue(queue); }
   bool queue_running(uint32_t queue) const override { return device_->queue_running(queue); }
   absl::Status EnableQueue(uint32_t queue, bool enabled) override {

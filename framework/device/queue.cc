@@ -70,9 +70,10 @@ bool Queue::OnOwnThread() const {
 
 // ---- life of the ring -------------------------------------------------------------------------
 
-absl::Status Queue::Start(QueueConfig config, MemoryMapRef map, uint64_t features) {
+absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t features) {
+  const MemoryMapRef& map = maps.buffers;
   const RingAddresses where{config.size, config.descriptors, config.avail, config.used};
-  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*map, where);
+  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*maps.rings, where);
   if (!memory.ok()) return memory.status();
   if (config.size > max_size_) {
     return absl::InvalidArgumentError(
@@ -93,9 +94,10 @@ absl::Status Queue::Start(QueueConfig config, MemoryMapRef map, uint64_t feature
   if (hold != holds_.end()) {
     hold_ = hold->get();
   } else {
-    holds_.push_back(std::make_unique<MapHold>(MapHold{std::move(map), 0}));
+    holds_.push_back(std::make_unique<MapHold>(MapHold{map, 0}));
     hold_ = holds_.back().get();
   }
+  rings_map_ = maps.rings;
 
   where_ = where;
   const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
@@ -186,6 +188,7 @@ uint16_t Queue::Finish(bool forget) {
   }
   in_flight_.store(table_ == nullptr ? 0 : table_->count, std::memory_order_relaxed);
   hold_ = nullptr;
+  rings_map_ = nullptr;
   std::erase_if(holds_, [](const std::unique_ptr<MapHold>& hold) { return hold->users == 0; });
   cache_->Trim();
   return stop_index();
@@ -222,9 +225,10 @@ void Queue::DropRequeued() {
   }
 }
 
-void Queue::SetMemory(MemoryMapRef map) {
-  if (!running() || hold_ == nullptr || hold_->map == map) return;
-  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*map, where_);
+void Queue::SetMemory(const QueueMaps& maps) {
+  if (!running() || hold_ == nullptr) return;
+  if (hold_->map == maps.buffers && rings_map_ == maps.rings) return;
+  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*maps.rings, where_);
   if (!memory.ok()) {
     Break(absl::StrCat("its ring left the memory map: ", memory.status().message()));
     return;
@@ -236,8 +240,9 @@ void Queue::SetMemory(MemoryMapRef map) {
         }
       },
       ring_);
+  rings_map_ = maps.rings;
   MapHold* old = hold_;
-  holds_.push_back(std::make_unique<MapHold>(MapHold{std::move(map), 0}));
+  holds_.push_back(std::make_unique<MapHold>(MapHold{maps.buffers, 0}));
   hold_ = holds_.back().get();
   if (old->users == 0) ReleaseMap(old);
 }
@@ -376,7 +381,7 @@ bool Queue::PumpRing() {
   }
   for (uint32_t i = 0; i < count; ++i) FillViews(InFlightRequest::From(burst[i]));
   if (stalled_) slot_waits_.Add();
-  if (hold_->map->poisoned()) {
+  if (MemoryGone()) {
     for (uint32_t i = 0; i < count; ++i) Free(InFlightRequest::From(burst[i]));
     Break(kMemoryGone);
     return true;
@@ -462,7 +467,7 @@ bool Queue::ArmKicks() {
       ring_);
   // The zeroes that stand in for a truncated file look like an empty ring, so that no burst would
   // ever come to notice them.
-  if (hold_->map->poisoned()) {
+  if (MemoryGone()) {
     Break(kMemoryGone);
     return false;
   }
@@ -548,7 +553,7 @@ int32_t Queue::Fetch(InFlightRequest* request, uint32_t offset, uint32_t len,
   if (len == 0 || len > kMappingMax || offset > total || total - offset < len) {
     return VIRTBAY_OUT_OF_RANGE;
   }
-  if (core_->spec.dma_mode == DmaMode::kDirect) {
+  if (core_->spec.dma_mode != DmaMode::kBounce) {
     iovec whole{};
     std::array<iovec, 1> one{};
     if (SliceSegments(request->chain.readable(), offset, len, one) == 1) whole = one[0];
@@ -574,7 +579,7 @@ int32_t Queue::Reserve(InFlightRequest* request, uint32_t len) {
   if (request->state != RequestState::kHeld) return VIRTBAY_FAILED_PRECONDITION;
   if (len > kMappingMax || len > request->abi.out_total) return VIRTBAY_OUT_OF_RANGE;
   if (len <= request->abi.out_len) return VIRTBAY_OK;
-  if (core_->spec.dma_mode == DmaMode::kDirect) {
+  if (core_->spec.dma_mode != DmaMode::kBounce) {
     std::array<iovec, 1> one{};
     if (SliceSegments(request->chain.writable(), 0, len, one) == 1 && one[0].iov_len == len) {
       request->abi.out = static_cast<uint8_t*>(one[0].iov_base);

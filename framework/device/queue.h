@@ -57,7 +57,7 @@ class Queue {
 
   // ---- life of the ring -----------------------------------------------------------------------
   // Starts on the ring of `config`; InvalidArgument when its memory is not there.
-  absl::Status Start(QueueConfig config, MemoryMapRef map, uint64_t features);
+  absl::Status Start(QueueConfig config, const QueueMaps& maps, uint64_t features);
   // Takes no more chains and asks the plugin to end what it holds.
   void BeginDrain();
   // Nothing is under way any more; of a device that has failed, only I/O is waited for.
@@ -71,7 +71,7 @@ class Queue {
   // lets go of guest memory and arena.
   void EndSession();
   // Another memory map: rebinds the ring or stops it.
-  void SetMemory(MemoryMapRef map);
+  void SetMemory(const QueueMaps& maps);
   void SetEnabled(bool enabled) { enabled_ = enabled; }
   void SetKick(UniqueFd fd);
   void SetCall(UniqueFd fd);
@@ -143,6 +143,10 @@ class Queue {
   // twice is never freed memory.
   InFlightTable* EmptyTable(uint16_t size);
   void WriteCall();
+  // A front-end has truncated the file behind something of ours.
+  bool MemoryGone() const {
+    return hold_->map->poisoned() || (rings_map_ != hold_->map && rings_map_->poisoned());
+  }
 
   DeviceCore* const core_;
   const uint16_t index_;
@@ -161,6 +165,7 @@ class Queue {
   std::variant<std::monostate, SplitRing<false>, SplitRing<true>> ring_;
   InFlightTable* table_ = nullptr;  // of the ring, in tables_
   MapHold* hold_ = nullptr;         // of the current map
+  MemoryMapRef rings_map_;          // what ring_ points into
   std::unique_ptr<SlotCache> cache_;
   struct Used {
     uint16_t head;

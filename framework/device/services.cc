@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -12,6 +13,7 @@
 #include "framework/device/device_core.h"
 #include "framework/device/queue.h"
 #include "framework/device/queue_thread.h"
+#include "framework/memory/arena.h"
 
 namespace virtbay {
 namespace {
@@ -163,15 +165,25 @@ int32_t CancelTimer(virtbay_host_device* host, uint32_t index, uint64_t cookie) 
 constexpr virtbay_timer_service kTimer = {sizeof(kTimer), 0, &NowNs, &SetTimer, &CancelTimer};
 
 int32_t GetOption(virtbay_host_device* host, const char* key, char* buffer, uint32_t capacity) {
-  const auto& options = host->core->spec.options;
-  const auto found = options.find(key);
-  if (found == options.end()) return -1;
+  const DeviceSpec& spec = host->core->spec;
+  // What the host itself has to say.
+  const bool bounces = spec.dma_mode == DmaMode::kAperture || spec.offer_access_platform;
+  std::string own;
+  const std::string* value = &own;
+  if (absl::string_view(key) == VIRTBAY_OPTION_MAX_MAPPING) {
+    if (!bounces) return -1;
+    own = absl::StrCat(kMappingMax);
+  } else {
+    const auto found = spec.options.find(key);
+    if (found == spec.options.end()) return -1;
+    value = &found->second;
+  }
   if (capacity > 0) {
-    const size_t n = std::min<size_t>(found->second.size(), capacity - 1);
-    std::memcpy(buffer, found->second.data(), n);
+    const size_t n = std::min<size_t>(value->size(), capacity - 1);
+    std::memcpy(buffer, value->data(), n);
     buffer[n] = '\0';
   }
-  return static_cast<int32_t>(found->second.size());
+  return static_cast<int32_t>(value->size());
 }
 
 const char* OptionKey(virtbay_host_device* host, uint32_t index) {

@@ -50,7 +50,10 @@ absl::Status CheckRegion(const MemoryRegion& region) {
   if (last > UINT64_MAX - region.guest_address || last > UINT64_MAX - region.user_address) {
     return absl::InvalidArgumentError(Describe(region) + ": wraps round");
   }
-  if (region.mapping == nullptr || region.mapping->size() < region.size) {
+  const uint64_t there = region.mapping != nullptr ? region.mapping->size()
+                         : region.file != nullptr  ? region.file->size()
+                                                   : 0;
+  if (region.mapping_offset > there || region.size > there - region.mapping_offset) {
     return absl::InvalidArgumentError(Describe(region) + ": larger than its mapping");
   }
   return absl::OkStatus();
@@ -71,10 +74,8 @@ absl::Status CheckOverlap(const std::vector<const MemoryRegion*>& sorted, Addres
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestMapping::Create(int fd, uint64_t offset,
-                                                                         uint64_t size) {
+// [offset, +size) is a range of the file, and stays one where the file takes seals.
+absl::Status CheckFile(int fd, uint64_t offset, uint64_t size) {
   uint64_t end = 0;
   if (size == 0 || __builtin_add_overflow(offset, size, &end) ||
       end > static_cast<uint64_t>(INT64_MAX)) {
@@ -90,7 +91,15 @@ absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestMapping::Create(int fd,
         absl::StrFormat("memory region: offset %#x, size %#x reaches beyond its file of %#x bytes",
                         offset, size, static_cast<uint64_t>(st.st_size)));
   }
+  return absl::OkStatus();
+}
 
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestMapping::Create(int fd, uint64_t offset,
+                                                                         uint64_t size) {
+  VIRTBAY_RETURN_IF_ERROR(CheckFile(fd, offset, size));
+  const uint64_t end = offset + size;
   const uint64_t unit = MappingUnit(fd);
   const uint64_t start = offset & ~(unit - 1);
   uint64_t length = end - start;
@@ -125,6 +134,22 @@ GuestMapping::~GuestMapping() {
   if (base_ != nullptr) munmap(base_, mapped_size_);
 }
 
+absl::StatusOr<std::shared_ptr<const GuestFile>> GuestFile::Create(UniqueFd fd, uint64_t offset,
+                                                                   uint64_t size) {
+  VIRTBAY_RETURN_IF_ERROR(CheckFile(fd.get(), offset, size));
+  // The constructor is private, so no make_shared.
+  return std::shared_ptr<const GuestFile>(new GuestFile(std::move(fd), offset, size));
+}
+
+absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestFile::Map(uint64_t at,
+                                                                   uint64_t len) const {
+  if (at > size_ || len > size_ - at) {
+    return absl::OutOfRangeError(
+        absl::StrFormat("memory region: %#x bytes at %#x of %#x", len, at, size_));
+  }
+  return GuestMapping::Create(fd_.get(), offset_ + at, len);
+}
+
 absl::StatusOr<MemoryMapRef> MemoryMap::Create(std::vector<MemoryRegion> regions) {
   if (regions.size() > kMaxRegions) {
     return absl::InvalidArgumentError(
@@ -144,6 +169,40 @@ absl::StatusOr<MemoryMapRef> MemoryMap::Create(std::vector<MemoryRegion> regions
             [&](const MemoryRegion* a, const MemoryRegion* b) { return user(*a) < user(*b); });
   VIRTBAY_RETURN_IF_ERROR(CheckOverlap(sorted, user, "user addresses"));
   return MemoryMapRef(new MemoryMap(std::move(regions)));
+}
+
+absl::StatusOr<MemoryMapRef> MemoryMap::Window(const std::vector<GuestSpan>& spans) const {
+  std::vector<MemoryRegion> pieces;
+  for (const GuestSpan& span : spans) {
+    if (span.size == 0 || span.size - 1 > UINT64_MAX - span.address) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("guest range %#x, size %#x is empty or wraps", span.address, span.size));
+    }
+    uint64_t done = 0;
+    while (done < span.size) {
+      const uint64_t address = span.address + done;
+      const MemoryRegion* region = Find(address);
+      if (region == nullptr) {
+        return absl::FailedPreconditionError(absl::StrFormat(
+            "guest range %#x, size %#x: no memory at %#x", span.address, span.size, address));
+      }
+      const uint64_t offset = address - region->guest_address;
+      MemoryRegion piece;
+      piece.guest_address = address;
+      piece.user_address = region->user_address + offset;
+      piece.size = std::min(span.size - done, region->size - offset);
+      if (region->mapping != nullptr) {
+        piece.mapping = region->mapping;
+        piece.mapping_offset = region->mapping_offset + offset;
+      } else {
+        VIRTBAY_ASSIGN_OR_RETURN(piece.mapping,
+                                 region->file->Map(region->mapping_offset + offset, piece.size));
+      }
+      done += piece.size;
+      pieces.push_back(std::move(piece));
+    }
+  }
+  return Create(std::move(pieces));
 }
 
 absl::StatusOr<uint64_t> MemoryMap::UserToGuest(uint64_t user, uint64_t len) const {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "framework/base/unique_fd.h"
 #include "framework/memory/mapping_registry.h"
 
 namespace virtbay {
@@ -45,15 +46,49 @@ class GuestMapping {
   MappingRegistry::Entry registration_;
 };
 
+// A piece of a front-end's memory file that is not mapped as a whole: a device that may reach only
+// its aperture maps no more than that. Keeps the file open.
+class GuestFile {
+ public:
+  // Takes the fd over. InvalidArgument as GuestMapping::Create.
+  static absl::StatusOr<std::shared_ptr<const GuestFile>> Create(UniqueFd fd, uint64_t offset,
+                                                                 uint64_t size);
+
+  // Maps bytes [at, at + len) of the piece, and the rest of the pages at its ends.
+  absl::StatusOr<std::shared_ptr<const GuestMapping>> Map(uint64_t at, uint64_t len) const;
+  uint64_t size() const { return size_; }
+
+ private:
+  GuestFile(UniqueFd fd, uint64_t offset, uint64_t size)
+      : fd_(std::move(fd)), offset_(offset), size_(size) {}
+  UniqueFd fd_;
+  uint64_t offset_;
+  uint64_t size_;
+};
+
 // One region of a map: guest addresses [guest_address, +size), known to a vhost-user front-end as
-// user_address, at `host` here.
+// user_address, at `host` here. A region with a file and no mapping is known, but cannot be reached
+// through the map.
 struct MemoryRegion {
   uint64_t guest_address = 0;
   uint64_t user_address = 0;
   uint64_t size = 0;
   std::shared_ptr<const GuestMapping> mapping;
+  uint64_t mapping_offset = 0;  // of the region's first byte in the mapping
+  std::shared_ptr<const GuestFile> file = nullptr;
 
-  std::byte* host() const { return mapping->data(); }
+  std::byte* host() const { return mapping->data() + mapping_offset; }
+};
+
+// Guest addresses [address, +size).
+struct GuestSpan {
+  uint64_t address = 0;
+  uint64_t size = 0;
+
+  // Whether [at, at + len) lies in it.
+  bool Contains(uint64_t at, uint64_t len) const {
+    return at >= address && len <= size && at - address <= size - len;
+  }
 };
 
 class MemoryMap;
@@ -65,12 +100,17 @@ class MemoryMap {
   // addresses, none wrapping; else InvalidArgument naming the region.
   static absl::StatusOr<MemoryMapRef> Create(std::vector<MemoryRegion> regions);
 
+  // A map of nothing but these spans of this one, whichever regions they lie in; what this map only
+  // knows as files is mapped for it. FailedPrecondition naming the range where there is no memory,
+  // InvalidArgument when spans overlap, wrap or are empty.
+  absl::StatusOr<MemoryMapRef> Window(const std::vector<GuestSpan>& spans) const;
+
   // The longest run from guest address `address` inside one region, at most len bytes: sets *data
   // and returns its length; 0 when the address is in no region. Adjacent regions are not joined:
   // the caller goes on with the rest.
   uint64_t Translate(uint64_t address, uint64_t len, std::byte** data) const {
     const MemoryRegion* region = Find(address);
-    if (region == nullptr) return 0;
+    if (region == nullptr || region->mapping == nullptr) return 0;
     const uint64_t offset = address - region->guest_address;
     *data = region->host() + offset;
     const uint64_t rest = region->size - offset;
@@ -93,7 +133,7 @@ class MemoryMap {
   // True when a mapping of it is poisoned; rings on this map stop at the next burst boundary.
   bool poisoned() const {
     for (const MemoryRegion& region : regions_) {
-      if (region.mapping->poisoned()) return true;
+      if (region.mapping != nullptr && region.mapping->poisoned()) return true;
     }
     return false;
   }

@@ -121,13 +121,21 @@ const char* ChainErrorName(ChainError error) {
   return "unknown";
 }
 
+std::vector<GuestSpan> SplitRingParts(const RingAddresses& where) {
+  const uint64_t size = where.size;
+  return {{where.descriptors, 16 * size},
+          {where.driver_area, 6 + 2 * size},
+          {where.device_area, 6 + 8 * size}};
+}
+
 absl::StatusOr<SplitRingMemory> SplitRingMemory::Create(const MemoryMap& map,
                                                         const RingAddresses& where) {
   if (where.size == 0 || where.size > 32768 || (where.size & (where.size - 1)) != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("ring size ", where.size, " is not a power of two up to 32768"));
   }
-  // virtio 1.3 2.7: sizes and alignments of the three parts; two more bytes for the event index.
+  // virtio 1.3 2.7: sizes and alignments.
+  const std::vector<GuestSpan> spans = SplitRingParts(where);
   struct Part {
     const char* name;
     uint64_t address;
@@ -136,9 +144,9 @@ absl::StatusOr<SplitRingMemory> SplitRingMemory::Create(const MemoryMap& map,
     std::byte* data;
   };
   std::array<Part, 3> parts{{
-      {"descriptor table", where.descriptors, 16u * uint64_t{where.size}, 16, nullptr},
-      {"avail ring", where.driver_area, 6u + 2u * uint64_t{where.size}, 2, nullptr},
-      {"used ring", where.device_area, 6u + 8u * uint64_t{where.size}, 4, nullptr},
+      {"descriptor table", spans[0].address, spans[0].size, 16, nullptr},
+      {"avail ring", spans[1].address, spans[1].size, 2, nullptr},
+      {"used ring", spans[2].address, spans[2].size, 4, nullptr},
   }};
   for (Part& part : parts) {
     if (part.address % part.alignment != 0) {

@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "framework/memory/memory_map.h"
@@ -36,6 +37,10 @@ struct SplitRingMemory {
   // region, or overlapping another part.
   static absl::StatusOr<SplitRingMemory> Create(const MemoryMap& map, const RingAddresses& where);
 };
+
+// The guest ranges of a split ring's three parts: descriptor table, avail, used (virtio 1.3 2.7),
+// with the two event fields.
+std::vector<GuestSpan> SplitRingParts(const RingAddresses& where);
 
 // Walks and checks the chain at `head`; common to both kinds of SplitRing.
 ChainError WalkSplitChain(const SplitRingMemory& ring, const MemoryMap& map, bool indirect_allowed,

@@ -8,6 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "hostif/swiotlb/option.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -163,9 +164,21 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
       spec.dma_mode = DmaMode::kBounce;
     } else if (mode == "direct") {
       spec.dma_mode = DmaMode::kDirect;
+    } else if (mode == "aperture") {
+      return Invalid("comes with swiotlb = \"0xBASE,SIZE\"");
     } else {
       return Invalid(absl::StrCat("'", mode, "' is not one of bounce, direct"));
     }
+  } else if (key == "swiotlb") {
+    VIRTBAY_ASSIGN_OR_RETURN(const std::string pool, AsString(value));
+    VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, swiotlb::ParseOption(pool));
+    spec.dma_mode = DmaMode::kAperture;
+  } else if (key == "rings") {
+    VIRTBAY_ASSIGN_OR_RETURN(const std::string where, AsString(value));
+    if (where != "pool" && where != "anywhere") {
+      return Invalid(absl::StrCat("'", where, "' is not one of anywhere, pool"));
+    }
+    spec.rings = where == "pool" ? RingPlacement::kPool : RingPlacement::kAnywhere;
   } else if (key == "poll-window") {
     VIRTBAY_ASSIGN_OR_RETURN(spec.poll_window_max, AsDuration(value));
     if (spec.poll_window_max > absl::Seconds(1)) return Invalid("must be at most 1s");
@@ -207,6 +220,12 @@ absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, Devic
 
 absl::Status FinishDevice(DeviceConfig* config) {
   DeviceSpec& spec = config->spec;
+  if (spec.aperture.size != 0 && spec.dma_mode != DmaMode::kAperture) {
+    return Invalid("dma: cannot be given together with swiotlb");
+  }
+  if (spec.aperture.size == 0 && spec.rings != RingPlacement::kAnywhere) {
+    return Invalid("rings: needs swiotlb");
+  }
   if (spec.plugin.empty()) return Invalid("plugin: is missing");
   if (spec.name.empty()) return Invalid("name: is missing");
   if (config->socket_path.empty() && config->socket_fd < 0) {

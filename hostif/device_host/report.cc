@@ -67,6 +67,10 @@ json DeviceJson(const DeviceReport& report) {
   out["type"] = info.type;
   out["virtio_id"] = info.virtio_id;
   out["dma_mode"] = info.dma_mode;
+  if (info.aperture.size != 0) {
+    out["aperture"] = absl::StrFormat("0x%x,%d", info.aperture.base, info.aperture.size);
+    out["rings"] = info.rings == RingPlacement::kPool ? "pool" : "anywhere";
+  }
   out["needs_reset"] = info.needs_reset;
   out["failure"] = info.failure;
   out["features"] = absl::StrFormat("0x%x", info.features);

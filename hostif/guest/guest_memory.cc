@@ -182,15 +182,22 @@ std::byte* GuestMemory::Translate(uint64_t address, uint64_t len) const {
   return nullptr;
 }
 
-absl::StatusOr<MemoryMapRef> GuestMemory::ToMemoryMap() const {
+absl::StatusOr<MemoryMapRef> GuestMemory::ToMemoryMap(bool as_files) const {
   std::vector<MemoryRegion> map;
   for (const Region& region : regions_) {
-    VIRTBAY_ASSIGN_OR_RETURN(
-        auto mapping, GuestMapping::Create(region.fd.get(), region.file_offset, region.size));
-    map.push_back(MemoryRegion{.guest_address = region.address,
-                               .user_address = region.user_address(),
-                               .size = region.size,
-                               .mapping = std::move(mapping)});
+    MemoryRegion& known = map.emplace_back();
+    known.guest_address = region.address;
+    known.user_address = region.user_address();
+    known.size = region.size;
+    if (as_files) {
+      UniqueFd fd = region.fd.Duplicate();
+      if (!fd) return ErrnoStatus(errno, "guest memory");
+      VIRTBAY_ASSIGN_OR_RETURN(known.file,
+                               GuestFile::Create(std::move(fd), region.file_offset, region.size));
+    } else {
+      VIRTBAY_ASSIGN_OR_RETURN(
+          known.mapping, GuestMapping::Create(region.fd.get(), region.file_offset, region.size));
+    }
   }
   return MemoryMap::Create(std::move(map));
 }

@@ -83,8 +83,9 @@ class GuestMemory {
   std::byte* Translate(uint64_t address, uint64_t len) const;
 
   const std::vector<Region>& regions() const { return regions_; }
-  // The map for a virtbay::DevicePort: mapped a second time, as another process would. [control]
-  absl::StatusOr<MemoryMapRef> ToMemoryMap() const;
+  // The map for a virtbay::DevicePort: mapped a second time, as another process would, or
+  // `as_files` for a port that wants those. [control]
+  absl::StatusOr<MemoryMapRef> ToMemoryMap(bool as_files = false) const;
 
  private:
   using Holes = std::map<uint64_t, uint64_t>;  // address -> size of free ranges, merged

@@ -48,7 +48,7 @@ uint16_t InProcessTransport::max_queue_size(uint32_t queue) const {
 }
 
 absl::Status InProcessTransport::SetMemory(const GuestMemory& memory) {
-  VIRTBAY_ASSIGN_OR_RETURN(MemoryMapRef map, memory.ToMemoryMap());
+  VIRTBAY_ASSIGN_OR_RETURN(MemoryMapRef map, memory.ToMemoryMap(port_->wants_files()));
   return port_->SetMemory(std::move(map));
 }
 

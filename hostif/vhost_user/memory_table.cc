@@ -25,14 +25,24 @@ absl::StatusOr<MemoryTable::Entry> MemoryTable::Map(const RegionDescription& reg
                                                     const UniqueFd& fd) const {
   struct stat file {};
   if (fstat(fd.get(), &file) != 0) return ErrnoStatus(errno, Describe(region));
-  Entry entry{region, file.st_dev, file.st_ino, nullptr};
+  Entry entry{region, file.st_dev, file.st_ino, nullptr, nullptr};
   for (const Entry& old : entries_) {
     // The mapping keeps its file alive, so an equal inode number is the same file, not a reuse.
-    if (!old.mapping->poisoned() && old.device == entry.device && old.inode == entry.inode &&
-        old.region.mmap_offset == region.mmap_offset && old.region.size == region.size) {
+    if ((old.mapping == nullptr || !old.mapping->poisoned()) && old.device == entry.device &&
+        old.inode == entry.inode && old.region.mmap_offset == region.mmap_offset &&
+        old.region.size == region.size) {
       entry.mapping = old.mapping;
+      entry.file = old.file;
       return entry;
     }
+  }
+  if (as_files_) {
+    UniqueFd own = fd.Duplicate();
+    if (!own) return ErrnoStatus(errno, Describe(region));
+    auto known = GuestFile::Create(std::move(own), region.mmap_offset, region.size);
+    if (!known.ok()) return Annotate(known.status(), Describe(region));
+    entry.file = *std::move(known);
+    return entry;
   }
   auto mapping = GuestMapping::Create(fd.get(), region.mmap_offset, region.size);
   if (!mapping.ok()) return Annotate(mapping.status(), Describe(region));
@@ -45,17 +55,18 @@ absl::StatusOr<MemoryTable::Proposal> MemoryTable::Propose(std::vector<Entry> en
     return a.region.guest_address < b.region.guest_address;
   });
   Proposal proposal;
-  proposal.unchanged = map_ != nullptr && entries.size() == entries_.size() &&
-                       std::equal(entries.begin(), entries.end(), entries_.begin(),
-                                  [](const Entry& a, const Entry& b) {
-                                    return a.region == b.region && a.mapping == b.mapping;
-                                  });
+  proposal.unchanged =
+      map_ != nullptr && entries.size() == entries_.size() &&
+      std::equal(entries.begin(), entries.end(), entries_.begin(),
+                 [](const Entry& a, const Entry& b) {
+                   return a.region == b.region && a.mapping == b.mapping && a.file == b.file;
+                 });
   if (!proposal.unchanged) {
     std::vector<MemoryRegion> regions;
     regions.reserve(entries.size());
     for (const Entry& entry : entries) {
       regions.push_back({entry.region.guest_address, entry.region.user_address, entry.region.size,
-                         entry.mapping});
+                         entry.mapping, 0, entry.file});
     }
     VIRTBAY_ASSIGN_OR_RETURN(proposal.map, MemoryMap::Create(std::move(regions)));
   }

@@ -19,12 +19,16 @@ namespace virtbay::vhost_user {
 
 class MemoryTable {
  public:
+  // `as_files`: regions are not mapped here; the device maps what it may reach.
+  explicit MemoryTable(bool as_files) : as_files_(as_files) {}
+
   struct Entry {
     RegionDescription region{};
     // Which file: the same offset of the same file is the same memory, and is not mapped twice.
     dev_t device = 0;
     ino_t inode = 0;
-    std::shared_ptr<const GuestMapping> mapping;
+    std::shared_ptr<const GuestMapping> mapping;  // or
+    std::shared_ptr<const GuestFile> file;
   };
   struct Proposal {
     std::vector<Entry> entries;  // by guest address
@@ -51,6 +55,7 @@ class MemoryTable {
   absl::StatusOr<Entry> Map(const RegionDescription& region, const UniqueFd& fd) const;
   absl::StatusOr<Proposal> Propose(std::vector<Entry> entries) const;
 
+  const bool as_files_;
   std::vector<Entry> entries_;
   MemoryMapRef map_;
 };

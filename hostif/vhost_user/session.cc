@@ -40,7 +40,10 @@ absl::StatusOr<VringFd> TakeVringFd(Message& message) {
 }  // namespace
 
 Session::Session(std::unique_ptr<DevicePort> port, Log log)
-    : port_(std::move(port)), log_(std::move(log)), rings_(port_.get(), log_) {}
+    : port_(std::move(port)),
+      log_(std::move(log)),
+      rings_(port_.get(), log_),
+      memory_(port_->wants_files()) {}
 
 absl::Status Session::GetFeatures(Message&, Reply& reply) {
   reply.Set<uint64_t>(port_->offered_features() | kProtocolFeaturesBit);

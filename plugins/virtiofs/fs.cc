@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,6 +69,12 @@ Status Fs::Init(const sdk::Host* the_host) {
   sdk::Result<Options> parsed = Options::Parse(given);
   if (!parsed.ok()) return parsed.error();
   options = std::move(*parsed);
+  if (const auto most = host->Option(VIRTBAY_OPTION_MAX_MAPPING)) {
+    // A stock kernel cannot map a larger request, and its queue never recovers from that.
+    uint32_t bytes = 0;
+    std::from_chars(most->data(), most->data() + most->size(), bytes);
+    if (bytes >= 4096) options.max_write = std::min(options.max_write, bytes & ~4095u);
+  }
 
   const std::string what = "shared-dir " + options.shared_dir;
   root_fd = ::open(options.shared_dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);

@@ -32,7 +32,7 @@ struct Options {
   bool announce_submounts = true;
   bool killpriv_v2 = false;
   uint32_t request_queues = 1;
-  uint32_t max_write = 1u << 20;     // bytes
+  uint32_t max_write = 1u << 20;     // bytes; at most what a guest that bounces can map
   uint32_t max_open_inodes = 0;      // O_PATH descriptors kept open; 0: derived from RLIMIT_NOFILE
   uint32_t max_open_files = 0;       // all descriptors of the device; 0: derived
   uint32_t max_inodes = 8u << 20;    // inodes that the guest may know

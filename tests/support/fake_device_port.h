@@ -112,6 +112,7 @@ class FakeDevice {
     uint32_t config_size() const override {
       return device_.With([](State& s) { return static_cast<uint32_t>(s.config.size()); });
     }
+    bool wants_files() const override { return false; }
     uint64_t offered_features() const override { return kFeatures; }
 
     absl::Status SetFeatures(uint64_t acknowledged) override {

@@ -384,7 +384,8 @@ TEST_P(FuseClientTest, SendsTheCallerAndItsGroups) {
   EXPECT_EQ(seen_.header.gid, 1001u);
   EXPECT_EQ(seen_.header.pid, 55u);
   ASSERT_EQ(seen_.header.total_extlen, 3u);
-  ASSERT_EQ(seen_.body.size() % 8, 0u);
+  ASSERT_EQ(seen_.body.size(), sizeof(fuse_mkdir_in) + sizeof("dir") + 24)
+      << "right behind the name";
   std::array<uint32_t, 6> extension;
   std::memcpy(extension.data(), seen_.body.data() + seen_.body.size() - 24, 24);
   EXPECT_EQ(extension, (std::array<uint32_t, 6>{24, kFuseExtGroups, 3, 7, 8, 9}));

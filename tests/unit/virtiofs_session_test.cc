@@ -43,6 +43,22 @@ TEST(VirtioFsSession, ConfigSpace) {
   for (uint32_t i = 0; i < 3; ++i) EXPECT_EQ(share.fs(i).GetAttr(kRoot).error, 0);
 }
 
+// A stock kernel that bounces cannot map more than 256 KiB at once, and its queue never recovers.
+TEST(VirtioFsSession, RequestsFitTheGuestsBouncePool) {
+  for (const char* max_write : {"", "1048576", "65536"}) {
+    ShareOptions options;
+    options.access_platform = true;
+    if (*max_write != '\0') options.options = {{"max-write", max_write}};
+    Share share(std::move(options));
+    ASSERT_TRUE(share.ready());
+    const auto init = share.fs().Init();
+    ASSERT_EQ(init.error, 0);
+    const uint32_t expected = std::string_view(max_write) == "65536" ? 65536u : 262144u;
+    EXPECT_EQ(init.value.max_write, expected);
+    EXPECT_EQ(init.value.max_pages, expected / 4096);
+  }
+}
+
 TEST(VirtioFsSession, InitNegotiates) {
   Share share;
   ASSERT_TRUE(share.ready());

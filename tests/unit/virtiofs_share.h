@@ -36,6 +36,7 @@ inline std::string Text(std::span<const std::byte> bytes) {
 struct ShareOptions {
   std::map<std::string, std::string> options;  // of the plugin, shared-dir apart
   guest::FuseSessionOptions session;
+  bool access_platform = false;  // offered: the guest may bounce its DMA
 };
 
 class Share {
@@ -54,6 +55,7 @@ class Share {
     spec.name = "share";
     spec.plugin = VIRTBAY_VIRTIOFS_PLUGIN;
     spec.options = options.options;
+    spec.offer_access_platform = options.access_platform;
     spec.options.emplace("shared-dir", dir_.path().native());
     auto device = host_->Add(spec);
     EXPECT_OK(device);

@@ -60,6 +60,10 @@ class DevicePort {
   // Every bit that the driver may acknowledge (virtio 1.3 2.2), ring and transport bits included.
   virtual uint64_t offered_features() const = 0;
 
+  // The device maps what it may reach of guest memory by itself: SetMemory should give it regions
+  // with a file and no mapping. (Regions that are mapped work as well, and stay mapped.)
+  virtual bool wants_files() const = 0;
+
   // FailedPrecondition while a ring runs, InvalidArgument for bits that were not offered.
   virtual absl::Status SetFeatures(uint64_t acknowledged) = 0;
   // Replaces the memory map, also under running rings: requests in flight keep the old one. A ring

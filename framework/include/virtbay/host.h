@@ -28,7 +28,17 @@ struct HostOptions {
 };
 
 // How a device reaches guest memory; see docs/life-of-a-request.md.
-enum class DmaMode { kBounce, kDirect };
+enum class DmaMode { kBounce, kDirect, kAperture };
+
+// The guest's bounce pool for one device: guest addresses [base, +size).
+struct Aperture {
+  uint64_t base = 0;
+  uint64_t size = 0;  // bytes; base and size are multiples of 4 KiB
+};
+
+// Where the rings of a device with an aperture may lie. A guest's coherent memory is inside a
+// restricted-dma-pool, but outside a pool that only bounces.
+enum class RingPlacement { kAnywhere, kPool };
 
 struct DeviceSpec {
   std::string name;    // unique in the Host; letters, digits, '-', '_', '.', at most 64
@@ -37,9 +47,11 @@ struct DeviceSpec {
   std::map<std::string, std::string> options;  // handed to the plugin
 
   DmaMode dma_mode = DmaMode::kBounce;
+  Aperture aperture;  // kAperture: all of guest memory that is mapped for the device, rings apart
+  RingPlacement rings = RingPlacement::kAnywhere;
   uint64_t arena_size = 64u << 20;     // bytes, rounded up to 2 MiB
   uint16_t queue_size_max = 1024;      // power of two
-  bool offer_access_platform = false;  // VIRTIO_F_ACCESS_PLATFORM (virtio 1.3 6)
+  bool offer_access_platform = false;  // VIRTIO_F_ACCESS_PLATFORM (virtio 1.3 6); kAperture: always
   // Adaptive polling: a queue thread keeps looking at its rings for up to this long after work
   // while requests keep arriving; zero turns polling off.
   absl::Duration poll_window_max = absl::Microseconds(200);
@@ -78,8 +90,10 @@ struct DeviceInfo {
   std::string plugin_version;
   std::string type;
   uint32_t virtio_id = 0;
-  std::string state;  // "ready", "running", "failed", or "stopped" by its host
-  std::string dma_mode;
+  std::string state;     // "ready", "running", "failed", or "stopped" by its host
+  std::string dma_mode;  // "bounce", "direct" or "aperture"
+  Aperture aperture;     // size 0: none
+  RingPlacement rings = RingPlacement::kAnywhere;
   bool connected = false;
   bool needs_reset = false;
   std::string failure;  // why it needs a reset

@@ -226,6 +226,13 @@ typedef struct virtbay_timer_service {
 } virtbay_timer_service;
 #define VIRTBAY_SERVICE_TIMER "virtbay.host.timer/1"
 
+/**
+ * Option that the host answers itself, in decimal bytes: the largest piece of a request that a
+ * guest which bounces its DMA can map (256 KiB with Linux' SWIOTLB: a larger one fails in the
+ * guest). Not set when the guest does not bounce. Names that begin with "host." are the host's.
+ */
+#define VIRTBAY_OPTION_MAX_MAPPING "host.max-mapping"
+
 /** Service `virtbay.host.config/1`: the device's options, text keys and values. */
 typedef struct virtbay_config_service {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */
