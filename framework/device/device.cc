@@ -229,8 +229,14 @@ absl::Status Device::BeginSession() {
 
 void Device::EndSession(bool forget) {
   if (!session_) return;
+  // All queues end their requests at the same time, within one deadline.
+  const absl::Time deadline = absl::Now() + core_->spec.stop_deadline;
+  for (const auto& queue : core_->queues) {
+    if (stuck_ || !queue->running()) continue;
+    RunOrStuck(queue->thread(), [raw = queue.get()] { raw->BeginDrain(); }).IgnoreError();
+  }
   for (uint32_t i = 0; i < core_->queues.size(); ++i) {
-    const absl::StatusOr<uint16_t> stopped = StopQueueLocked(i, forget);
+    const absl::StatusOr<uint16_t> stopped = StopQueueLocked(i, forget, deadline);
     if (!stopped.ok() && stopped.status().code() != absl::StatusCode::kFailedPrecondition) {
       core_->log.Error(stopped.status().message());
     }
@@ -326,13 +332,15 @@ void Device::Retire() {
   state_ = "removed";
   if (attached_) core_->RaiseNeedsReset("removed by its host", /*stops=*/true);
   if (core_->device == nullptr) return;
-  if (stuck_) {
+  // Work of the plugin's may still run on the pool's threads; it ends first.
+  const bool quiet = stuck_ || core_->offload->Drain(core_->spec.stop_deadline);
+  if (stuck_ || !quiet) {
     // Its code is still being executed: nothing of it may go away, so the device keeps itself.
-    core_->log.Error("the device is leaked with its plugin, because a callback does not return");
+    core_->log.Error(absl::StrCat("the device is leaked with its plugin, because ",
+                                  stuck_ ? "a callback" : "offloaded work", " does not return"));
     self_ = shared_from_this();
     return;
   }
-  // Work of the plugin's may still run on the pool's threads; it ends first.
   core_->offload.reset();
   CallOnControl(core_.get(), "destroy", [&](virtbay_error*) {
     core_->ops.destroy(core_->device);
@@ -384,21 +392,20 @@ absl::Status Device::SetMemory(MemoryMapRef map) {
   if (map == nullptr) return absl::InvalidArgumentError("no memory map");
   map_ = std::move(map);
   window_ = nullptr;
-  absl::Status status;
-  // A queue that cannot follow does not keep the others from it.
+  // A queue that cannot follow stops by itself and does not keep the others from it.
   for (const auto& queue : core_->queues) {
     if (!session_ || !queue->running()) continue;
-    status.Update(queue->thread()->Run(
-        [raw = queue.get(), maps = MapsFor(rings_[queue->index()])] {
-          if (maps.ok()) {
-            raw->SetMemory(*maps);
-          } else {
-            raw->Break(maps.status().message());
-          }
-        },
-        core_->spec.stop_deadline));
+    // Not waited for: a thread in a slow callback takes the map before it looks at its ring again,
+    // and what it holds keeps the old one.
+    queue->thread()->Post([raw = queue.get(), maps = MapsFor(rings_[queue->index()])] {
+      if (maps.ok()) {
+        raw->SetMemory(*maps);
+      } else {
+        raw->Break(maps.status().message());
+      }
+    });
   }
-  return status;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<QueueMaps> Device::MapsFor(const RingAddresses& ring) {
@@ -459,22 +466,24 @@ absl::StatusOr<uint16_t> Device::StopQueue(uint32_t index) {
   if (index >= core_->queues.size()) {
     return absl::OutOfRangeError(absl::StrCat("there is no queue ", index));
   }
-  return StopQueueLocked(index, /*forget=*/false);
+  return StopQueueLocked(index, /*forget=*/false, absl::Now() + core_->spec.stop_deadline);
 }
 
-absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget) {
+absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget, absl::Time deadline) {
   Queue* queue = core_->queues[index].get();
   if (!session_ || stuck_ || (!queue->running() && !queue->broken())) {
     return absl::FailedPreconditionError(absl::StrCat("queue ", index, " does not run"));
   }
   if (queue->broken()) return queue->stop_index();
   QueueThread* thread = queue->thread();
-  const absl::Duration deadline = core_->spec.stop_deadline;
   VIRTBAY_RETURN_IF_ERROR(RunOrStuck(thread, [queue] { queue->BeginDrain(); }));
-  const absl::Status status = thread->RunUntil([queue] { return queue->drained(); }, deadline);
+  const absl::Status status =
+      thread->RunUntil([queue] { return queue->drained(); }, deadline - absl::Now());
   if (absl::IsDeadlineExceeded(status)) {
     core_->log.Error(absl::StrCat("queue ", index, ": requests did not end within ",
-                                  absl::FormatDuration(deadline), "; they are dropped"));
+                                  absl::FormatDuration(core_->spec.stop_deadline),
+                                  "; they are dropped",
+                                  forget ? "" : ", unless the ring goes on where it stopped"));
   }
   auto stop_index = std::make_shared<uint16_t>();
   VIRTBAY_RETURN_IF_ERROR(

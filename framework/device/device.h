@@ -72,7 +72,7 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndSession(bool forget) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<uint16_t> StopQueueLocked(uint32_t queue, bool forget)
+  absl::StatusOr<uint16_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status StartThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -9,7 +9,7 @@
 namespace virtbay {
 
 DeviceCore::DeviceCore(DeviceSpec device_spec, Log device_log)
-    : spec(std::move(device_spec)), log(std::move(device_log)) {
+    : spec(std::move(device_spec)), log(std::move(device_log)), limited_(log) {
   for (const auto& [key, value] : spec.options) option_keys.push_back(key);
 }
 
@@ -19,9 +19,9 @@ void DeviceCore::RaiseNeedsReset(absl::string_view why, bool stops) {
   {
     absl::MutexLock lock(&mutex_);
     if (failure_.empty()) failure_ = std::string(why);
+    limited_.Error(absl::StrCat("device needs a reset: ", why));
   }
   if (stops) failed_.store(true, std::memory_order_relaxed);
-  log.Error(absl::StrCat("device needs a reset: ", why));
   if (!needs_reset_.exchange(true, std::memory_order_acq_rel)) NotifyConfigChanged();
 }
 

@@ -17,6 +17,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/synchronization/mutex.h"
 #include "framework/base/log.h"
+#include "framework/base/log_limiter.h"
 #include "framework/device/metrics.h"
 #include "framework/device/offload_pool.h"
 #include "framework/memory/arena.h"
@@ -82,6 +83,7 @@ class DeviceCore {
   std::atomic<bool> needs_reset_{false};
   std::atomic<bool> failed_{false};
   mutable absl::Mutex mutex_;
+  LogLimiter limited_ ABSL_GUARDED_BY(mutex_);
   std::string failure_ ABSL_GUARDED_BY(mutex_);
   DevicePortEvents* events_ ABSL_GUARDED_BY(mutex_) = nullptr;
 };

@@ -35,6 +35,7 @@ enum class RequestState : uint8_t {
   kFree,
   kHeld,      // the plugin has it
   kRequeued,  // handed back, to be presented again
+  kLate,      // ended after its ring had stopped, which may still go on
 };
 
 struct InFlightRequest {
@@ -44,7 +45,9 @@ struct InFlightRequest {
   MapHold* hold = nullptr;
   SlotRun view;                           // in and out view
   absl::InlinedVector<SlotRun, 2> extra;  // from fetch and reserve
-  uint32_t io_pending = 0;                // operations that still use the chain
+  uint32_t late_out = 0;                  // kLate: what it was completed with
+  uint32_t late_written = 0;
+  uint32_t io_pending = 0;  // operations that still use the chain
   RequestState state = RequestState::kFree;
   bool out_in_guest = false;  // direct mode: the out view is guest memory, nothing to copy back
   Chain chain;
@@ -60,6 +63,7 @@ struct InFlightTable {
   std::vector<InFlightRequest> entries;
   uint32_t count = 0;      // not free
   bool abandoned = false;  // its ring is gone: ending a request writes nothing
+  bool waits = false;      // abandoned, but its ring may go on where it stopped
 };
 
 }  // namespace virtbay

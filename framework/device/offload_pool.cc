@@ -52,6 +52,11 @@ bool OffloadPool::Run(absl::AnyInvocable<void()> work) {
   return accepted;
 }
 
+bool OffloadPool::Drain(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  return mutex_.AwaitWithTimeout(absl::Condition(this, &OffloadPool::Quiet), timeout);
+}
+
 void OffloadPool::ThreadMain() {
   pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
   absl::MutexLock lock(&mutex_);

@@ -28,9 +28,14 @@ class OffloadPool {
 
   // Runs it on some thread of the pool, in order of arrival. False: no thread could be started.
   bool Run(absl::AnyInvocable<void()> work);
+  // Waits until no work is left or under way; false when `timeout` passes before.
+  bool Drain(absl::Duration timeout);
 
  private:
   void ThreadMain();
+  bool Quiet() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return work_.empty() && alive_ == idle_;
+  }
   bool HasWorkOrStops() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return !work_.empty() || stopping_;
   }

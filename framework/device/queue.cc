@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/clock.h"
@@ -56,7 +57,8 @@ Queue::Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& p
       in_view_(properties.in_view),
       out_view_(properties.out_view),
       view_slots_(SlotsFor(uint64_t{AlignView(properties.in_view)} + properties.out_view)),
-      cache_(std::make_unique<SlotCache>(&*core->slots)) {}
+      cache_(std::make_unique<SlotCache>(&*core->slots)),
+      refusals_(core->log) {}
 
 void Queue::BindToThread(Loop* loop, CallbackMonitor* monitor) {
   loop_ = loop;
@@ -80,14 +82,17 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
         absl::StrCat("ring size ", config.size, " is above this queue's limit of ", max_size_));
   }
 
-  const bool resumes = !requeued_.empty() && SameRing(where, where_) &&
-                       config.base == stop_index() && requeued_.front()->hold->map == map;
-  if (!resumes) {
-    DropRequeued();
+  // The used index tells a ring that goes on from one that was made anew in the same place.
+  const bool resumes = left_ != nullptr && SameRing(where, where_) && config.base == stop_index() &&
+                       memory->used_index() == left_used_;
+  if (resumes) {
+    table_ = std::exchange(left_, nullptr);
+    table_->abandoned = table_->waits = false;
+  } else {
+    GiveUp();
     table_ = EmptyTable(config.size);
     shadow_used_.reserve(config.size);
   }
-  present_requeued_ = resumes;
 
   auto hold = std::find_if(holds_.begin(), holds_.end(),
                            [&](const std::unique_ptr<MapHold>& h) { return h->map == map; });
@@ -115,7 +120,6 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
   stalled_ = false;
   kick_lost_ = false;
   kicks_armed_ = true;  // so that the first burst turns them off
-  refusals_logged_ = 0;
   moved_ = 0;
   broken_.store(false, std::memory_order_relaxed);
   error_ = std::move(config.error);
@@ -126,6 +130,14 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
                 [this] { core_->ops.resume(core_->device, index_); });
   }
   quiesced_ = false;
+  if (resumes) {
+    std::visit(
+        [this](auto& ring) {
+          if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) TakeUp(ring);
+        },
+        ring_);
+  }
+  in_flight_.store(table_->count, std::memory_order_relaxed);
   running_.store(true, std::memory_order_release);
   return absl::OkStatus();
 }
@@ -164,6 +176,7 @@ uint16_t Queue::Finish(bool forget) {
         [this](auto& ring) {
           if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
             stop_index_.store(ring.next_avail(), std::memory_order_relaxed);
+            left_used_ = ring.used_index();
           }
         },
         ring_);
@@ -178,14 +191,13 @@ uint16_t Queue::Finish(bool forget) {
   call_.reset();
   call_fd_ = -1;
   error_.reset();
-  if (forget) DropRequeued();
-  if (table_ != nullptr && table_->count > requeued_.size()) {
+  if (table_ != nullptr && table_->count > 0) {
     // What the plugin still holds may end at any later time; the ring's heads must be free before
     // that, so the whole table steps aside.
-    DropRequeued();
-    table_->abandoned = true;
-    table_ = nullptr;
+    table_->abandoned = table_->waits = true;
+    left_ = std::exchange(table_, nullptr);
   }
+  if (forget) GiveUp();
   in_flight_.store(table_ == nullptr ? 0 : table_->count, std::memory_order_relaxed);
   hold_ = nullptr;
   rings_map_ = nullptr;
@@ -196,7 +208,7 @@ uint16_t Queue::Finish(bool forget) {
 
 void Queue::EndSession() {
   thread_.store(pthread_t{}, std::memory_order_relaxed);
-  DropRequeued();
+  GiveUp();
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
     for (InFlightRequest& request : table->entries) {
       if (table->count == 0) break;
@@ -222,6 +234,43 @@ void Queue::DropRequeued() {
     InFlightRequest* request = requeued_.back();
     requeued_.pop_back();
     Free(request);
+  }
+}
+
+void Queue::GiveUp() {
+  DropRequeued();
+  if (left_ == nullptr) return;
+  left_->waits = false;
+  for (InFlightRequest& request : left_->entries) {
+    if (request.state == RequestState::kLate) Free(&request);
+  }
+  left_ = nullptr;
+}
+
+void Queue::SetHold(InFlightRequest* request, MapHold* hold) {
+  MapHold* const old = std::exchange(request->hold, hold);
+  ++hold->users;
+  if (--old->users == 0 && old != hold_) ReleaseMap(old);
+}
+
+template <bool kEventIdx>
+void Queue::TakeUp(SplitRing<kEventIdx>& ring) {
+  // Handed back: begun anew, and their buffers may be mapped elsewhere by now.
+  std::erase_if(requeued_, [&](InFlightRequest* request) {
+    if (request->hold == hold_) return false;
+    const uint16_t head = request->chain.head();
+    SetHold(request, hold_);
+    const ChainError error = ring.Walk(*hold_->map, head, &request->chain);
+    if (error == ChainError::kNone) return false;
+    Refuse(head, error);
+    Free(request);
+    return true;
+  });
+  present_requeued_ = !requeued_.empty();
+  for (InFlightRequest& request : table_->entries) {
+    if (request.state != RequestState::kLate) continue;
+    request.state = RequestState::kHeld;
+    Complete(&request, request.late_out, request.late_written);
   }
 }
 
@@ -421,12 +470,8 @@ void Queue::Refuse(uint16_t head, ChainError error) {
   if (error == ChainError::kUnmappedAddress) {
     core_->dma_violations.fetch_add(1, std::memory_order_relaxed);
   }
-  // A hostile driver must not be able to fill the log.
-  if (++refusals_logged_ <= 8) {
-    core_->log.Warn(absl::StrCat("queue ", index_, ": chain ", head,
-                                 " refused: ", ChainErrorName(error),
-                                 refusals_logged_ == 8 ? " (no more of these are logged)" : ""));
-  }
+  refusals_.Warn(
+      absl::StrCat("queue ", index_, ": chain ", head, " refused: ", ChainErrorName(error)));
   shadow_used_.push_back({head, 0});
 }
 
@@ -491,7 +536,13 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
     result = VIRTBAY_OUT_OF_RANGE;
   }
   if (request->table->abandoned) {
-    Free(request);
+    if (request->table->waits) {
+      request->state = RequestState::kLate;
+      request->late_out = out_bytes;
+      request->late_written = written;
+    } else {
+      Free(request);
+    }
     return result;
   }
   if (out_bytes > 0 && !request->out_in_guest) {
@@ -515,7 +566,7 @@ int32_t Queue::Requeue(InFlightRequest* request) {
                                   " requeued after its end or during its I/O"));
     return VIRTBAY_FAILED_PRECONDITION;
   }
-  if (request->table->abandoned) {
+  if (request->table->abandoned && !request->table->waits) {
     Free(request);
     return VIRTBAY_OK;
   }

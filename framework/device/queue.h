@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
 #include "framework/device/callback_monitor.h"
 #include "framework/device/device_core.h"
@@ -64,8 +65,9 @@ class Queue {
   bool drained() const {
     return table_ == nullptr || (core_->failed() ? busy_ == 0 : outstanding() == 0);
   }
-  // The ring is gone from here on; returns the next avail index. Requests that the plugin still
-  // holds are abandoned: their end writes nothing. `forget`: requeued chains are dropped too.
+  // The ring is gone from here on; returns the next avail index. What the plugin has handed back or
+  // still holds is kept for a ring that goes on where this one stopped, and writes nothing until
+  // then. `forget`: it is abandoned for good.
   uint16_t Finish(bool forget);
   // [control] The session is over and the queue's thread has ended: whatever the plugin still holds
   // lets go of guest memory and arena.
@@ -134,6 +136,11 @@ class Queue {
   int64_t TransferWithHelper(InFlightRequest* request, int fd, uint64_t file_offset,
                              uint32_t offset, uint32_t len, uint32_t rw_flags);
   void DropRequeued();
+  // The ring that stopped goes on: the requests of then are its again, with the present memory.
+  template <bool kEventIdx>
+  void TakeUp(SplitRing<kEventIdx>& ring);
+  void GiveUp();
+  void SetHold(InFlightRequest* request, MapHold* hold);
   void FillViews(InFlightRequest* request);
   void Refuse(uint16_t head, ChainError error);
   void Free(InFlightRequest* request);
@@ -188,11 +195,13 @@ class Queue {
   std::vector<std::unique_ptr<InFlightTable>> tables_;
   std::vector<InFlightRequest*> requeued_;
   RingAddresses where_;
+  InFlightTable* left_ = nullptr;  // of the ring that stopped, if requests were left in it
+  uint16_t left_used_ = 0;         // its used index
   std::atomic<uint16_t> stop_index_{0};
   WatchHandle kick_ = nullptr;
   UniqueFd call_;
   UniqueFd error_;
-  uint32_t refusals_logged_ = 0;
+  LogLimiter refusals_;
   std::atomic<bool> running_{false};
   std::atomic<bool> broken_{false};
 

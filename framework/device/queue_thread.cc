@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -22,7 +23,8 @@ namespace {
 
 constexpr uint32_t kRingEntries = 128;
 constexpr uint64_t kStalledLookNs = 1'000'000;
-constexpr uint64_t kKicklessLookNs = 100'000;
+constexpr uint64_t kKicklessLookNs = 100'000;  // and twice as long after each look in vain
+constexpr uint64_t kKicklessLongestNs = 10'000'000;
 constexpr uint64_t kSpinAloneNs = 5'000;
 constexpr uint64_t kPreemptedNs = 500'000;
 constexpr absl::Duration kIoDrain = absl::Seconds(5);
@@ -74,7 +76,13 @@ QueueThread::~QueueThread() {
 void QueueThread::Join() {
   stop_.store(true, std::memory_order_release);
   if (loop_ != nullptr) loop_->Wake();
-  if (thread_.joinable()) thread_.join();
+  if (!thread_.joinable()) return;
+  over_.WaitForNotification();
+  if (leaks_loop_) {
+    thread_.detach();
+  } else {
+    thread_.join();
+  }
 }
 
 void QueueThread::Post(absl::AnyInvocable<void()> task) { mailbox_->Post(std::move(task)); }
@@ -147,12 +155,17 @@ void QueueThread::Main() {
   conditions_.clear();
   final_cpu_ns_.store(ThreadCpuNs() + (helper_ ? helper_->CpuNs() : 0), std::memory_order_relaxed);
   ended_.store(true, std::memory_order_release);
+  const bool leaks = leaks_loop_;
+  over_.Notify();
+  // An exit would wait for the ring's operations. Nothing of this object is touched from here on.
+  while (leaks) pause();
 }
 
 void QueueThread::Serve() {
   uint64_t idle_since = 0;  // 0: not idle
   uint64_t spin_until = 0;
   uint64_t last_look = 0;
+  uint64_t kickless_look = kKicklessLookNs;
   bool spun = false;
   while (!stop_.load(std::memory_order_acquire) && !condemned_) {
     bool progress = RunMail();
@@ -161,6 +174,7 @@ void QueueThread::Serve() {
     progress |= PumpAll();
     loop_->Flush();
     if (progress) {
+      kickless_look = kKicklessLookNs;
       if (!conditions_.empty()) CheckConditions();
       if (spun) {
         window_.Hit(MonotonicNs() - idle_since);
@@ -205,8 +219,9 @@ void QueueThread::Serve() {
     uint64_t look_again = 0;
     for (const Queue* queue : queues_) {
       if (queue->stalled()) look_again = now + kStalledLookNs;
-      if (queue->wants_polling()) look_again = now + kKicklessLookNs;
+      if (queue->wants_polling()) look_again = now + kickless_look;
     }
+    kickless_look = std::min(2 * kickless_look, kKicklessLongestNs);
     loop_->Wait(look_again);
     enters_.Add(loop_->enters() - enters_.value());
     window_.Woke(MonotonicNs() - idle_since);

@@ -36,7 +36,9 @@ class QueueThread final : private LoopEvents {
   static absl::StatusOr<std::unique_ptr<QueueThread>> Start(DeviceCore* core, std::string name,
                                                             std::vector<Queue*> queues);
   ~QueueThread() override;
-  // [control] Ends the thread after the callback it is in; pending I/O is cancelled and awaited.
+  // [control] Ends the thread after the callback it is in; pending I/O is cancelled and awaited for
+  // some seconds. A thread whose I/O does not end even then is left behind asleep for the life of
+  // the process: the kernel would make its exit wait for the I/O.
   void Join();
 
   // [any] Runs `task` on the thread at the next burst boundary; dropped when the thread has ended.
@@ -96,6 +98,7 @@ class QueueThread final : private LoopEvents {
   std::vector<Until> conditions_;
   bool condemned_ = false;
   bool leaks_loop_ = false;  // I/O that would not end still refers to it
+  absl::Notification over_;  // nothing of this object is used by the thread any more
   std::string condemned_why_;
   StatCell enters_;
   std::optional<TransferHelper> helper_;

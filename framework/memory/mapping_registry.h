@@ -17,9 +17,10 @@ class MappingRegistry {
   struct Slot;
 
  public:
-  // Ranges that can be recorded at once: 8 front-ends with all 509 regions, or hundreds of usual
-  // ones. A mapping beyond that works, unguarded.
-  static constexpr size_t kCapacity = 4096;
+  // Ranges that can be recorded at once: 32 front-ends with all 509 regions, or thousands of usual
+  // ones. With a guard there are no mappings beyond that: an unguarded one would let its front-end
+  // end the process.
+  static constexpr size_t kCapacity = 16384;
 
   // What Find copies out of the table.
   struct Range {

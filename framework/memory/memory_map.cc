@@ -125,6 +125,11 @@ absl::StatusOr<std::shared_ptr<const GuestMapping>> GuestMapping::Create(int fd,
     const uintptr_t begin = reinterpret_cast<uintptr_t>(base);
     mapping->registration_ =
         registry->Add({begin, begin + length, static_cast<size_t>(unit), &mapping->poisoned_});
+    if (!mapping->registration_) {
+      return absl::ResourceExhaustedError(absl::StrCat("memory region: all ",
+                                                       MappingRegistry::kCapacity,
+                                                       " places for guarded mappings are taken"));
+    }
   }
   return mapping;
 }

@@ -21,7 +21,8 @@ namespace virtbay {
 class GuestMapping {
  public:
   // Maps `size` bytes of fd at `offset`, shared and writable. InvalidArgument when the range is
-  // empty, wraps, or the file is known to be shorter; the fd may be closed afterwards. A memfd that
+  // empty, wraps, or the file is known to be shorter, ResourceExhausted when a SigbusGuard has no
+  // place left for it; the fd may be closed afterwards. A memfd that
   // still takes seals is sealed against shrinking.
   static absl::StatusOr<std::shared_ptr<const GuestMapping>> Create(int fd, uint64_t offset,
                                                                     uint64_t size);

@@ -33,6 +33,11 @@ struct SplitRingMemory {
   vring_used_elem* used = nullptr;
   uint16_t* avail_event = nullptr;
 
+  // What the used ring's index field says now.
+  uint16_t used_index() const {
+    return std::atomic_ref<uint16_t>(used_head[1]).load(std::memory_order_relaxed);
+  }
+
   // InvalidArgument: size not a power of two up to 32768, a part misaligned, unmapped, not in one
   // region, or overlapping another part.
   static absl::StatusOr<SplitRingMemory> Create(const MemoryMap& map, const RingAddresses& where);
@@ -136,7 +141,13 @@ class SplitRing {
     if constexpr (!kEventIdx) StoreRelaxed(m_.used_head[0], uint16_t{VRING_USED_F_NO_NOTIFY});
   }
 
+  // Reads the chain of a head that was taken before, anew: the ring goes on in other memory.
+  ChainError Walk(const MemoryMap& map, uint16_t head, Chain* chain) {
+    return WalkSplitChain(m_, map, indirect_, head, chain);
+  }
+
   uint16_t next_avail() const { return next_avail_; }
+  uint16_t used_index() const { return used_index_; }
   bool used_pending() const { return used_index_ != published_; }
   uint16_t size() const { return m_.size; }
 

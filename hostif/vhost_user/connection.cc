@@ -23,15 +23,15 @@ std::string Name(const MessageInfo* info, uint32_t request) {
 
 absl::StatusOr<std::unique_ptr<Connection>> Connection::Create(UniqueFd socket,
                                                                const AttachFunction& attach,
-                                                               int wake_fd, Log log) {
+                                                               int wake_fd, LogLimiter* log) {
   std::unique_ptr<Connection> connection(new Connection(std::move(socket), wake_fd, log));
   VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<DevicePort> port, attach(connection.get()));
-  connection->session_.emplace(std::move(port), std::move(log));
+  connection->session_.emplace(std::move(port), log->log());
   return connection;
 }
 
-Connection::Connection(UniqueFd socket, int wake_fd, Log log)
-    : socket_(std::move(socket)), wake_fd_(wake_fd), log_(std::move(log)) {}
+Connection::Connection(UniqueFd socket, int wake_fd, LogLimiter* log)
+    : socket_(std::move(socket)), wake_fd_(wake_fd), log_(log) {}
 
 Connection::~Connection() = default;
 
@@ -39,22 +39,22 @@ short Connection::events() const { return writer_.pending() ? POLLOUT : POLLIN; 
 
 bool Connection::OnReady() {
   if (absl::Status status = writer_.Flush(fd()); !status.ok()) {
-    log_.Warn(absl::StrCat("the front-end is gone: ", status.message()));
+    log_->Warn(absl::StrCat("the front-end is gone: ", status.message()));
     return false;
   }
   for (int i = 0; i < kMessagesPerTurn && !writer_.pending(); ++i) {
     auto progress = reader_.Read(fd());
     if (!progress.ok()) {
-      log_.Warn(absl::StrCat("closing the connection: ", progress.status().message()));
+      log_->Warn(absl::StrCat("closing the connection: ", progress.status().message()));
       return false;
     }
     if (*progress == MessageReader::Progress::kIncomplete) return true;
     if (*progress == MessageReader::Progress::kEnd) {
-      log_.log().Info("the front-end disconnected");
+      log_->Info("the front-end disconnected");
       return false;
     }
     if (absl::Status status = Handle(reader_.message()); !status.ok()) {
-      log_.Warn(absl::StrCat("closing the connection: ", status.message()));
+      log_->Warn(absl::StrCat("closing the connection: ", status.message()));
       return false;
     }
   }
@@ -91,7 +91,7 @@ absl::Status Connection::Handle(Message& message) {
   // What the handler did not keep is closed before the front-end may go on.
   message.fds.clear();
   if (!result.ok()) {
-    log_.Warn(absl::StrCat(Name(info, message.header.request), ": ", result.message()));
+    log_->Warn(absl::StrCat(Name(info, message.header.request), ": ", result.message()));
   }
   // A change from before the channel was there.
   if (info != nullptr && info->request == Request::kSetBackendReqFd) OnWake();
@@ -130,7 +130,7 @@ void Connection::OnWake() {
   if (!config_changed_.exchange(false, std::memory_order_acquire)) return;
   const absl::Status status = session_->backend().SendConfigChange();
   if (!status.ok()) {
-    log_.Warn(absl::StrCat("BACKEND_CONFIG_CHANGE_MSG dropped: ", status.message()));
+    log_->Warn(absl::StrCat("BACKEND_CONFIG_CHANGE_MSG dropped: ", status.message()));
   }
 }
 

@@ -12,8 +12,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "framework/base/log.h"
+#include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
-#include "hostif/vhost_user/log_limiter.h"
 #include "hostif/vhost_user/message_table.h"
 #include "hostif/vhost_user/session.h"
 #include "hostif/vhost_user/wire.h"
@@ -28,10 +28,10 @@ using AttachFunction =
 class Connection final : public DevicePortEvents {
  public:
   // Attaches the device. `wake_fd` is an eventfd of the caller, written when OnWake should be
-  // called; it must outlive the connection. The attach function's error.
+  // called; it and `log` must outlive the connection. The attach function's error.
   static absl::StatusOr<std::unique_ptr<Connection>> Create(UniqueFd socket,
                                                             const AttachFunction& attach,
-                                                            int wake_fd, Log log);
+                                                            int wake_fd, LogLimiter* log);
   ~Connection() override;
 
   int fd() const { return socket_.get(); }
@@ -52,7 +52,7 @@ class Connection final : public DevicePortEvents {
   void OnConfigChanged() override;
 
  private:
-  Connection(UniqueFd socket, int wake_fd, Log log);
+  Connection(UniqueFd socket, int wake_fd, LogLimiter* log);
 
   // Both return an error only when the connection has to end.
   absl::Status Handle(Message& message);
@@ -62,7 +62,7 @@ class Connection final : public DevicePortEvents {
 
   UniqueFd socket_;
   const int wake_fd_;
-  LogLimiter log_;
+  LogLimiter* const log_;
   MessageReader reader_;
   ReplyWriter writer_;
   std::atomic<bool> config_changed_{false};

@@ -72,7 +72,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Create(AttachFunction attach,
 Server::Server(AttachFunction attach, ServerOptions options)
     : attach_(std::move(attach)),
       log_(std::move(options.log)),
-      refusals_(log_),
+      limited_(log_),
       on_connect_(std::move(options.on_connect)),
       on_disconnect_(std::move(options.on_disconnect)),
       on_ended_(std::move(options.on_ended)) {}
@@ -176,12 +176,12 @@ void Server::Accept() {
   }
   // A front-end that reconnects has closed its old connection first, but both may be seen at once.
   if (connection_ != nullptr && connection_->PeerGone()) {
-    log_.Info("the front-end disconnected");
+    limited_.Info("the front-end disconnected");
     Disconnect();
   }
   if (connection_ != nullptr) {
-    refusals_.Warn(absl::StrCat("refused a second front-end (", Peer(socket.get()),
-                                "): the device is in use"));
+    limited_.Warn(absl::StrCat("refused a second front-end (", Peer(socket.get()),
+                               "): the device is in use"));
     return;
   }
   Connect(std::move(socket));
@@ -189,13 +189,13 @@ void Server::Accept() {
 
 void Server::Connect(UniqueFd socket) {
   const std::string peer = Peer(socket.get());
-  auto connection = Connection::Create(std::move(socket), attach_, wake_.get(), log_);
+  auto connection = Connection::Create(std::move(socket), attach_, wake_.get(), &limited_);
   if (!connection.ok()) {
-    refusals_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
-                                "): ", connection.status().message()));
+    limited_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
+                               "): ", connection.status().message()));
     return;
   }
-  log_.Info(absl::StrCat("a front-end connected (", peer, ")"));
+  limited_.Info(absl::StrCat("a front-end connected (", peer, ")"));
   connection_ = *std::move(connection);
   connected_.store(true, std::memory_order_release);
   if (on_connect_) on_connect_();

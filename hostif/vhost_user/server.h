@@ -16,9 +16,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "framework/base/log.h"
+#include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/connection.h"
-#include "hostif/vhost_user/log_limiter.h"
 #include "hostif/vhost_user/socket.h"
 #include "virtbay/host.h"
 
@@ -76,7 +76,7 @@ class Server {
 
   const AttachFunction attach_;
   const Log log_;
-  LogLimiter refusals_;
+  LogLimiter limited_;  // for lines that a front-end can cause
   const std::function<void()> on_connect_;
   const std::function<void()> on_disconnect_;
   const std::function<void()> on_ended_;

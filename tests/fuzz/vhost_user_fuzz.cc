@@ -50,9 +50,10 @@ void Run(std::span<const uint8_t> input) {
   const int kinds[] = {event.get(), memory.get(), pair[0], null.get()};
 
   FakeDevice device;
+  virtbay::LogLimiter limiter{virtbay::Log()};
   auto connection = Connection::Create(
       UniqueFd(pair[1]), [&](virtbay::DevicePortEvents* e) { return device.Attach(e); }, wake.get(),
-      virtbay::Log());
+      &limiter);
   if (!connection.ok()) abort();
 
   while (input.size() >= 3) {

@@ -392,6 +392,83 @@ TEST_F(DeviceTest, ParkedRequestsComeAgainFirstAndInOrder) {
   EXPECT_EQ(client->queue().ring().device_errors(), 0u);
 }
 
+// Memory that is plugged in while the rings stand still: what was handed back is not lost.
+TEST_F(DeviceTest, ParkedRequestsComeAgainInAnotherMemoryMap) {
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
+  std::vector<uint64_t> parked;
+  for (int i = 0; i < 5; ++i) parked.push_back(client->Send({.op = Op::kPark}));
+  ASSERT_OK(client->Check());
+  ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
+  ASSERT_OK(client->memory().AddRegion({.address = 0x8'0000'0000, .size = 65536}));
+  ASSERT_OK(client->transport().SetMemory(client->memory()));
+  QueueConfig config = client->ConfigOf(0, index);
+  config.kick.reset(fcntl(client->queue().kick_fd(), F_DUPFD_CLOEXEC, 3));
+  config.call.reset(fcntl(client->queue().call_fd(), F_DUPFD_CLOEXEC, 3));
+  ASSERT_OK(client->port().StartQueue(0, std::move(config)));
+  ASSERT_OK(client->Call({.op = Op::kRelease}));
+  for (const uint64_t token : parked) {
+    ASSERT_OK_AND_ASSIGN(const Reply reply, client->Take(token));
+    EXPECT_EQ(reply.result, 1);
+  }
+}
+
+// Work that takes longer than the stop deadline ends after all: with the ring still stopped, or
+// when it goes on, and reaches the guest if it is the same ring.
+TEST_F(DeviceTest, RequestsThatEndAfterTheStopReachTheRingThatGoesOn) {
+  for (const bool while_stopped : {true, false}) {
+    DeviceSpec spec = Spec(while_stopped ? "stopped" : "running");
+    spec.stop_deadline = absl::Milliseconds(100);
+    ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(spec));
+    ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
+    const Pipe pipe;
+    const uint64_t slow = client->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
+    ASSERT_OK(client->Check());
+    ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
+    EXPECT_TRUE(log_.Contains("did not end within 100ms"));
+    const auto finish = [&] { ASSERT_EQ(write(pipe.writer.get(), "x", 1), 1); };
+    if (while_stopped) {
+      finish();
+      // The plugin has it back; the guest must not see anything of a ring that is stopped.
+      ASSERT_TRUE(Eventually([&] { return Metric(spec.name, "offloaded") == 1; }));
+      EXPECT_FALSE(client->Has(slow));
+    }
+    QueueConfig config = client->ConfigOf(0, index);
+    config.kick.reset(fcntl(client->queue().kick_fd(), F_DUPFD_CLOEXEC, 3));
+    config.call.reset(fcntl(client->queue().call_fd(), F_DUPFD_CLOEXEC, 3));
+    ASSERT_OK(client->port().StartQueue(0, std::move(config)));
+    ASSERT_OK(client->Check());
+    if (!while_stopped) finish();
+    ASSERT_OK_AND_ASSIGN(const Reply reply, client->Take(slow));
+    EXPECT_GE(reply.written, kResultSize);
+    ASSERT_OK(client->Check());
+    EXPECT_EQ(client->queue().ring().device_errors(), 0u);
+    EXPECT_EQ(device.Inspect()->queues[0].in_flight, 0u);
+  }
+}
+
+// A driver that makes its ring anew in the same place gets nothing of the old one.
+TEST_F(DeviceTest, ARingMadeAnewGetsNothingOfTheOldOne) {
+  DeviceSpec spec = Spec("a");
+  spec.stop_deadline = absl::Milliseconds(100);
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(spec));
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
+  ASSERT_OK(client->Check());
+  const Pipe pipe;
+  client->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
+  ASSERT_TRUE(Eventually([&] { return device.Inspect()->queues[0].in_flight == 1; }));
+  ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
+  client->queue().ring().RawSetUsedIndex(0);
+  client->queue().ring().RawSetAvailIndex(index);
+  QueueConfig config = client->ConfigOf(0, index);
+  ASSERT_OK(client->port().StartQueue(0, std::move(config)));
+  ASSERT_EQ(write(pipe.writer.get(), "x", 1), 1);
+  ASSERT_TRUE(Eventually([&] { return Metric("a", "offloaded") == 1; }));
+  EXPECT_EQ(client->queue().ring().RawUsedIndex(), 0);
+  ASSERT_OK(client->port().StopQueue(0));
+  EXPECT_EQ(device.Inspect()->arena_slots_used, 0u);
+}
+
 TEST_F(DeviceTest, ParkedRequestsOfAnEndedSessionAreForgotten) {
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
   std::weak_ptr<const MemoryMap> map;

@@ -173,7 +173,7 @@ TEST_F(DeviceTest, BadChainsAreCompletedEmptyAndTheRingGoesOn) {
   for (const std::string& line : log_.lines()) {
     if (line.find("refused") != std::string::npos) ++lines;
   }
-  EXPECT_EQ(lines, 8u);
+  EXPECT_EQ(lines, 50u);
 }
 
 TEST_F(DeviceTest, ChainsOfEveryShapeReachThePlugin) {
@@ -320,7 +320,7 @@ TEST_F(DeviceTest, ARingWhoseMemoryIsRemovedStops) {
     ASSERT_OK(client->port().SetMemory(std::move(less)));
     EXPECT_TRUE(client->WaitForConfigChange());
     EXPECT_TRUE(client->NeedsReset());
-    EXPECT_TRUE(client->queue(0).TakeError());
+    EXPECT_TRUE(Eventually([&] { return client->queue(0).TakeError(); })) << "the last of all";
     EXPECT_FALSE(client->port().queue_running(0));
     EXPECT_TRUE(client->port().queue_running(1));
     EXPECT_THAT(device.Inspect()->failure, HasSubstr("left the memory map"));
@@ -345,6 +345,7 @@ TEST_F(DeviceTest, MemoryMustBeAMap) {
   EXPECT_OK(client->Check());
   ASSERT_OK_AND_ASSIGN(MemoryMapRef empty, MemoryMap::Create({}));
   EXPECT_OK(client->port().SetMemory(std::move(empty)));
+  EXPECT_TRUE(client->WaitForConfigChange());
   EXPECT_TRUE(client->NeedsReset());
 }
 

@@ -1,12 +1,18 @@
 #include "framework/memory/mapping_registry.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <memory>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "absl/status/status.h"
+#include "framework/base/unique_fd.h"
+#include "framework/memory/memory_map.h"
 
 namespace virtbay {
 namespace {
@@ -50,6 +56,27 @@ TEST(MappingRegistry, FullTableIsNoError) {
   EXPECT_TRUE(registry->Find(MappingRegistry::kCapacity << 12, &found));
   entries[7].Release();
   EXPECT_TRUE(registry->Add({beyond, beyond + 1, 1, &poisoned}));
+}
+
+// With a guard, memory that it cannot watch is not mapped: its front-end could end the process.
+TEST(MappingRegistry, NothingIsMappedBeyondAFullTable) {
+  const auto registry = std::make_unique<MappingRegistry>();
+  std::atomic<bool> poisoned{false};
+  std::vector<MappingRegistry::Entry> entries;
+  for (uintptr_t i = 0; i < MappingRegistry::kCapacity; ++i) {
+    entries.push_back(registry->Add({(i + 1) << 12, (i + 2) << 12, 4096, &poisoned}));
+  }
+  const UniqueFd fd(memfd_create("full", MFD_CLOEXEC));
+  ASSERT_EQ(ftruncate(fd.get(), 8192), 0);
+  MappingRegistry* const before = MappingRegistry::Current();
+  MappingRegistry::SetCurrent(registry.get());
+  const auto refused = GuestMapping::Create(fd.get(), 0, 8192);
+  entries[3].Release();
+  auto taken = GuestMapping::Create(fd.get(), 0, 8192);
+  MappingRegistry::SetCurrent(before);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(taken.ok()) << taken.status();
+  taken = nullptr;  // before its registry
 }
 
 // A reader never sees half of one range and half of another.

@@ -48,6 +48,7 @@ class OpDevice : public Device {
     resumes_ = host().Counter("resumes", "calls");
     requests_ = host().Counter("requests", "seen");
     timers_ = host().Counter("timers", "reports");
+    offloaded_ = host().Counter("offloaded", "reports");
     return {};
   }
 
@@ -113,6 +114,7 @@ class OpDevice : public Device {
   }
   void OnOffload(uint32_t, void*, uint64_t cookie) override {
     Answer(Request(&host(), reinterpret_cast<virtbay_request*>(cookie)), 0);
+    Count(offloaded_);
   }
   void Quiesce(uint32_t queue) override {
     Count(quiesces_);
@@ -343,6 +345,7 @@ class OpDevice : public Device {
   uint64_t* resumes_ = nullptr;
   uint64_t* requests_ = nullptr;
   uint64_t* timers_ = nullptr;
+  uint64_t* offloaded_ = nullptr;
 };
 
 }  // namespace

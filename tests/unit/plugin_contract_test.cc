@@ -279,6 +279,19 @@ class StuckPluginTest : public PluginContractTest {
   std::string fifo_;
 };
 
+// A new memory map is not kept waiting by it, and is in force when the callback returns.
+TEST_F(StuckPluginTest, AMemoryMapIsTakenMeanwhile) {
+  Connect("stuck_in_on_requests");
+  const uint64_t token = client_->Send({});
+  ASSERT_TRUE(log_.WaitFor("bad: queue 0: the plugin has been in on_requests for more than"));
+  ASSERT_OK(client_->memory().AddRegion({.address = 0x8'0000'0000, .size = 65536}));
+  EXPECT_OK(client_->transport().SetMemory(client_->memory()));
+  EXPECT_FALSE(client_->Has(token));
+  Release();
+  EXPECT_OK(client_->Take(token));
+  EXPECT_FALSE(client_->NeedsReset());
+}
+
 TEST_F(StuckPluginTest, TheWatchdogSaysSoOnce) {
   Connect("stuck_in_on_requests");
   const uint64_t token = client_->Send({});

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -110,7 +111,11 @@ TEST_F(TransferHelperTest, ManyInARowNeverMixUp) {
     ASSERT_EQ(helper_.Read(fd_.get(), chain, 0, kMiB / 2, position, 0), kMiB / 2);
     ASSERT_EQ(memcmp(target_.data(), content_.data() + position, kMiB / 2), 0) << i;
   }
-  EXPECT_GT(helper_.CpuNs(), 0u);
+  cpu_set_t cpus;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
+  if (CPU_COUNT(&cpus) > 1) {
+    EXPECT_GT(helper_.CpuNs(), 0u);
+  }
 }
 
 TEST_F(TransferHelperTest, AVeryLongReadHasFewPieces) {

@@ -66,8 +66,9 @@ class DevicePort {
 
   // FailedPrecondition while a ring runs, InvalidArgument for bits that were not offered.
   virtual absl::Status SetFeatures(uint64_t acknowledged) = 0;
-  // Replaces the memory map, also under running rings: requests in flight keep the old one. A ring
-  // whose parts are no longer mapped is stopped and its error fd written.
+  // Replaces the memory map, also under running rings, without waiting for them: each takes it before
+  // it looks at its ring again, and requests in flight keep the old one. A ring whose parts are no
+  // longer mapped stops: NEEDS_RESET, and its error fd is written.
   virtual absl::Status SetMemory(MemoryMapRef map) = 0;
 
   // Starts the ring and polls it once without waiting for a kick.
