@@ -360,6 +360,7 @@ int32_t QueueThread::SubmitIo(const virtbay_io* ops, uint32_t count) {
     op->queue = io.queue;
     op->fd = io.fd;
     op->flags = io.op <= VIRTBAY_IO_WRITE ? io.rw_flags : io.arg;
+    op->on_worker = io.op <= VIRTBAY_IO_WRITE && (io.arg & VIRTBAY_IO_WORKER) != 0;
     op->file_offset = io.file_offset;
     op->length = io.length;
     op->cookie = io.cookie;

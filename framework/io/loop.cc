@@ -86,6 +86,7 @@ void Loop::Release(IoOp* op) {
   op->segments.clear();
   op->fd = -1;
   op->flags = 0;
+  op->on_worker = false;
   op->length = 0;
   op->context = nullptr;
   op->pending = false;
@@ -135,6 +136,7 @@ void Loop::Prepare(io_uring_sqe* sqe, IoOp* op) {
       }
       break;
   }
+  if (op->on_worker) io_uring_sqe_set_flags(sqe, IOSQE_ASYNC);
   io_uring_sqe_set_data(sqe, op);
 }
 

@@ -27,6 +27,7 @@ struct IoOp {
   IoKind kind = IoKind::kRead;
   uint16_t queue = 0;
   int fd = -1;
+  bool on_worker = false;    // kRead, kWrite: not tried on this thread first
   uint32_t flags = 0;        // RWF_*, or 1 for fdatasync, or poll events, or fallocate mode
   uint64_t file_offset = 0;  // UINT64_MAX: none
   uint64_t length = 0;       // fallocate

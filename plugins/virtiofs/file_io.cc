@@ -53,6 +53,7 @@ void Submit(Fs& fs, Worker& worker, AsyncOp* op, sdk::Request request) {
       io.payload_offset = op->payload + op->done;
       io.payload_len = op->size - op->done;
       io.file_offset = op->offset + op->done;
+      io.arg = fs.remote_fs ? VIRTBAY_IO_WORKER : 0;
       break;
     case Kind::kFsync:
       io.op = VIRTBAY_IO_FSYNC;

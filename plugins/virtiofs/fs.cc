@@ -42,8 +42,9 @@ bool InMemory(int64_t type) {
   return type == TMPFS_MAGIC || type == RAMFS_MAGIC || type == HUGETLBFS_MAGIC;
 }
 
-// File systems whose close(2) does work of its own, such as writing back and reporting errors.
-bool FlushesOnClose(int64_t type) {
+// File systems behind a network or a process: close(2) writes back and reports errors, and a read
+// waits even where it is asked not to.
+bool IsRemote(int64_t type) {
   constexpr int64_t kFuse = 0x65735546, kCifs = 0xff534d42, kSmb2 = 0xfe534d42, kCeph = 0x00c36400,
                     k9p = 0x01021997;
   return type == NFS_SUPER_MAGIC || type == AFS_FS_MAGIC || type == AFS_SUPER_MAGIC ||
@@ -93,7 +94,7 @@ Status Fs::Init(const sdk::Host* the_host) {
   if (::fstatfs(root_fd, &fs_info) != 0) return Errno(errno, what);
   const int64_t fs_type = static_cast<int64_t>(static_cast<uint32_t>(fs_info.f_type));
   memory_fs = InMemory(fs_type);
-  flush_on_close = FlushesOnClose(fs_type);
+  remote_fs = IsRemote(fs_type);
   root_mnt_id = KeyOf(st).mnt_id;
 
   struct rlimit limit = {1024, 1024};

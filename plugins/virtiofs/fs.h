@@ -110,8 +110,9 @@ class Fs : public HandleTable::Closer {
   int root_read_fd = -1;  // the same, for what O_PATH cannot do (file handles, syncfs)
   int proc_fd = -1;       // /proc/self/fd
   uint64_t root_mnt_id = 0;
-  bool memory_fs = false;       // the share is in memory: reads never wait
-  bool flush_on_close = false;  // the share's file system reports write errors on close (NFS ...)
+  bool memory_fs = false;  // the share is in memory: reads never wait
+  bool remote_fs =
+      false;  // the share's file system is behind a network or a process (NFS, FUSE ...)
 
   std::atomic<bool> ready{false};             // INIT was answered
   std::atomic<uint64_t> session_flags{0};     // FUSE_* of INIT that both sides have

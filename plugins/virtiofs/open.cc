@@ -292,7 +292,7 @@ void OpFlush(Call& c) {
   const HandleRef handle = fs.handles.Find(in.fh, c.header().nodeid);
   if (!handle) return c.Error(EBADF);
   int error = 0;
-  if (handle->writable && (fs.flush_on_close || handle->inode->key.mnt_id != fs.root_mnt_id)) {
+  if (handle->writable && (fs.remote_fs || handle->inode->key.mnt_id != fs.root_mnt_id)) {
     // close(2) of a duplicate is what makes such a file system write back and report.
     const int copy = ::fcntl(handle->fd, F_DUPFD_CLOEXEC, 0);
     if (copy >= 0 && ::close(copy) != 0) error = errno;

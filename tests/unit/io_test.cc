@@ -432,6 +432,23 @@ TEST_F(LoopTest, ReadsAndWritesSegments) {
   EXPECT_EQ(events_.io[2].result, 0) << "beyond the end";
 }
 
+// A blocking pipe would hold the thread in a read that is tried here first.
+TEST_F(LoopTest, AReadOnAWorkerHoldsNobodyUp) {
+  auto [reader, writer] = MakePipe();
+  std::string data(4, '\0');
+  IoOp* op = Op(IoKind::kRead, reader.get(), 1, {Piece(data)}, UINT64_MAX);
+  op->on_worker = true;
+  loop_->Submit(op);
+  loop_->Flush();
+  EXPECT_EQ(loop_->Poll(), 0u);
+  ASSERT_EQ(write(writer.get(), "data", 4), 4);
+  ASSERT_TRUE(RunUntilIo(1));
+  EXPECT_EQ(events_.io[0].result, 4);
+  EXPECT_EQ(data, "data");
+  // The object is used again without the flag.
+  EXPECT_FALSE(loop_->NewOp()->on_worker);
+}
+
 TEST_F(LoopTest, StreamsHaveNoOffset) {
   Pipe pipe = MakePipe();
   std::string text = "through a pipe";

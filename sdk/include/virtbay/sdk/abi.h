@@ -141,6 +141,12 @@ typedef struct virtbay_memory_service {
 #define VIRTBAY_IO_POLL 5u      /**< one-shot; arg = poll events, result = revents */
 /** @} */
 
+/**
+ * `arg` of READ and WRITE: on a thread of the kernel's from the start. For files whose system waits
+ * even when it is asked not to (FUSE, network file systems): it would wait on the queue's thread.
+ */
+#define VIRTBAY_IO_WORKER 1u
+
 /** `file_offset` of a stream (socket, tty): no position. */
 #define VIRTBAY_IO_STREAM UINT64_MAX
 
@@ -156,7 +162,7 @@ typedef struct virtbay_io {
   uint32_t payload_len;     /**< bytes to move; payload_offset + payload_len inside the total */
   uint64_t file_offset;     /**< or VIRTBAY_IO_STREAM */
   uint64_t length;          /**< FALLOCATE: bytes */
-  uint32_t arg;             /**< FSYNC, FALLOCATE, POLL: see the operation */
+  uint32_t arg;             /**< see the operation; READ, WRITE: VIRTBAY_IO_WORKER or 0 */
   uint32_t reserved;        /**< zero */
   uint64_t cookie;          /**< returned with the result */
 } virtbay_io;
