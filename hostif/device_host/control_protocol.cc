@@ -10,6 +10,7 @@
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/prometheus.h"
 #include "hostif/device_host/report.h"
+#include "hostif/swiotlb/option.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -143,6 +144,18 @@ absl::StatusOr<json> SetLogLevel(ControlTarget* target, const json& body) {
   return json{{"level", std::string(LogLevelName(target->log().level()))}};
 }
 
+absl::StatusOr<json> GuestReport(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"swiotlb"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string pool, StringKey(body, "swiotlb"));
+  swiotlb::GuestCapabilities guest;
+  if (pool != "none") {
+    VIRTBAY_ASSIGN_OR_RETURN(const Aperture parsed, swiotlb::ParseOption(pool));
+    guest = {parsed.base, parsed.size};
+  }
+  VIRTBAY_RETURN_IF_ERROR(target->ApplyGuest(guest));
+  return json{{"swiotlb", pool}};
+}
+
 struct Command {
   absl::string_view name;
   bool change;
@@ -150,8 +163,13 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
-    {"list", false, &List},    {"inspect", false, &Inspect}, {"add", true, &Add},
-    {"remove", true, &Remove}, {"stats", false, &Stats},     {"log-level", false, &SetLogLevel},
+    {"list", false, &List},
+    {"inspect", false, &Inspect},
+    {"add", true, &Add},
+    {"remove", true, &Remove},
+    {"stats", false, &Stats},
+    {"log-level", false, &SetLogLevel},
+    {"guest", false, &GuestReport},
 };
 
 const Command* FindCommand(absl::string_view name) {
@@ -175,8 +193,9 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
   VIRTBAY_ASSIGN_OR_RETURN(request.command, StringKey(request.body, "command"));
   const Command* command = FindCommand(request.command);
   if (command == nullptr) {
-    return Invalid(absl::StrCat("command: ", Quoted(request.command),
-                                " is not one of list, inspect, add, remove, stats, log-level"));
+    return Invalid(
+        absl::StrCat("command: ", Quoted(request.command),
+                     " is not one of list, inspect, add, remove, stats, log-level, guest"));
   }
   request.change = command->change;
   if (const auto id = request.body.find("id"); id != request.body.end()) {

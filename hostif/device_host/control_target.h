@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "framework/base/log.h"
 #include "hostif/device_host/service_config.h"
+#include "hostif/swiotlb/guest_pool.h"
 #include "virtbay/host.h"
 
 namespace virtbay::device_host {
@@ -34,6 +35,8 @@ class ControlTarget {
   virtual absl::StatusOr<DeviceReport> InspectDevice(absl::string_view name) const = 0;
   // [any] All devices, by name.
   virtual std::vector<DeviceReport> InspectAll() const = 0;
+  // [any] What the guest's kernel reports of its bounce pool; see swiotlb::GuestPool::Apply.
+  virtual absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) = 0;
   // [any] The log whose level can be read and set.
   virtual const Log& log() const = 0;
 };

@@ -126,6 +126,8 @@ class CtlCommand final : public Command {
     stats_ = Sub("stats", "Counters");
     stats_->add_option("name", name_, "Only this device");
     stats_->add_flag("--prometheus", prometheus_, "Prometheus text format");
+    guest_ = Sub("guest", "Report the bounce pool of the guest's kernel");
+    guest_->add_option("swiotlb", pool_, "0xBASE,SIZE, or none")->required();
     level_ = Sub("log-level", "Show or set the log level");
     level_->add_option("level", level_text_, "trace, debug, info, warn, error or off");
   }
@@ -148,6 +150,7 @@ class CtlCommand final : public Command {
     if (list_->parsed()) return {{"command", "list"}};
     if (inspect_->parsed()) return {{"command", "inspect"}, {"name", name_}};
     if (remove_->parsed()) return {{"command", "remove"}, {"name", name_}};
+    if (guest_->parsed()) return {{"command", "guest"}, {"swiotlb", pool_}};
     if (level_->parsed()) {
       json request{{"command", "log-level"}};
       if (!level_text_.empty()) request["level"] = level_text_;
@@ -199,6 +202,7 @@ class CtlCommand final : public Command {
   CLI::App* remove_ = nullptr;
   CLI::App* stats_ = nullptr;
   CLI::App* level_ = nullptr;
+  CLI::App* guest_ = nullptr;
   std::string socket_;
   bool json_ = false;
   bool prometheus_ = false;
@@ -207,6 +211,7 @@ class CtlCommand final : public Command {
   std::string socket_path_;
   std::string shared_dir_;
   std::string level_text_;
+  std::string pool_;
   std::vector<std::string> options_;
   std::vector<std::string> keys_;
 };

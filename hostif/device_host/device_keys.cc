@@ -86,6 +86,27 @@ bool ValidOptionKey(absl::string_view key) {
   return true;
 }
 
+// "0xBASE,SIZE" is a pool of the device's own, "pool" or "pool,SIZE" a slice of the guest's.
+absl::Status SetPool(const KeyValue& value, DeviceConfig* config) {
+  // Not moved out of its StatusOr: GCC 12 then warns of an uninitialised string.
+  const absl::StatusOr<std::string> text = AsNonEmpty(value);
+  if (!text.ok()) return text.status();
+  const std::string& pool = *text;
+  if (pool == "pool") {
+    config->pool_slice = true;
+    return absl::OkStatus();
+  }
+  if (pool.rfind("pool,", 0) == 0) {
+    VIRTBAY_ASSIGN_OR_RETURN(config->slice_size, AsSize(pool.substr(5)));
+    if (config->slice_size == 0) return Invalid("a slice of 0 bytes");
+    config->pool_slice = true;
+    return absl::OkStatus();
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(config->spec.aperture, swiotlb::ParseOption(pool));
+  config->spec.dma_mode = DmaMode::kAperture;
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<uint64_t> ParseSize(absl::string_view text) {
@@ -160,6 +181,7 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
     VIRTBAY_ASSIGN_OR_RETURN(spec.offer_access_platform, AsBool(value));
   } else if (key == "dma") {
     VIRTBAY_ASSIGN_OR_RETURN(const std::string mode, AsString(value));
+    config->dma_given = true;
     if (mode == "bounce") {
       spec.dma_mode = DmaMode::kBounce;
     } else if (mode == "direct") {
@@ -170,9 +192,7 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
       return Invalid(absl::StrCat("'", mode, "' is not one of bounce, direct"));
     }
   } else if (key == "swiotlb") {
-    VIRTBAY_ASSIGN_OR_RETURN(const std::string pool, AsString(value));
-    VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, swiotlb::ParseOption(pool));
-    spec.dma_mode = DmaMode::kAperture;
+    VIRTBAY_RETURN_IF_ERROR(SetPool(value, config));
   } else if (key == "rings") {
     VIRTBAY_ASSIGN_OR_RETURN(const std::string where, AsString(value));
     if (where != "pool" && where != "anywhere") {
@@ -220,10 +240,10 @@ absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, Devic
 
 absl::Status FinishDevice(DeviceConfig* config) {
   DeviceSpec& spec = config->spec;
-  if (spec.aperture.size != 0 && spec.dma_mode != DmaMode::kAperture) {
+  if ((spec.aperture.size != 0 || config->pool_slice) && config->dma_given) {
     return Invalid("dma: cannot be given together with swiotlb");
   }
-  if (spec.aperture.size == 0 && spec.rings != RingPlacement::kAnywhere) {
+  if (spec.aperture.size == 0 && !config->pool_slice && spec.rings != RingPlacement::kAnywhere) {
     return Invalid("rings: needs swiotlb");
   }
   if (spec.plugin.empty()) return Invalid("plugin: is missing");

@@ -100,6 +100,21 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
   return server;
 }
 
+absl::Status Service::TakeSlice(DeviceConfig* config) {
+  if (!config->pool_slice) return absl::OkStatus();
+  DeviceSpec& spec = config->spec;
+  if (!pool_.available()) {
+    log_.Info(
+        absl::StrCat("device ", spec.name,
+                     ": no bounce pool of the guest is known, so its requests are bounced here"));
+    spec.rings = RingPlacement::kAnywhere;
+    return absl::OkStatus();
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, pool_.Take(spec.name, config->slice_size));
+  spec.dma_mode = DmaMode::kAperture;
+  return absl::OkStatus();
+}
+
 absl::Status Service::AddDevice(DeviceConfig config) {
   const std::string name = config.spec.name;
   {
@@ -111,8 +126,10 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   }
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> server =
       absl::UnknownError("not listening yet");
-  const absl::StatusOr<DeviceHandle> device = host_->Add(config.spec);
-  absl::Status status = device.status();
+  absl::Status status = TakeSlice(&config);
+  const absl::StatusOr<DeviceHandle> device =
+      status.ok() ? host_->Add(config.spec) : absl::StatusOr<DeviceHandle>(status);
+  status = device.status();
   if (status.ok()) {
     server = Listen(config, *device);
     status = server.status();
@@ -120,6 +137,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   }
   absl::MutexLock lock(&mutex_);
   if (!status.ok()) {
+    if (config.pool_slice) pool_.Release(name);
     entries_.erase(name);
     return status;
   }
@@ -147,6 +165,7 @@ absl::Status Service::RemoveDevice(absl::string_view name) {
   }
   server.reset();
   const absl::Status removed = host_->Remove(name);
+  pool_.Release(name);
   absl::MutexLock lock(&mutex_);
   entries_.erase(entries_.find(name));
   return removed;

@@ -43,6 +43,9 @@ class Service final : public ControlTarget {
 
   absl::Status AddDevice(DeviceConfig config) override;
   absl::Status RemoveDevice(absl::string_view name) override;
+  absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
+    return pool_.Apply(guest);
+  }
   absl::StatusOr<DeviceReport> InspectDevice(absl::string_view name) const override;
   std::vector<DeviceReport> InspectAll() const override;
   const Log& log() const override { return log_; }
@@ -55,14 +58,20 @@ class Service final : public ControlTarget {
   };
 
   Service(std::unique_ptr<Host> host, Log log, UniqueFd ended)
-      : host_(std::move(host)), log_(std::move(log)), ended_(std::move(ended)) {}
+      : host_(std::move(host)),
+        log_(std::move(log)),
+        ended_(std::move(ended)),
+        pool_(log_, /*requested=*/true) {}
 
+  // The device's slice of the guest's pool, if it asks for one.
+  absl::Status TakeSlice(DeviceConfig* config);
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> Listen(const DeviceConfig& config,
                                                              DeviceHandle device);
 
   const std::unique_ptr<Host> host_;
   const Log log_;
   const UniqueFd ended_;
+  swiotlb::GuestPool pool_;
   mutable absl::Mutex mutex_;
   // std::less<>: looked up by string_view.
   std::map<std::string, Entry, std::less<>> entries_ ABSL_GUARDED_BY(mutex_);

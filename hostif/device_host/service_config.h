@@ -22,6 +22,12 @@ struct DeviceConfig {
   int socket_fd = -1;        // inherited listening socket, taken over by the service
   std::string socket_group;  // group that may connect; empty: the owner alone
 
+  // `swiotlb = "pool"`: takes a slice of the pool that the guest reports; of so many bytes, or an
+  // equal share for 0. Without a pool the device bounces.
+  bool pool_slice = false;
+  uint64_t slice_size = 0;
+  bool dma_given = false;  // `dma` was, which says something else
+
   // "FILE:LINE" of the device, for errors found after the file was read; empty elsewhere.
   std::string origin;
 };

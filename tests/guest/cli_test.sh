@@ -195,6 +195,13 @@ says '# TYPE virtbay_queue_requests_total counter'
 says 'virtbay_arena_bytes{device="second"} 4194304'
 accepts "${CTL[@]}" log-level debug
 says debug
+# A pool that the guest reports: slices of it, and their end.
+accepts "${CTL[@]}" guest 0x10000000,64M
+accepts "${CTL[@]}" add virtiofs --name slice --socket-path slice.sock --shared-dir share --set swiotlb=pool,16M
+accepts "${CTL[@]}" inspect slice
+says '"aperture": "0x10000000,16777216"'
+says '"dma_mode": "aperture"'
+accepts "${CTL[@]}" remove slice
 ctl_refuses() {
   local text=$1
   shift

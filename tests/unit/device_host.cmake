@@ -1,4 +1,4 @@
 virtbay_add_test(device_host_test
   SOURCES device_host_config_test.cc device_host_control_test.cc device_host_prometheus_test.cc
   LIBRARIES virtbay_device_host_parts)
-virtbay_add_test(swiotlb_test SOURCES swiotlb_test.cc LIBRARIES virtbay_swiotlb)
+virtbay_add_test(swiotlb_test SOURCES guest_pool_test.cc swiotlb_test.cc LIBRARIES virtbay_swiotlb)

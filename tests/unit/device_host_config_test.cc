@@ -109,6 +109,32 @@ key = "value"
   EXPECT_EQ(other.spec.poll_window_max, absl::ZeroDuration());
 }
 
+TEST(DeviceHostConfig, Swiotlb) {
+  const auto with = [](const std::string& lines) {
+    return ParseConfig("[[device]]\nname = \"a\"\nplugin = \"virtiofs\"\nsocket = \"/s\"\n" + lines,
+                       "f.toml");
+  };
+  const auto own = with("swiotlb = \"0x40000000,64M\"\nrings = \"pool\"\n");
+  ASSERT_TRUE(own.ok()) << own.status();
+  EXPECT_EQ(own->devices[0].spec.dma_mode, DmaMode::kAperture);
+  EXPECT_EQ(own->devices[0].spec.aperture.base, 0x4000'0000u);
+  EXPECT_EQ(own->devices[0].spec.aperture.size, 64u << 20);
+  EXPECT_EQ(own->devices[0].spec.rings, RingPlacement::kPool);
+  const auto slice = with("swiotlb = \"pool,16M\"\n");
+  ASSERT_TRUE(slice.ok()) << slice.status();
+  EXPECT_TRUE(slice->devices[0].pool_slice);
+  EXPECT_EQ(slice->devices[0].slice_size, 16u << 20);
+  EXPECT_EQ(slice->devices[0].spec.dma_mode, DmaMode::kBounce) << "until there is a pool";
+  EXPECT_TRUE(with("swiotlb = \"pool\"\nrings = \"pool\"\n")->devices[0].pool_slice);
+  for (const char* bad :
+       {"swiotlb = \"\"\n", "swiotlb = 5\n", "swiotlb = \"pool,\"\n", "swiotlb = \"pool,0\"\n",
+        "swiotlb = \"pools\"\n", "swiotlb = \"0x1001,4096\"\n", "rings = \"pool\"\n",
+        "rings = \"here\"\n", "dma = \"aperture\"\n",
+        "swiotlb = \"0x40000000,64M\"\ndma = \"direct\"\n"}) {
+    EXPECT_FALSE(with(bad).ok()) << bad;
+  }
+}
+
 TEST(DeviceHostConfig, NamesTheLineAndKey) {
   EXPECT_EQ(ErrorOf("colour = 1\n"), "f.toml:1: colour: unknown key");
   EXPECT_EQ(ErrorOf("[host]\ncolour = 1\n"), "f.toml:2: host.colour: unknown key");

@@ -56,6 +56,11 @@ class FakeTarget final : public ControlTarget {
     if (devices_.erase(std::string(name)) == 0) return absl::NotFoundError("no such device");
     return absl::OkStatus();
   }
+  absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
+    guest_size = guest.swiotlb_size;
+    return guest.swiotlb_base == 0x666000 ? absl::AlreadyExistsError("reported before")
+                                          : absl::OkStatus();
+  }
   absl::StatusOr<DeviceReport> InspectDevice(absl::string_view name) const override {
     absl::MutexLock lock(&mutex_);
     const auto it = devices_.find(std::string(name));
@@ -72,6 +77,7 @@ class FakeTarget final : public ControlTarget {
 
   absl::Notification slow_started;
   absl::Notification slow_release;
+  std::atomic<uint64_t> guest_size{0};
 
  private:
   mutable absl::Mutex mutex_;
@@ -127,6 +133,15 @@ TEST(ControlProtocol, LogLevel) {
   EXPECT_EQ(Ask(&target, R"({"command":"log-level"})")["result"]["level"], "info");
   EXPECT_EQ(Ask(&target, R"({"command":"log-level","level":"debug"})")["result"]["level"], "debug");
   EXPECT_EQ(target.log().level(), LogLevel::kDebug);
+  EXPECT_EQ(Ask(&target, R"({"command":"guest","swiotlb":"0x10000000,64M"})")["ok"], true);
+  EXPECT_EQ(target.guest_size, 64u << 20);
+  EXPECT_EQ(Ask(&target, R"({"command":"guest","swiotlb":"none"})")["ok"], true);
+  EXPECT_EQ(target.guest_size, 0u);
+  EXPECT_THAT(ErrorOf(&target, R"({"command":"guest","swiotlb":"lowmem"})"),
+              HasSubstr("is not of the form 0xBASE,SIZE"));
+  EXPECT_THAT(ErrorOf(&target, R"({"command":"guest"})"), HasSubstr("swiotlb: is missing"));
+  EXPECT_THAT(ErrorOf(&target, R"({"command":"guest","swiotlb":"0x666000,4096"})"),
+              HasSubstr("reported before"));
   EXPECT_THAT(ErrorOf(&target, R"({"command":"log-level","level":"x\ny"})"),
               HasSubstr("'x\\ny' is not one of"));
 }

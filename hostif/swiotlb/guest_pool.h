@@ -1,0 +1,67 @@
+// GuestPool: the bounce pool that a guest's kernel has told of, and the slices of it that devices
+// have. The contract is that of WSL's service towards its device host.
+// Owned by whoever adds devices for one guest; every function is [any].
+#ifndef VIRTBAY_HOSTIF_SWIOTLB_GUEST_POOL_H_
+#define VIRTBAY_HOSTIF_SWIOTLB_GUEST_POOL_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "framework/base/log.h"
+#include "virtbay/host.h"
+
+namespace virtbay::swiotlb {
+
+// What a guest reports when it has started: the pool that its kernel has set aside, in guest
+// addresses and bytes. Both 0: its kernel has none.
+struct GuestCapabilities {
+  uint64_t swiotlb_base = 0;
+  uint64_t swiotlb_size = 0;
+
+  friend bool operator==(const GuestCapabilities&, const GuestCapabilities&) = default;
+};
+
+class GuestPool {
+ public:
+  // `requested`: the guest was started with KernelCommandLine, so that a kernel without a pool is
+  // worth a warning. `shares`: into how many slices of the same size the pool is divided for
+  // devices that ask for no size of their own.
+  GuestPool(Log log, bool requested, uint32_t shares = 8)
+      : log_(std::move(log)), requested_(requested), shares_(shares == 0 ? 1 : shares) {}
+
+  // What the guest has reported, once per guest. The same again is accepted; AlreadyExists for
+  // anything else, InvalidArgument for a pool that cannot be one (nothing is applied then).
+  absl::Status Apply(const GuestCapabilities& guest);
+
+  // Whether there is a pool to take slices from.
+  bool available() const;
+
+  // A slice for the device, aligned to kPoolUnit: of `size` bytes rounded up to it, or an equal
+  // share for 0. FailedPrecondition without a pool, AlreadyExists when the device has one,
+  // ResourceExhausted naming the device, the size asked for and the largest size left.
+  absl::StatusOr<Aperture> Take(absl::string_view device, uint64_t size);
+  // Gives it back; a device without one is ignored.
+  void Release(absl::string_view device);
+
+  uint64_t free_bytes() const;
+
+ private:
+  const Log log_;
+  const bool requested_;
+  const uint32_t shares_;
+  mutable absl::Mutex mutex_;
+  std::optional<GuestCapabilities> reported_ ABSL_GUARDED_BY(mutex_);
+  Aperture pool_ ABSL_GUARDED_BY(mutex_);  // whole units of it
+  std::map<std::string, Aperture, std::less<>> slices_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace virtbay::swiotlb
+
+#endif  // VIRTBAY_HOSTIF_SWIOTLB_GUEST_POOL_H_

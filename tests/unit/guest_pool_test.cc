@@ -1,0 +1,128 @@
+// The guest's bounce pool and its slices.
+#include "hostif/swiotlb/guest_pool.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "hostif/swiotlb/option.h"
+#include "tests/support/log_capture.h"
+#include "tests/support/status_matchers.h"
+
+namespace virtbay::swiotlb {
+namespace {
+
+using ::testing::HasSubstr;
+using ::virtbay::testing::LogCapture;
+using ::virtbay::testing::StatusIs;
+using enum absl::StatusCode;
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr GuestCapabilities kGuest{0x1000'0000, 64 * kMiB};
+
+size_t Warnings(const LogCapture& log) {
+  size_t count = 0;
+  for (const std::string& line : log.lines()) {
+    if (line.find("hv_pci_swiotlb") != std::string::npos) ++count;
+  }
+  return count;
+}
+
+TEST(GuestPool, IsAppliedOnce) {
+  LogCapture log;
+  GuestPool pool(log.log(), /*requested=*/true);
+  EXPECT_FALSE(pool.available());
+  EXPECT_THAT(pool.Take("a", 0), StatusIs(kFailedPrecondition));
+  EXPECT_OK(pool.Apply(kGuest));
+  EXPECT_TRUE(pool.available());
+  EXPECT_OK(pool.Apply(kGuest)) << "the same again";
+  EXPECT_THAT(pool.Apply({0x2000'0000, 64 * kMiB}), StatusIs(kAlreadyExists));
+  EXPECT_THAT(pool.Apply({0x1000'0000, 32 * kMiB}), StatusIs(kAlreadyExists));
+  EXPECT_THAT(pool.Apply({0, 0}), StatusIs(kAlreadyExists));
+  EXPECT_EQ(Warnings(log), 0u);
+}
+
+TEST(GuestPool, AGuestWithoutOneIsWarnedOfOnceAndOnlyIfItWasAskedFor) {
+  for (const bool requested : {true, false}) {
+    LogCapture log;
+    GuestPool pool(log.log(), requested);
+    EXPECT_OK(pool.Apply({0, 0}));
+    EXPECT_OK(pool.Apply({0, 0}));
+    EXPECT_FALSE(pool.available());
+    EXPECT_EQ(Warnings(log), requested ? 1u : 0u);
+    EXPECT_THAT(pool.Apply(kGuest), StatusIs(kAlreadyExists));
+  }
+}
+
+TEST(GuestPool, RefusesWhatCannotBeOne) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  for (const GuestCapabilities& guest : {GuestCapabilities{0x1000'0001, 64 * kMiB},
+                                         {0x1000'0000, 64 * kMiB + 1},
+                                         {UINT64_MAX - 4095, 8192},
+                                         {0x1000'0000, kMiB},
+                                         {0x1010'0000, 2 * kMiB}}) {
+    EXPECT_THAT(pool.Apply(guest), StatusIs(kInvalidArgument)) << guest.swiotlb_base;
+  }
+  EXPECT_OK(pool.Apply(kGuest)) << "nothing was applied before";
+}
+
+TEST(GuestPool, SharesAreEqualAlignedAndPrivate) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  ASSERT_OK(pool.Apply(kGuest));
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_OK_AND_ASSIGN(const Aperture slice, pool.Take(absl::StrCat("d", i), 0));
+    EXPECT_EQ(slice.size, 8 * kMiB);
+    EXPECT_EQ(slice.base, kGuest.swiotlb_base + static_cast<uint64_t>(i) * 8 * kMiB);
+  }
+  EXPECT_EQ(pool.free_bytes(), 0u);
+  const auto none = pool.Take("late", 3 * kMiB);
+  EXPECT_THAT(none, StatusIs(kResourceExhausted));
+  EXPECT_THAT(
+      std::string(none.status().message()),
+      HasSubstr("device late: no 4194304 bytes left in the guest's bounce pool; at most 0"));
+  EXPECT_THAT(pool.Take("d3", 0), StatusIs(kAlreadyExists));
+  pool.Release("d3");
+  pool.Release("d3");
+  pool.Release("nobody");
+  ASSERT_OK_AND_ASSIGN(const Aperture again, pool.Take("late", 3 * kMiB));
+  EXPECT_EQ(again.base, kGuest.swiotlb_base + 24 * kMiB);
+  EXPECT_EQ(again.size, 4 * kMiB) << "rounded up to 2 MiB";
+  EXPECT_THAT(pool.Take("huge", UINT64_MAX), StatusIs(kResourceExhausted));
+}
+
+TEST(GuestPool, SlicesNeverOverlap) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  ASSERT_OK(pool.Apply({0x1010'0000, 62 * kMiB}));  // its ends are not aligned
+  std::mt19937 random(1);
+  std::map<std::string, Aperture> held;
+  for (int i = 0; i < 5000; ++i) {
+    const std::string name = absl::StrCat("d", random() % 24);
+    if (held.contains(name)) {
+      pool.Release(name);
+      held.erase(name);
+      continue;
+    }
+    const auto slice = pool.Take(name, (random() % 9) * kMiB);
+    if (!slice.ok()) continue;
+    EXPECT_EQ(slice->base % kPoolUnit, 0u);
+    EXPECT_GE(slice->base, 0x1010'0000u);
+    EXPECT_LE(slice->base + slice->size, 0x1010'0000u + 62 * kMiB);
+    for (const auto& [other, there] : held) {
+      EXPECT_TRUE(slice->base + slice->size <= there.base ||
+                  there.base + there.size <= slice->base);
+    }
+    held[name] = *slice;
+  }
+  for (const auto& [name, slice] : held) pool.Release(name);
+  EXPECT_EQ(pool.free_bytes(), 60 * kMiB);
+}
+
+}  // namespace
+}  // namespace virtbay::swiotlb
