@@ -397,13 +397,9 @@ absl::Status Device::SetMemory(MemoryMapRef map) {
     if (!session_ || !queue->running()) continue;
     // Not waited for: a thread in a slow callback takes the map before it looks at its ring again,
     // and what it holds keeps the old one.
-    queue->thread()->Post([raw = queue.get(), maps = MapsFor(rings_[queue->index()])] {
-      if (maps.ok()) {
-        raw->SetMemory(*maps);
-      } else {
-        raw->Break(maps.status().message());
-      }
-    });
+    if (queue->OfferMaps(MapsFor(rings_[queue->index()]))) {
+      queue->thread()->Post([raw = queue.get()] { raw->TakeMaps(); });
+    }
   }
   return absl::OkStatus();
 }

@@ -208,6 +208,10 @@ uint16_t Queue::Finish(bool forget) {
 
 void Queue::EndSession() {
   thread_.store(pthread_t{}, std::memory_order_relaxed);
+  {
+    absl::MutexLock lock(&offer_mutex_);
+    offered_.reset();  // its task has gone with the thread
+  }
   GiveUp();
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
     for (InFlightRequest& request : table->entries) {
@@ -271,6 +275,27 @@ void Queue::TakeUp(SplitRing<kEventIdx>& ring) {
     if (request.state != RequestState::kLate) continue;
     request.state = RequestState::kHeld;
     Complete(&request, request.late_out, request.late_written);
+  }
+}
+
+bool Queue::OfferMaps(absl::StatusOr<QueueMaps> maps) {
+  std::optional<absl::StatusOr<QueueMaps>> replaced(std::move(maps));
+  absl::MutexLock lock(&offer_mutex_);
+  offered_.swap(replaced);
+  return !replaced.has_value();
+}
+
+void Queue::TakeMaps() {
+  std::optional<absl::StatusOr<QueueMaps>> maps;
+  {
+    absl::MutexLock lock(&offer_mutex_);
+    maps.swap(offered_);
+  }
+  if (!maps.has_value()) return;
+  if (maps->ok()) {
+    SetMemory(**maps);
+  } else {
+    Break(maps->status().message());
   }
 }
 

@@ -9,10 +9,14 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <variant>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
 #include "framework/device/callback_monitor.h"
@@ -72,8 +76,11 @@ class Queue {
   // [control] The session is over and the queue's thread has ended: whatever the plugin still holds
   // lets go of guest memory and arena.
   void EndSession();
-  // Another memory map: rebinds the ring or stops it.
-  void SetMemory(const QueueMaps& maps);
+  // [any] The maps to take next, in place of any that were offered and not taken yet (so that a
+  // thread in a slow callback keeps no more than two alive). True: TakeMaps has to be posted.
+  bool OfferMaps(absl::StatusOr<QueueMaps> maps);
+  // Takes what was offered: rebinds the ring or stops it.
+  void TakeMaps();
   void SetEnabled(bool enabled) { enabled_ = enabled; }
   void SetKick(UniqueFd fd);
   void SetCall(UniqueFd fd);
@@ -132,6 +139,7 @@ class Queue {
   template <bool kEventIdx>
   ChainError Take(SplitRing<kEventIdx>& ring, InFlightRequest** out);
   void Present(virtbay_request* const* requests, uint32_t count);
+  void SetMemory(const QueueMaps& maps);
   void PresentRequeued();
   int64_t TransferWithHelper(InFlightRequest* request, int fd, uint64_t file_offset,
                              uint32_t offset, uint32_t len, uint32_t rw_flags);
@@ -194,6 +202,8 @@ class Queue {
   std::vector<std::unique_ptr<MapHold>> holds_;
   std::vector<std::unique_ptr<InFlightTable>> tables_;
   std::vector<InFlightRequest*> requeued_;
+  absl::Mutex offer_mutex_;
+  std::optional<absl::StatusOr<QueueMaps>> offered_ ABSL_GUARDED_BY(offer_mutex_);
   RingAddresses where_;
   InFlightTable* left_ = nullptr;  // of the ring that stopped, if requests were left in it
   uint16_t left_used_ = 0;         // its used index

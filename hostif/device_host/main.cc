@@ -1,12 +1,17 @@
 // virtbay: serves virtio devices over vhost-user. Exit status 0, 1 on a failure, 2 on wrong usage.
+#include <fcntl.h>
+
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <exception>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "hostif/device_host/commands.h"
 
@@ -33,7 +38,29 @@ std::vector<std::string> Arguments(int argc, char** argv) {
   return arguments;
 }
 
+// The parser would take the next word for the value of `--name=`, even if that is an option.
+absl::Status CheckValues(const std::vector<std::string>& arguments) {
+  for (const std::string& argument : arguments) {
+    const size_t equals = argument.find('=');
+    if (absl::StartsWith(argument, "--") && equals != std::string::npos &&
+        equals + 1 == argument.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(argument.substr(0, equals), ": is empty"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// A descriptor that is closed here would be given to the next file, which would then get the log.
+void OpenStandardStreams() {
+  for (int fd = 0; fd <= 2; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
+    // The lowest free number is this one.
+    static_cast<void>(::open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY));
+  }
+}
+
 int Main(int argc, char** argv) {
+  OpenStandardStreams();
   CLI::App app{"virtbay serves virtio devices, each in a bay of its own, over vhost-user",
                "virtbay"};
   // Not require_subcommand(1): that would hide what is wrong with an unknown option.
@@ -46,6 +73,10 @@ int Main(int argc, char** argv) {
   commands.push_back(AddCtlCommand(&app));
 
   std::vector<std::string> arguments = Arguments(argc, argv);
+  if (const absl::Status status = CheckValues(arguments); !status.ok()) {
+    Complain(absl::StrCat(status.message(), " (see virtbay --help)"));
+    return kExitUsage;
+  }
   std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
   try {
     app.parse(reversed);

@@ -1,5 +1,8 @@
 #include "hostif/device_host/run_service.h"
 
+#include <fcntl.h>
+
+#include <cerrno>
 #include <memory>
 #include <string>
 #include <utility>
@@ -48,7 +51,10 @@ absl::Status ResolveActivation(const std::vector<vhost_user::ActivationSocket>& 
 
 // Looks at the inherited descriptors while nothing else is open: later a wrong number may be one of
 // this process's own.
-absl::Status CheckInherited(const std::vector<DeviceConfig>& devices) {
+absl::Status CheckInherited(const std::vector<DeviceConfig>& devices, int ready_fd) {
+  if (ready_fd >= 0 && ::fcntl(ready_fd, F_GETFD) < 0) {
+    return ErrnoStatus(errno, absl::StrCat("ready-fd ", ready_fd));
+  }
   for (const DeviceConfig& device : devices) {
     if (device.socket_fd < 0) continue;
     UniqueFd fd(device.socket_fd);
@@ -62,7 +68,7 @@ absl::Status CheckInherited(const std::vector<DeviceConfig>& devices) {
 }  // namespace
 
 absl::Status RunService(ServiceConfig config) {
-  VIRTBAY_RETURN_IF_ERROR(CheckInherited(config.devices));
+  VIRTBAY_RETURN_IF_ERROR(CheckInherited(config.devices, config.ready_fd));
   VIRTBAY_ASSIGN_OR_RETURN(StopSignals signals, StopSignals::Create());
   VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
   VIRTBAY_ASSIGN_OR_RETURN(const std::vector<vhost_user::ActivationSocket> passed,
@@ -86,7 +92,9 @@ absl::Status RunService(ServiceConfig config) {
   }
   log.Info(absl::StrCat("serving ", config.devices.size(), " device",
                         config.devices.size() == 1 ? "" : "s"));
-  VIRTBAY_RETURN_IF_ERROR(AnnounceReady(config.ready_fd));
+  // Nobody to tell is no reason to stop: the variable may be another service's, inherited.
+  const absl::Status announced = AnnounceReady(config.ready_fd);
+  if (!announced.ok()) log.Warn(announced.message());
   // A process that can still be given devices, or that others can connect to, waits for a signal.
   const int ended = control == nullptr ? service->ended_fd() : -1;
   int signal = 0;

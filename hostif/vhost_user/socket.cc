@@ -119,7 +119,13 @@ absl::StatusOr<ListeningSocket> ListenAt(const std::string& path, mode_t mode) {
     return ErrnoStatus(errno, Quote(path));
   }
   // The mode before listen: until then nobody can connect, whatever the umask is.
-  VIRTBAY_ASSIGN_OR_RETURN(result.file, Claim(path, mode));
+  absl::StatusOr<SocketFile> claimed = Claim(path, mode);
+  if (!claimed.ok()) {
+    // It was made a moment ago; only a path that somebody has replaced since is not ours.
+    if (!absl::IsAborted(claimed.status())) unlink(path.c_str());
+    return claimed.status();
+  }
+  result.file = *std::move(claimed);
   if (listen(result.fd.get(), kBacklog) != 0) return ErrnoStatus(errno, Quote(path));
   return result;
 }

@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -29,14 +30,6 @@ bool MayContinue(uint64_t offset, uint32_t done, uint32_t size) {
   return done < size && ((offset + done) & kPageMask) == 0;
 }
 
-// io_uring does not wait for a file with O_NONBLOCK where the file system has no RWF_NOWAIT.
-void MakeBlocking(Handle& handle) {
-  if (!handle.nonblock.load(std::memory_order_relaxed)) return;
-  const int flags = ::fcntl(handle.fd, F_GETFL);
-  if (flags >= 0) ::fcntl(handle.fd, F_SETFL, flags & ~O_NONBLOCK);
-  handle.nonblock.store(false, std::memory_order_relaxed);
-}
-
 // Queues what is left of a READ or WRITE (or the whole of another operation) in the ring. The
 // request is the framework's until the result comes.
 void Submit(Fs& fs, Worker& worker, AsyncOp* op, sdk::Request request) {
@@ -53,6 +46,7 @@ void Submit(Fs& fs, Worker& worker, AsyncOp* op, sdk::Request request) {
       io.payload_offset = op->payload + op->done;
       io.payload_len = op->size - op->done;
       io.file_offset = op->offset + op->done;
+      io.rw_flags = op->rw_flags;
       io.arg = fs.remote_fs ? VIRTBAY_IO_WORKER : 0;
       break;
     case Kind::kFsync:
@@ -84,17 +78,18 @@ AsyncOp* Begin(Call& c, Kind kind, HandleRef handle) {
   op->handle = std::move(handle);
   op->offset = op->offset_out = op->length = 0;
   op->payload = op->size = op->done = op->retries = 0;
+  op->rw_flags = 0;
   op->wide = false;
   op->result = 0;
   return op;
 }
 
 void SubmitData(Call& c, Kind kind, HandleRef handle, uint64_t offset, uint32_t payload,
-                uint32_t size, uint32_t done) {
-  MakeBlocking(*handle);
+                uint32_t size, uint32_t done, uint32_t rw_flags = 0) {
   AsyncOp* op = Begin(c, kind, std::move(handle));
   if (op == nullptr) return c.Error(ENOMEM);
   op->offset = offset;
+  op->rw_flags = rw_flags;
   op->payload = payload;
   op->size = size;
   op->done = done;
@@ -107,10 +102,11 @@ void ReplyWritten(Call& c, uint32_t size) {
 }
 
 // One write on this thread, timed: slow ones in a row send the handle's writes to the ring.
-int64_t WriteInline(Call& c, Handle& handle, uint64_t offset, uint32_t at, uint32_t size) {
+int64_t WriteInline(Call& c, Handle& handle, uint64_t offset, uint32_t at, uint32_t size,
+                    uint32_t rw_flags) {
   Fs& fs = c.fs;
   if (!handle.no_nowait.load(std::memory_order_relaxed)) {
-    const int64_t n = c.request().WriteNow(handle.fd, offset, at, size);
+    const int64_t n = c.request().WriteNow(handle.fd, offset, at, size, rw_flags);
     if (n != -EAGAIN && n != -EOPNOTSUPP) return n;
     // Page cache writes of such a file system are short all the same, unless the host throttles
     // the writer, which is what the clock is for.
@@ -118,7 +114,7 @@ int64_t WriteInline(Call& c, Handle& handle, uint64_t offset, uint32_t at, uint3
     fs.no_nowait_writes.store(true, std::memory_order_relaxed);
   }
   const uint64_t start = fs.host->NowNs();
-  const int64_t n = c.request().WriteBlocking(handle.fd, offset, at, size);
+  const int64_t n = c.request().WriteBlocking(handle.fd, offset, at, size, rw_flags);
   const uint64_t end = fs.host->NowNs();
   if (end - start < kSlowNs) {
     if (handle.slow_writes.load(std::memory_order_relaxed) != 0) {
@@ -264,18 +260,24 @@ void OpWrite(Call& c) {
   }
   if (!RangeOk(in.offset, in.size)) return c.Error(EFBIG);
   const bool kill = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && HasPrivilegeBits(*handle);
+  // At the end of the file as the host knows it. Not for pages of the guest's cache: those have a
+  // place of their own, whatever the file was opened with.
+  const bool append = (in.flags & O_APPEND) != 0 && (in.write_flags & FUSE_WRITE_CACHE) == 0 &&
+                      !fs.has(FUSE_WRITEBACK_CACHE);
+  const uint32_t rw_flags = append ? RWF_APPEND : 0;
   if (!kill && SubmitsWrites(fs, *handle)) {
-    return SubmitData(c, Kind::kWrite, std::move(handle), in.offset, kWriteDataOffset, in.size, 0);
+    return SubmitData(c, Kind::kWrite, std::move(handle), in.offset, kWriteDataOffset, in.size, 0,
+                      rw_flags);
   }
   const WithoutFsetid guard(fs, c.worker, kill);
   uint32_t done = 0;
   for (;;) {
-    const int64_t n =
-        WriteInline(c, *handle, in.offset + done, kWriteDataOffset + done, in.size - done);
+    const int64_t n = WriteInline(c, *handle, in.offset + done, kWriteDataOffset + done,
+                                  in.size - done, rw_flags);
     if (n == -EINTR) continue;
     if (n == -EAGAIN && !kill) {
       return SubmitData(c, Kind::kWrite, std::move(handle), in.offset, kWriteDataOffset, in.size,
-                        done);
+                        done, rw_flags);
     }
     if (n < 0 && done == 0) return c.Error(static_cast<int>(-n));
     if (n <= 0) break;
@@ -331,8 +333,7 @@ void OpSyncfs(Call& c) {
     });
   } else {
     // A mount below the share: any descriptor on it that is not O_PATH will do.
-    bool nonblock = false;
-    fd = fs.OpenForIo(*inode, inode->is_dir() ? O_RDONLY | O_DIRECTORY : O_RDONLY, &nonblock);
+    fd = fs.OpenForIo(*inode, inode->is_dir() ? O_RDONLY | O_DIRECTORY : O_RDONLY);
   }
   if (fd < 0) return c.Error(-fd);
   AsyncOp* op = Begin(c, Kind::kSyncfs, HandleRef());

@@ -269,30 +269,19 @@ int Fs::OpenByName(Inode& inode, int flags, struct statx* st, int* error) {
   return -1;
 }
 
-int Fs::OpenForIo(Inode& inode, int flags, bool* use_nonblock) {
-  *use_nonblock = false;
+int Fs::OpenForIo(Inode& inode, int flags) {
   if (!inode.is_regular() && !inode.is_dir()) return -ELOOP;
   if (inode.is_dir() != ((flags & O_DIRECTORY) != 0)) return inode.is_dir() ? -EISDIR : -ENOTDIR;
   PathFd path = FdBudget::Acquire(inode);
-  const bool truncate = (flags & O_TRUNC) != 0;
-  if (!path && (!truncate || (flags & O_ACCMODE) != O_RDONLY)) {
-    // By name, and looked at before anything is changed. Another file may stand there by now, even
-    // a FIFO or a device: O_NONBLOCK keeps the open from waiting for it.
+  if (!path && inode.is_dir()) {
     struct statx st;
     int error = 0;
-    const int wait_free = inode.is_dir() ? 0 : O_NONBLOCK | O_NOCTTY;
-    const int fd = OpenByName(inode, (flags & ~O_TRUNC) | wait_free, &st, &error);
-    if (fd >= 0) {
-      if (truncate && ::ftruncate(fd, 0) != 0) {
-        const int failed = errno;
-        budget.Close(fd, false);
-        return -failed;
-      }
-      *use_nonblock = wait_free != 0;
-      return fd;
-    }
+    const int fd = OpenByName(inode, flags, &st, &error);
+    if (fd >= 0) return fd;
     if (error != ESTALE) return -error;
   }
+  // A file is found first, looked at, and opened then: by now a FIFO or a device may stand where it
+  // stood, and opening one of those is an act by itself.
   HandleRef open;
   if (!path) {
     open = handles.AnyOf(inode);

@@ -68,7 +68,7 @@ class Fs : public HandleTable::Closer {
   // Opens a regular file or directory for I/O; the inode's type is checked first and the file
   // that was opened afterwards. `use_nonblock` tells whether O_NONBLOCK is set on the result.
   // A descriptor counted in the budget, or -errno. *st is filled when `have_stat` comes back true.
-  int OpenForIo(Inode& inode, int flags, bool* use_nonblock);
+  int OpenForIo(Inode& inode, int flags);
   // Makes sure that an inode that may live on without its last known name can still be reached.
   void PinBeforeLoss(Inode& inode);
 

@@ -53,7 +53,6 @@ HandleRef HandleTable::Open(InodeRef* inode, const HandleTraits& traits) {
   handle->readable = traits.readable;
   handle->writable = traits.writable;
   handle->direct = traits.direct;
-  handle->nonblock.store(traits.nonblock, std::memory_order_relaxed);
   handle->flocked.store(false, std::memory_order_relaxed);
   handle->no_nowait.store(traits.no_nowait, std::memory_order_relaxed);
   handle->slow_writes.store(0, std::memory_order_relaxed);

@@ -33,7 +33,6 @@ struct Handle {
   bool direct = false;  // O_DIRECT on the host
 
   // O_NONBLOCK is still set: io_uring would not wait on file systems without RWF_NOWAIT.
-  std::atomic<bool> nonblock{false};
   std::atomic<bool> flocked{false};       // flock(2) was taken at some time
   std::atomic<bool> no_nowait{false};     // writes with RWF_NOWAIT are of no use here
   std::atomic<uint32_t> slow_writes{0};   // inline writes in a row that took long
@@ -83,7 +82,6 @@ struct HandleTraits {
   bool readable = false;
   bool writable = false;
   bool direct = false;
-  bool nonblock = false;
   bool no_nowait = false;
 };
 

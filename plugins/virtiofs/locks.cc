@@ -72,6 +72,7 @@ LockOwner* LockOwners::FindOrOpen(Fs& fs, Handle& handle, uint64_t owner, int* e
     return nullptr;
   }
   fresh->owner = owner;
+  fresh->fh = handle.fh();
   fresh->fd = fd;
   fresh->refs.store(2, std::memory_order_relaxed);
   LockOwner* winner = nullptr;
@@ -177,6 +178,28 @@ bool LockOwners::Drop(Fs& fs, Inode& inode, uint64_t owner) {
   }
   Unref(fs, found);
   return true;
+}
+
+void LockOwners::DropOf(Fs& fs, Inode& inode, uint64_t fh) {
+  if (inode.lock_owners.load(std::memory_order_acquire) == nullptr) return;
+  LockOwner* dropped = nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
+    LockOwner* kept = nullptr;
+    for (LockOwner* at = inode.lock_owners.load(); at != nullptr;) {
+      LockOwner* const next = at->next;
+      LockOwner*& list = at->fh == fh ? dropped : kept;
+      at->next = list;
+      list = at;
+      at = next;
+    }
+    inode.lock_owners.store(kept, std::memory_order_release);
+  }
+  while (dropped != nullptr) {
+    LockOwner* const next = dropped->next;
+    Unref(fs, dropped);
+    dropped = next;
+  }
 }
 
 bool LockOwners::DropAll(Fs& fs, Inode& inode) {

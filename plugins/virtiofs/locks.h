@@ -24,6 +24,7 @@ class Fs;
 // One lock owner of one inode: its locks belong to the open file description of `fd`.
 struct LockOwner {
   uint64_t owner = 0;
+  uint64_t fh = 0;  // the handle that it was made for
   int fd = -1;
   std::atomic<uint32_t> pid{0};
   std::atomic<uint32_t> refs{1};  // one of the inode's list, one per operation at work
@@ -42,6 +43,9 @@ class LockOwners {
   int Get(Fs& fs, Handle& handle, uint64_t owner, const fuse_file_lock& lock, fuse_file_lock* out);
   // Gives up all locks of that owner on the inode. True when it had any state.
   bool Drop(Fs& fs, Inode& inode, uint64_t owner);
+  // Gives up all locks of the owners that were made for that handle, which is being released. The
+  // guest does so itself for POSIX locks (FLUSH), but not for locks of open file descriptions.
+  void DropOf(Fs& fs, Inode& inode, uint64_t fh);
   // Gives up the locks of all owners.
   bool DropAll(Fs& fs, Inode& inode);
 

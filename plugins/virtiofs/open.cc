@@ -11,8 +11,9 @@
 namespace virtbay::virtiofs {
 namespace {
 
-// FMODE_EXEC and O_LARGEFILE of the guest mean nothing here.
-constexpr int kPassedFlags = O_ACCMODE | O_APPEND | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME;
+// FMODE_EXEC and O_LARGEFILE of the guest mean nothing here. O_APPEND is a matter of each WRITE:
+// the guest may clear it later, and pages of a shared mapping have their own place.
+constexpr int kPassedFlags = O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC | O_NOATIME;
 
 // The guest's open flags as the host may see them, or -1.
 int HostFlags(const Fs& fs, uint32_t guest) {
@@ -20,8 +21,7 @@ int HostFlags(const Fs& fs, uint32_t guest) {
   if ((flags & O_ACCMODE) == O_ACCMODE) return -1;
   if (fs.options.allow_direct_io) flags |= static_cast<int>(guest) & O_DIRECT;
   if (fs.has(FUSE_WRITEBACK_CACHE)) {
-    // The guest appends by offset, and fills a page before it writes a part of it.
-    flags &= ~O_APPEND;
+    // The guest fills a page before it writes a part of it.
     if ((flags & O_ACCMODE) == O_WRONLY) flags = (flags & ~O_ACCMODE) | O_RDWR;
   }
   return flags;
@@ -53,7 +53,7 @@ uint32_t ReplyFlags(const Fs& fs, uint32_t guest_flags, bool dir) {
 }
 
 // Makes the handle, and fills the answer. 0 or errno; the descriptor is closed on error.
-int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, bool nonblock, uint32_t guest_flags,
+int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
                fuse_open_out* out) {
   const bool dir = inode->is_dir();
   HandleTraits traits;
@@ -61,7 +61,6 @@ int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, bool nonblock, uint32_
   traits.readable = (flags & O_ACCMODE) != O_WRONLY;
   traits.writable = (flags & O_ACCMODE) != O_RDONLY;
   traits.direct = (flags & O_DIRECT) != 0 && !dir;
-  traits.nonblock = nonblock;
   traits.no_nowait = fs.no_nowait_writes.load(std::memory_order_relaxed);
   const HandleRef handle = fs.handles.Open(&inode, traits);
   if (!handle) {
@@ -86,19 +85,23 @@ int OpenInode(Call& c, InodeRef inode, uint32_t guest_flags, bool dir, bool kill
     if (Modifies(guest_flags)) return EISDIR;
     flags = O_RDONLY | O_DIRECTORY;
   }
-  bool nonblock = false;
   int fd = -1;
   {
     const WithoutFsetid guard(fs, c.worker, kill && (flags & O_TRUNC) != 0);
-    fd = fs.OpenForIo(*inode, flags, &nonblock);
+    fd = fs.OpenForIo(*inode, flags);
+    if (fd == -EPERM && (guest_flags & O_APPEND) != 0) {
+      // A file that can only be appended to (chattr +a).
+      flags |= O_APPEND;
+      fd = fs.OpenForIo(*inode, flags);
+    }
     if (fd == -EPERM && (flags & O_NOATIME) != 0) {
       // Only the owner may ask for that, and the owner is somebody else here.
       flags &= ~O_NOATIME;
-      fd = fs.OpenForIo(*inode, flags, &nonblock);
+      fd = fs.OpenForIo(*inode, flags);
     }
     if (fd == -EACCES && (guest_flags & O_ACCMODE) == O_WRONLY && (flags & O_ACCMODE) == O_RDWR) {
       flags = (flags & ~O_ACCMODE) | O_WRONLY;
-      fd = fs.OpenForIo(*inode, flags, &nonblock);
+      fd = fs.OpenForIo(*inode, flags);
     }
   }
   if (c.worker.condemned) {
@@ -109,7 +112,7 @@ int OpenInode(Call& c, InodeRef inode, uint32_t guest_flags, bool dir, bool kill
     fs.WarnOnce(&fs.said_files, "the guest has as many files open as the limit allows");
   }
   if (fd < 0) return -fd;
-  return MakeHandle(fs, std::move(inode), fd, flags, nonblock, guest_flags, out);
+  return MakeHandle(fs, std::move(inode), fd, flags, guest_flags, out);
 }
 
 void Open(Call& c, bool dir) {
@@ -172,6 +175,7 @@ void Release(Call& c) {
   if ((in.release_flags & FUSE_RELEASE_FLUSH) != 0) {
     fs.lock_owners.Drop(fs, *inode, in.lock_owner);
   }
+  fs.lock_owners.DropOf(fs, *inode, handle->fh());
   fs.handles.Release(*handle);
   // Closed before the answer: the guest may count on it.
   handle.Reset();
@@ -235,7 +239,7 @@ void OpCreate(Call& c) {
     fs.budget.Close(fd, false);
     return c.Error(error);
   }
-  error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags, false, in.flags, &out.open);
+  error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags, in.flags, &out.open);
   ReplyCreated(c, std::move(inode), out, error);
 }
 
@@ -279,7 +283,7 @@ void OpTmpfile(Call& c) {
   inode->keep_fd.store(true, std::memory_order_relaxed);
   CreateOut out = {};
   FillEntry(fs, *inode, *parent, st, &out.entry);
-  error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags & ~O_TMPFILE, false, in.flags, &out.open);
+  error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags & ~O_TMPFILE, in.flags, &out.open);
   ReplyCreated(c, std::move(inode), out, error);
 }
 

@@ -36,6 +36,7 @@ struct AsyncOp {
   uint32_t size = 0;
   uint32_t done = 0;
   uint32_t retries = 0;
+  uint32_t rw_flags = 0;
   bool wide = false;  // COPY_FILE_RANGE_64
   int fd = -1;
   int64_t result = 0;

@@ -84,6 +84,11 @@ SERVE=(serve virtiofs --socket-path=new.sock --shared-dir=share)
 # Usage.
 refuses 2 "subcommand"
 refuses 2 "--bogus" --bogus
+# An empty value does not take the next option for its own.
+for option in --tag --socket-path --shared-dir --cache --control-socket; do
+  refuses 2 "$option: is empty" serve virtiofs --shared-dir=share --socket-path=x.sock $option= --readonly
+done
+refuses 1 "ready-fd 77" serve virtiofs --shared-dir=share --socket-path=x.sock --ready-fd=77
 refuses 2 "--shared-dir" serve virtiofs --socket-path=new.sock
 refuses 2 "--socket-path" serve virtiofs --shared-dir=share
 refuses 2 "--bogus" "${SERVE[@]}" --bogus
@@ -287,6 +292,26 @@ except subprocess.TimeoutExpired:
     sys.exit("still there without its front-end")
 ' "$VIRTBAY" serve virtiofs --shared-dir=share || { complain "a connected socket"; cat log; }
 fi
+
+# Nothing of the process is written to in place of a stream that is closed.
+count=$((count + 1))
+mkfifo ready
+exec {hold}<>ready
+"$VIRTBAY" serve virtiofs --shared-dir=share --socket-path=closed.sock --ready-fd=9 9>ready {hold}<&- <&- >&- 2>&- &
+SERVICE=$!
+PIDS+=("$SERVICE")
+read -r -t 20 -u "$hold" || complain "without standard streams"
+for fd in 0 1 2; do
+  [ "$(readlink /proc/$SERVICE/fd/$fd)" = /dev/null ] || complain "descriptor $fd is $(readlink /proc/$SERVICE/fd/$fd)"
+done
+exec {hold}<&-
+rm -f ready
+stops HUP
+[ ! -e closed.sock ] || complain "left behind closed.sock"
+NOTIFY_SOCKET=/missing/notify starts serve virtiofs --socket-path=notify.sock --shared-dir=share
+stops TERM
+( ulimit -n 12; "$VIRTBAY" serve virtiofs --rlimit-nofile=0 --socket-path=few.sock --shared-dir=share ) 2>/dev/null
+[ ! -e few.sock ] || complain "left behind few.sock"
 
 # Many devices in one process.
 {

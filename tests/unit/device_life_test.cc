@@ -417,11 +417,11 @@ TEST_F(DeviceTest, ParkedRequestsComeAgainInAnotherMemoryMap) {
 // when it goes on, and reaches the guest if it is the same ring.
 TEST_F(DeviceTest, RequestsThatEndAfterTheStopReachTheRingThatGoesOn) {
   for (const bool while_stopped : {true, false}) {
+    const Pipe pipe;  // before the device's threads, which read it
     DeviceSpec spec = Spec(while_stopped ? "stopped" : "running");
     spec.stop_deadline = absl::Milliseconds(100);
     ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(spec));
     ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
-    const Pipe pipe;
     const uint64_t slow = client->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
     ASSERT_OK(client->Check());
     ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
@@ -449,12 +449,12 @@ TEST_F(DeviceTest, RequestsThatEndAfterTheStopReachTheRingThatGoesOn) {
 
 // A driver that makes its ring anew in the same place gets nothing of the old one.
 TEST_F(DeviceTest, ARingMadeAnewGetsNothingOfTheOldOne) {
+  const Pipe pipe;  // before the device's threads, which read it
   DeviceSpec spec = Spec("a");
   spec.stop_deadline = absl::Milliseconds(100);
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(spec));
   ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
   ASSERT_OK(client->Check());
-  const Pipe pipe;
   client->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
   ASSERT_TRUE(Eventually([&] { return device.Inspect()->queues[0].in_flight == 1; }));
   ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));

@@ -101,6 +101,19 @@ TEST_F(VirtioFsLocks, LocksAreReallyOnTheHost) {
   EXPECT_EQ(held.value.pid, 0u);
 }
 
+// A lock of an open file description: the guest's owner is the description, and neither FLUSH nor
+// RELEASE names it.
+TEST_F(VirtioFsLocks, ReleaseOfAHandleReleasesTheLocksMadeOnIt) {
+  const uint64_t second = share_.OpenPath("file", O_RDWR);
+  EXPECT_EQ(fs().SetLk(node_, second, 77, Lock(F_WRLCK, 0, 9), false), 0);
+  EXPECT_EQ(Set(1, Lock(F_WRLCK, 0, 9)), EAGAIN);
+  EXPECT_EQ(Set(1, Lock(F_WRLCK, 10, 19)), 0);
+  EXPECT_EQ(fs().Flush(node_, second, 4711), 0);
+  EXPECT_EQ(fs().Release(node_, second), 0);
+  EXPECT_EQ(Set(1, Lock(F_WRLCK, 0, 9)), 0);
+  EXPECT_EQ(Set(2, Lock(F_WRLCK, 10, 19)), EAGAIN) << "the other handle's are still held";
+}
+
 TEST_F(VirtioFsLocks, FlushReleasesOneOwnerAndTheLastReleaseAll) {
   EXPECT_EQ(Set(1, Lock(F_WRLCK, 0, 9)), 0);
   EXPECT_EQ(Set(2, Lock(F_WRLCK, 10, 19)), 0);

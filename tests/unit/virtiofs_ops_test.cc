@@ -95,8 +95,20 @@ TEST_F(VirtioFsOps, OpenFlags) {
   EXPECT_EQ(fs().Read(node, write_only.value.fh, 0, 4).error, EBADF);
   const auto append = fs().Open(node, O_WRONLY | O_APPEND);
   ASSERT_EQ(append.error, 0);
-  EXPECT_EQ(fs().Write(node, append.value.fh, 10, Bytes("ab")).value, 2u);
-  EXPECT_EQ(ReadFile(Host("file")), "0123456789ab");
+  EXPECT_EQ(fs().Write(node, append.value.fh, 3, Bytes("ab"), 0, O_WRONLY | O_APPEND).value, 2u);
+  EXPECT_EQ(ReadFile(Host("file")), "0123456789ab")
+      << "at the end, wherever the guest thinks that is";
+  // The guest has cleared the flag (F_SETFL), or writes back a page of a shared mapping.
+  EXPECT_EQ(fs().Write(node, append.value.fh, 0, Bytes("xy"), 0, O_WRONLY).value, 2u);
+  EXPECT_EQ(fs().Write(node, append.value.fh, 4, Bytes("AB"), FUSE_WRITE_CACHE, O_APPEND).value,
+            2u);
+  EXPECT_EQ(ReadFile(Host("file")), "xy23AB6789ab");
+  const auto made = fs().Create(kRoot, "made", O_RDWR | O_APPEND, 0644);
+  ASSERT_EQ(made.error, 0);
+  const uint64_t inode = made.value.entry.nodeid;
+  EXPECT_EQ(fs().Write(inode, made.value.open.fh, 0, Bytes("abc"), 0, O_RDWR | O_APPEND).value, 3u);
+  EXPECT_EQ(fs().Write(inode, made.value.open.fh, 0, Bytes("AB"), FUSE_WRITE_CACHE).value, 2u);
+  EXPECT_EQ(ReadFile(Host("made")), "ABc");
   EXPECT_EQ(fs().Open(node, O_ACCMODE).error, EINVAL);
   EXPECT_EQ(fs().Open(node, O_RDWR | O_TRUNC).error, 0);
   EXPECT_EQ(ReadFile(Host("file")), "");
