@@ -82,7 +82,7 @@ void TransferHelper::Cost::Add(uint64_t ns_per_mib) {
 
 bool TransferHelper::ChooseTogether() {
   if (!Start()) return false;
-  if (together_.samples < kFirstSamples) return true;
+  if (way_ == Way::kTogether || together_.samples < kFirstSamples) return true;
   if (alone_.samples < kFirstSamples) return false;
   const bool together = together_.mean < alone_.mean;
   if (together != together_last_) probe_every_ = kProbeEvery;

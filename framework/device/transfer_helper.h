@@ -26,8 +26,12 @@ class TransferHelper {
   // Reads shorter than this are not worth a wake-up.
   static constexpr uint32_t kSmallest = 512 * 1024;
 
-  // Starts no thread yet; `name` is the helper's in the system's lists. [control]
-  explicit TransferHelper(std::string name) : name_(std::move(name)) {}
+  enum class Way { kTheBetter, kTogether };
+
+  // Starts no thread yet; `name` is the helper's in the system's lists. kTogether: always by two
+  // threads, for tests. [control]
+  explicit TransferHelper(std::string name, Way way = Way::kTheBetter)
+      : name_(std::move(name)), way_(way) {}
   TransferHelper(const TransferHelper&) = delete;
   TransferHelper& operator=(const TransferHelper&) = delete;
   // [control] After the last Read.
@@ -81,6 +85,7 @@ class TransferHelper {
   int64_t Copy(uint32_t at, uint32_t len) const;
 
   const std::string name_;
+  const Way way_;
   std::thread thread_;
   std::atomic<pthread_t> handle_{};
   bool unusable_ = false;  // one CPU, or no thread to be had

@@ -144,7 +144,8 @@ class ServeCommand final : public Command {
     Key("--arena-size", "arena-size", "Private memory of the device (default 64M)", kGroup);
     Key("--poll-window", "poll-window", "Longest look for more work after work, or off", kGroup);
     Key("--poll-share", "poll-share", "Percent of a core that looking may cost", kGroup);
-    Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device", kGroup);
+    Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device; or pool",
+        kGroup);
     Key("--rings", "rings", "pool: refuse rings outside the pool; or anywhere (default)", kGroup);
     Key("--queue-size", "queue-size", "Largest ring (default 1024)", kGroup);
 

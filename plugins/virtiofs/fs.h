@@ -111,8 +111,7 @@ class Fs : public HandleTable::Closer {
   int proc_fd = -1;       // /proc/self/fd
   uint64_t root_mnt_id = 0;
   bool memory_fs = false;  // the share is in memory: reads never wait
-  bool remote_fs =
-      false;  // the share's file system is behind a network or a process (NFS, FUSE ...)
+  bool remote_fs = false;  // it is behind a network or a process (NFS, FUSE ...)
 
   std::atomic<bool> ready{false};             // INIT was answered
   std::atomic<uint64_t> session_flags{0};     // FUSE_* of INIT that both sides have

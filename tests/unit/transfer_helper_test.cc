@@ -55,7 +55,7 @@ class TransferHelperTest : public testing::Test {
   UniqueFd fd_;
   std::vector<std::byte> content_;
   std::vector<std::byte> target_;
-  TransferHelper helper_{"test+"};
+  TransferHelper helper_{"test+", TransferHelper::Way::kTogether};
 };
 
 TEST_F(TransferHelperTest, ReadsWhatIsThereIntoTheRightPlaces) {
@@ -115,6 +115,15 @@ TEST_F(TransferHelperTest, ManyInARowNeverMixUp) {
   ASSERT_EQ(sched_getaffinity(0, sizeof(cpus), &cpus), 0);
   if (CPU_COUNT(&cpus) > 1) {
     EXPECT_GT(helper_.CpuNs(), 0u);
+  }
+}
+
+TEST_F(TransferHelperTest, EitherWayReadsTheSame) {
+  TransferHelper chooses("chooses+");
+  const std::vector<iovec> chain = Chain(kMiB, 65536);
+  for (uint32_t i = 0; i < 200; ++i) {
+    ASSERT_EQ(chooses.Read(fd_.get(), chain, 0, kMiB, i * 37, 0), kMiB);
+    ASSERT_EQ(memcmp(Gather(chain).data(), content_.data() + i * 37, kMiB), 0) << i;
   }
 }
 

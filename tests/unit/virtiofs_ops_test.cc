@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <sys/inotify.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -115,6 +116,23 @@ TEST_F(VirtioFsOps, OpenFlags) {
   EXPECT_EQ(fs().Open(kRoot, O_RDONLY).error, EISDIR);
   EXPECT_EQ(fs().OpenDir(node).error, ENOTDIR);
   EXPECT_EQ(fs().Open(node + (uint64_t{1} << 32), O_RDONLY).error, ESTALE);
+}
+
+// Opening a device or a FIFO is an act by itself, so what took a file's place is looked at first.
+TEST_F(VirtioFsOps, WhatTookAFilesPlaceIsNotOpened) {
+  share_.dir().Write("file", "text");
+  const uint64_t node = share_.Node("file");
+  ASSERT_NE(node, 0u);
+  ASSERT_EQ(::unlink(Host("file").c_str()), 0);
+  ASSERT_EQ(::mkfifo(Host("file").c_str(), 0600), 0);
+  const UniqueFd events(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
+  ASSERT_GE(::inotify_add_watch(events.get(), Host("file").c_str(), IN_OPEN), 0);
+  for (const int flags : {O_RDONLY, O_WRONLY, O_RDWR, O_WRONLY | O_TRUNC}) {
+    EXPECT_EQ(fs().Open(node, static_cast<uint32_t>(flags)).error, ESTALE) << flags;
+  }
+  char event[512];
+  EXPECT_EQ(::read(events.get(), event, sizeof(event)), -1) << "it was opened";
+  EXPECT_EQ(errno, EAGAIN);
 }
 
 TEST_F(VirtioFsOps, OnlyFilesAndDirectoriesAreOpened) {
