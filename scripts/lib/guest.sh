@@ -116,7 +116,10 @@ guest_start() {
   exec {GUEST_IN}<>"$dir/in"
   local hold
   exec {hold}<>"$dir/out"
-  TMPDIR=$(uml_memory_dir) setsid linux.uml mem="$memory" initrd="$initramfs" uml_dir="$dir" \
+  # See tests/guest/uml_xstate.c; a build without the tests does without it.
+  local preload=$BUILD/bin/uml_xstate.so
+  [ -e "$preload" ] || preload=
+  TMPDIR=$(uml_memory_dir) LD_PRELOAD=$preload setsid linux.uml mem="$memory" initrd="$initramfs" uml_dir="$dir" \
     umid=guest "${devices[@]}" vb_job="$job" vb_tags="$tags" quiet loglevel=4 con=null \
     con0=fd:0,fd:1 <"$dir/in" >"$dir/out" 2>&1 {hold}<&- {GUEST_IN}<&- &
   UML_PID=$!

@@ -1,7 +1,7 @@
 # The guest is killed in the middle of its I/O and another one boots on the same service.
 LIMIT=240
 suite_run() {
-  local missing round fds first_fds
+  local missing round fds= first_fds=
   missing=$(uml_missing)
   if [ -n "$missing" ]; then skip "$missing"; return; fi
   make_job
@@ -9,7 +9,7 @@ suite_run() {
   service_file
   service_start "$WORK" "$WORK/virtbay.toml" || { fail "virtbay starts"; return; }
   for round in 1 2 3 4; do
-    boot_busy || break
+    boot_busy || { guest_kill; break; }
     # A little way into the work: nothing tells how far, and any moment will do.
     sleep 0.$round
     guest_kill
@@ -25,8 +25,9 @@ suite_run() {
       sleep 0.1
     done
     fds=$(ls "/proc/$VIRTBAY_PID/fd" | wc -l)
-    [ -n "${first_fds:-}" ] || first_fds=$fds
+    [ -n "$first_fds" ] || first_fds=$fds
   done
+  [ -n "$fds" ] || return
   [ "$fds" -le "$first_fds" ]
   verdict $? "no descriptor is lost ($first_fds, then $fds)"
   # Told to stop while the guest works: requests are finished, sockets go, the status is 0.
