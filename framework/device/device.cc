@@ -66,16 +66,17 @@ absl::Status CheckAperture(const DeviceSpec& spec) {
 
 }  // namespace
 
-Device::Device(DeviceSpec spec, std::shared_ptr<Plugin> plugin, Log log)
+Device::Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log)
     : plugin_(std::move(plugin)),
       core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))),
       host_device_{core_.get()} {}
 
 Device::~Device() { Retire(); }
 
-absl::StatusOr<std::shared_ptr<Device>> Device::Create(DeviceSpec spec,
-                                                       std::shared_ptr<Plugin> plugin, Log log) {
-  std::shared_ptr<Device> device(new Device(std::move(spec), std::move(plugin), std::move(log)));
+absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
+                                                       std::shared_ptr<Plugin> plugin,
+                                                       const Log& log) {
+  std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
   VIRTBAY_RETURN_IF_ERROR(device->Init());
   return device;
 }
@@ -488,7 +489,7 @@ absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget, ab
 }
 
 absl::Status Device::RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task) {
-  const absl::Status status = thread->Run(std::move(task), core_->spec.stop_deadline);
+  absl::Status status = thread->Run(std::move(task), core_->spec.stop_deadline);
   if (absl::IsDeadlineExceeded(status)) {
     stuck_ = true;
     const CallbackMonitor& monitor = thread->monitor();

@@ -31,8 +31,9 @@ namespace virtbay {
 class Device : public std::enable_shared_from_this<Device> {
  public:
   // Makes the plugin's device and brings it to READY.
-  static absl::StatusOr<std::shared_ptr<Device>> Create(DeviceSpec spec,
-                                                        std::shared_ptr<Plugin> plugin, Log log);
+  static absl::StatusOr<std::shared_ptr<Device>> Create(const DeviceSpec& spec,
+                                                        std::shared_ptr<Plugin> plugin,
+                                                        const Log& log);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
@@ -66,7 +67,7 @@ class Device : public std::enable_shared_from_this<Device> {
   bool wants_files() const { return core_->spec.dma_mode == DmaMode::kAperture; }
 
  private:
-  Device(DeviceSpec spec, std::shared_ptr<Plugin> plugin, Log log);
+  Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log);
   absl::Status Init();
   absl::Status CreateQueues();
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -435,7 +435,8 @@ bool Queue::PumpRing() {
   }
   stalled_ = false;
 
-  std::array<virtbay_request*, kBurst> burst;
+  // Not initialised: only what is filled is touched.
+  std::array<virtbay_request*, kBurst> burst;  // NOLINT(cppcoreguidelines-pro-type-member-init)
   uint32_t count = 0;
   uint32_t taken = 0;
   ChainError error = ChainError::kNone;
@@ -684,7 +685,8 @@ int64_t Queue::Transfer(InFlightRequest* request, bool read, int fd, uint64_t fi
       queue_thread_->transfer_helper() != nullptr) {
     return TransferWithHelper(request, fd, file_offset, offset, len, rw_flags);
   }
-  std::array<iovec, IOV_MAX> segments;  // not initialised: only what is filled is touched
+  // Not initialised: only what is filled is touched.
+  std::array<iovec, IOV_MAX> segments;  // NOLINT(cppcoreguidelines-pro-type-member-init)
   const auto chain = read ? request->chain.writable() : request->chain.readable();
   const size_t count = SliceSegments(chain, offset, len, segments);
   if (count == 0) return -ERANGE;

@@ -130,7 +130,7 @@ class Queue {
   // on them, or wakes up, while the rest of the burst is served. 4 against 16: 1.5 times the
   // look-ups at depth 16 with a driver that sleeps, no difference at depth 32.
   static constexpr size_t kPublishCount = 4;
-  static constexpr uint64_t kPublishBytes = 128 * 1024;
+  static constexpr uint64_t kPublishBytes = uint64_t{128} << 10;
 
   template <bool kEventIdx>
   bool PumpRing();

@@ -158,7 +158,9 @@ void QueueThread::Main() {
   const bool leaks = leaks_loop_;
   over_.Notify();
   // An exit would wait for the ring's operations. Nothing of this object is touched from here on.
-  while (leaks) pause();
+  if (leaks) {
+    for (;;) pause();
+  }
 }
 
 void QueueThread::Serve() {

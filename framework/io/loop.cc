@@ -51,7 +51,7 @@ absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents*
   loop->wake_fd_ = wake.get();
   IoOp* op = loop->NewOp();
   op->kind = IoKind::kWake;
-  op->owned = std::move(wake);
+  op->owned_ = std::move(wake);
   op->fd = loop->wake_fd_;
   return loop;
 }
@@ -82,17 +82,17 @@ IoOp* Loop::NewOp() {
 }
 
 void Loop::Release(IoOp* op) {
-  op->owned.reset();
+  op->owned_.reset();
   op->segments.clear();
   op->fd = -1;
   op->flags = 0;
   op->on_worker = false;
   op->length = 0;
   op->context = nullptr;
-  op->pending = false;
-  op->dead = false;
-  op->queued = false;
-  op->polls = false;
+  op->pending_ = false;
+  op->dead_ = false;
+  op->queued_ = false;
+  op->polls_ = false;
   // Whoever gets the object next is not meant by a cancellation that still waits.
   if (!cancels_.empty()) std::erase(cancels_, op);
   free_.push_back(op);
@@ -129,10 +129,10 @@ void Loop::Prepare(io_uring_sqe* sqe, IoOp* op) {
       break;
     case IoKind::kWatch:
     case IoKind::kWake:
-      if (op->polls) {
+      if (op->polls_) {
         io_uring_prep_poll_add(sqe, op->fd, POLLIN);
       } else {
-        io_uring_prep_read(sqe, op->fd, &op->word, sizeof(op->word), UINT64_MAX);
+        io_uring_prep_read(sqe, op->fd, &op->word_, sizeof(op->word_), UINT64_MAX);
       }
       break;
   }
@@ -141,10 +141,10 @@ void Loop::Prepare(io_uring_sqe* sqe, IoOp* op) {
 }
 
 void Loop::Start(IoOp* op) {
-  op->pending = true;
+  op->pending_ = true;
   io_uring_sqe* sqe = NextSqe();
   if (sqe == nullptr) {
-    op->queued = true;
+    op->queued_ = true;
     queued_.push_back(op);
     return;
   }
@@ -158,7 +158,7 @@ void Loop::Submit(IoOp* op) {
 
 void Loop::PrepareCancel(IoOp* op) {
   // An operation that the kernel does not have yet is cancelled when it does.
-  io_uring_sqe* sqe = op->queued ? nullptr : NextSqe();
+  io_uring_sqe* sqe = op->queued_ ? nullptr : NextSqe();
   if (sqe == nullptr) {
     cancels_.push_back(op);
     return;
@@ -172,20 +172,20 @@ void Loop::RetryQueued() {
   for (; done < queued_.size(); ++done) {
     io_uring_sqe* sqe = NextSqe();
     if (sqe == nullptr) break;
-    queued_[done]->queued = false;
+    queued_[done]->queued_ = false;
     Prepare(sqe, queued_[done]);
   }
   queued_.erase(queued_.begin(), queued_.begin() + static_cast<std::ptrdiff_t>(done));
   std::vector<IoOp*> cancels;
   cancels.swap(cancels_);
   for (IoOp* op : cancels) {
-    if (op->pending) PrepareCancel(op);
+    if (op->pending_) PrepareCancel(op);
   }
 }
 
 void Loop::Cancel(uint16_t queue, uint64_t cookie) {
   for (IoOp& op : ops_) {
-    if (op.pending && op.kind < IoKind::kWatch && op.queue == queue && op.cookie == cookie) {
+    if (op.pending_ && op.kind < IoKind::kWatch && op.queue == queue && op.cookie == cookie) {
       PrepareCancel(&op);
     }
   }
@@ -193,7 +193,7 @@ void Loop::Cancel(uint16_t queue, uint64_t cookie) {
 
 void Loop::CancelAll() {
   for (IoOp& op : ops_) {
-    if (op.pending && op.kind < IoKind::kWatch) PrepareCancel(&op);
+    if (op.pending_ && op.kind < IoKind::kWatch) PrepareCancel(&op);
   }
 }
 
@@ -201,19 +201,19 @@ WatchHandle Loop::Watch(UniqueFd fd, uint32_t tag) {
   IoOp* op = NewOp();
   op->kind = IoKind::kWatch;
   op->fd = fd.get();
-  op->owned = std::move(fd);
-  op->tag = tag;
+  op->owned_ = std::move(fd);
+  op->tag_ = tag;
   Start(op);
   return op;
 }
 
 void Loop::Unwatch(WatchHandle watch) {
-  if (!watch->pending) {
+  if (!watch->pending_) {
     Release(watch);
     return;
   }
   // The read is still with the kernel: the op and its fd live until it has come back.
-  watch->dead = true;
+  watch->dead_ = true;
   PrepareCancel(watch);
 }
 
@@ -256,27 +256,27 @@ uint32_t Loop::ReportTimers() {
 
 void Loop::Handle(IoOp* op, int32_t result) {
   if (op->kind != IoKind::kWatch && op->kind != IoKind::kWake) {
-    op->pending = false;
+    op->pending_ = false;
     --pending_;
     events_->OnIo(*op, result);
     Release(op);
     return;
   }
-  if (op->dead) {
+  if (op->dead_) {
     Release(op);
     return;
   }
   if (result > 0 || result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
-    const bool was_read = !op->polls && result > 0;
+    const bool was_read = !op->polls_ && result > 0;
     // Some kernels answer EAGAIN at once for a non-blocking file that cannot be tried (no
     // FMODE_NOWAIT; pipes until 6.4): such a file is polled first, or the loop would spin.
-    op->polls = result == -EAGAIN;
+    op->polls_ = result == -EAGAIN;
     Start(op);
-    if (op->kind == IoKind::kWatch && was_read) events_->OnWatch(op->tag);
+    if (op->kind == IoKind::kWatch && was_read) events_->OnWatch(op->tag_);
     return;
   }
-  op->pending = false;
-  if (op->kind == IoKind::kWatch) events_->OnWatchLost(op->tag, result);
+  op->pending_ = false;
+  if (op->kind == IoKind::kWatch) events_->OnWatchLost(op->tag_, result);
 }
 
 uint32_t Loop::ReapReady() {

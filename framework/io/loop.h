@@ -37,13 +37,13 @@ struct IoOp {
 
  private:
   friend class Loop;
-  UniqueFd owned;     // of a watch
-  uint64_t word = 0;  // what a watch reads into
-  uint32_t tag = 0;
-  bool pending = false;  // the kernel, or the queue to it, has it
-  bool dead = false;     // a watch that is going away
-  bool queued = false;   // waits for a free SQE
-  bool polls = false;    // a watch whose file cannot be read before it says so
+  UniqueFd owned_;     // of a watch
+  uint64_t word_ = 0;  // what a watch reads into
+  uint32_t tag_ = 0;
+  bool pending_ = false;  // the kernel, or the queue to it, has it
+  bool dead_ = false;     // a watch that is going away
+  bool queued_ = false;   // waits for a free SQE
+  bool polls_ = false;    // a watch whose file cannot be read before it says so
 };
 
 // A watched fd; handed back to Unwatch.

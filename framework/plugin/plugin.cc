@@ -165,6 +165,7 @@ absl::Status Plugin::Impl::FindFactory() {
     }));
     VIRTBAY_RETURN_IF_ERROR(CheckType(type, i));
     for (const virtbay_device_type* other : types) {
+      // NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): CheckType refuses null.
       if (std::strcmp(other->name, type->name) == 0) {
         return absl::InvalidArgumentError(
             absl::StrCat("two device types have the name '", type->name, "'"));

@@ -16,7 +16,7 @@ uint64_t MemoryFor(const FuseSessionOptions& options, uint32_t request_queues,
                    uint32_t indirect_max) {
   const uint64_t slot = options.queue.max_data + 4096 + 2 * FuseSlot::kArgsSize + 4096;
   const uint64_t ring = uint64_t{options.queue_size} * (16 + 2 + 8 + 16 * indirect_max) + 32768;
-  const uint64_t sum = request_queues * options.queue.depth * slot +
+  const uint64_t sum = uint64_t{request_queues} * options.queue.depth * slot +
                        options.hiprio_depth * uint64_t{65536} + (request_queues + 1) * ring +
                        (uint64_t{4} << 20);
   return (sum + 0x1f'ffff) & ~uint64_t{0x1f'ffff};

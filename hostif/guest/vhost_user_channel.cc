@@ -108,7 +108,7 @@ absl::Status VhostUserChannel::SendBytes(std::span<const std::byte> bytes,
 
 absl::Status VhostUserChannel::ReadAll(std::byte* data, size_t size, std::vector<UniqueFd>* fds,
                                        absl::Time deadline) {
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMaxFds)> control;
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int) * kMaxFds)> control{};
   size_t got = 0;
   while (got < size) {
     VIRTBAY_RETURN_IF_ERROR(AwaitReadable(socket_.get(), deadline));
@@ -148,7 +148,7 @@ absl::StatusOr<VhostUserMessage> VhostUserChannel::Receive(absl::Duration timeou
 
 absl::Status VhostUserChannel::AwaitClose(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  std::array<std::byte, 256> dropped;
+  std::array<std::byte, 256> dropped{};
   for (;;) {
     std::vector<UniqueFd> fds;
     const absl::Status status = ReadAll(dropped.data(), 1, &fds, deadline);

@@ -38,9 +38,8 @@ absl::Status BackendChannel::SendConfigChange() {
   if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
     return absl::ResourceExhaustedError("the front-end does not read its back-end channel");
   }
-  const absl::Status status = done < 0
-                                  ? absl::UnavailableError(ErrnoStatus(errno, "send").message())
-                                  : absl::UnavailableError("half a message was taken");
+  absl::Status status = done < 0 ? absl::UnavailableError(ErrnoStatus(errno, "send").message())
+                                 : absl::UnavailableError("half a message was taken");
   Set(UniqueFd());
   return status;
 }
@@ -48,7 +47,7 @@ absl::Status BackendChannel::SendConfigChange() {
 void BackendChannel::Drain(short revents) {
   // Also what recv would not notice on some kinds of socket, and poll would report for ever.
   if ((revents & (POLLERR | POLLHUP | POLLNVAL)) != 0) return Set(UniqueFd());
-  std::array<char, 256> dropped;
+  std::array<char, 256> dropped{};
   // Without a control buffer the kernel closes fds that come along.
   const ssize_t got = recv(fd_.get(), dropped.data(), dropped.size(), MSG_DONTWAIT);
   if (got > 0) return;

@@ -22,17 +22,17 @@ enum class Answer {
 };
 
 struct MessageInfo {
-  Request request;
+  Request request{};
   absl::string_view name;
-  uint32_t min_size;
-  uint32_t max_size;
-  uint32_t min_fds;
-  uint32_t max_fds;
-  bool needs_bit_30;                 // VHOST_USER_F_PROTOCOL_FEATURES acknowledged
-  uint64_t needs_protocol_features;  // all of these negotiated
-  Answer answer;
+  uint32_t min_size = 0;
+  uint32_t max_size = 0;
+  uint32_t min_fds = 0;
+  uint32_t max_fds = 0;
+  bool needs_bit_30 = false;             // VHOST_USER_F_PROTOCOL_FEATURES acknowledged
+  uint64_t needs_protocol_features = 0;  // all of these negotiated
+  Answer answer = Answer::kAck;
   // Null for a message that belongs to a feature this server never offers.
-  absl::Status (Session::*handler)(Message&, Reply&);
+  absl::Status (Session::*handler)(Message&, Reply&) = nullptr;
 };
 
 // Null for a request that no known version of the protocol has.

@@ -107,7 +107,7 @@ absl::Status Session::SetMemTable(Message& message, Reply&) {
                                                    " bytes is too short for ", header.count,
                                                    " regions"));
   }
-  std::array<RegionDescription, kMaxTableRegions> regions;
+  std::array<RegionDescription, kMaxTableRegions> regions{};
   for (uint32_t i = 0; i < header.count; ++i) {
     regions[i] = message.Get<RegionDescription>(sizeof header + i * sizeof(RegionDescription));
   }

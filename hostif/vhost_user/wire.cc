@@ -12,7 +12,7 @@ namespace {
 
 // Room for more fds than are allowed: they are better received and closed here than left to the
 // kernel's truncation, which cannot be told from running out of descriptors.
-constexpr size_t kControlFds = 4 * kMaxFds;
+constexpr size_t kControlFds = size_t{4} * kMaxFds;
 // An inherited socket may have SO_PASSCRED or SO_PASSPIDFD set.
 constexpr size_t kControlSize = CMSG_SPACE(kControlFds * sizeof(int)) +
                                 CMSG_SPACE(3 * sizeof(uint32_t)) + CMSG_SPACE(sizeof(int));
@@ -26,7 +26,7 @@ absl::StatusOr<MessageReader::Progress> MessageReader::Read(int socket) {
     message_.fds.clear();
   }
   while (received_ < sizeof(Header)) {
-    std::array<std::byte, sizeof(Header)> bytes;
+    std::array<std::byte, sizeof(Header)> bytes{};
     std::memcpy(bytes.data(), &message_.header, sizeof(Header));
     auto got = Receive(socket, std::span(bytes).subspan(received_), true);
     if (!got.ok()) {
@@ -59,7 +59,7 @@ absl::StatusOr<MessageReader::Progress> MessageReader::Read(int socket) {
 absl::StatusOr<size_t> MessageReader::Receive(int socket, std::span<std::byte> into,
                                               bool with_fds) {
   iovec part{into.data(), into.size()};
-  alignas(cmsghdr) std::array<std::byte, kControlSize> control;
+  alignas(cmsghdr) std::array<std::byte, kControlSize> control{};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;

@@ -24,14 +24,14 @@ using FdList = absl::InlinedVector<UniqueFd, kMaxFds>;
 // One message of a front-end: header, header.size bytes of payload, and the fds that came along.
 struct Message {
   Header header{};
-  std::array<std::byte, kMaxPayload> payload;
+  std::array<std::byte, kMaxPayload> payload{};
   FdList fds;
 
   std::span<const std::byte> bytes() const { return {payload.data(), header.size}; }
   // The T at the payload's byte `offset`; the caller has checked the size.
   template <typename T>
   T Get(size_t offset = 0) const {
-    T value;
+    T value{};
     std::memcpy(&value, payload.data() + offset, sizeof value);
     return value;
   }

@@ -109,7 +109,8 @@ class Suite:
     def __init__(self, args):
         self.args = args
         self.out = args.out
-        self.data = args.data or args.out / "data"
+        # Absolute: the peers change their root to it.
+        self.data = (args.data or args.out / "data").resolve()
         self.bench = args.build / "bin" / "virtiofs_bench"
         self.results = report.Results()
         self.notes = []
