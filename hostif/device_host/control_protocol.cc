@@ -2,7 +2,9 @@
 
 #include <exception>
 #include <initializer_list>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -45,6 +47,31 @@ bool TooDeep(absl::string_view line) {
     }
   }
   return false;
+}
+
+// The parser keeps the last of two values with one name, and a reader of the request the first:
+// which of them was meant is nobody's to guess. Discarded when the line is not JSON.
+absl::StatusOr<json> ParseWithoutDuplicates(absl::string_view line) {
+  std::vector<std::set<std::string>> objects;  // the names so far in each object that is open
+  std::string twice;
+  bool found = false;
+  const auto look = [&](int /*depth*/, json::parse_event_t event, json& parsed) {
+    if (event == json::parse_event_t::object_start) {
+      objects.emplace_back();
+    } else if (event == json::parse_event_t::object_end) {
+      objects.pop_back();
+    } else if (event == json::parse_event_t::key && !found) {
+      const auto& name = parsed.get_ref<const std::string&>();
+      if (!objects.back().insert(name).second) {
+        twice = name;
+        found = true;
+      }
+    }
+    return true;
+  };
+  json body = json::parse(line.begin(), line.end(), look, /*allow_exceptions=*/false);
+  if (found && !body.is_discarded()) return Invalid(absl::StrCat(Quoted(twice), ": given twice"));
+  return body;
 }
 
 absl::Status OnlyKeys(const json& object, std::initializer_list<absl::string_view> allowed) {
@@ -187,7 +214,7 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
     return Invalid(absl::StrCat("nested deeper than ", kMaxControlDepth, " levels"));
   }
   ControlRequest request;
-  request.body = json::parse(line.begin(), line.end(), nullptr, /*allow_exceptions=*/false);
+  VIRTBAY_ASSIGN_OR_RETURN(request.body, ParseWithoutDuplicates(line));
   if (request.body.is_discarded()) return Invalid("the line is not JSON");
   if (!request.body.is_object()) return Invalid("the line is not a JSON object");
   VIRTBAY_ASSIGN_OR_RETURN(request.command, StringKey(request.body, "command"));
@@ -232,6 +259,13 @@ absl::StatusOr<DeviceConfig> DeviceFromJson(const json& device) {
     if (!set.ok()) {
       return Invalid(absl::StrCat(absl::CHexEscape(key.substr(0, 64)), ": ", set.message()));
     }
+  }
+  // Those are handed over when the process starts, and the file that names them knows which.
+  if (NamesPassedSocket(config.socket_path)) {
+    return Invalid(absl::StrCat("socket: '", config.socket_path,
+                                "' stands for a socket that systemd passes at the start; give a "
+                                "path (./",
+                                config.socket_path, " for a file of that name)"));
   }
   VIRTBAY_RETURN_IF_ERROR(FinishDevice(&config));
   return config;

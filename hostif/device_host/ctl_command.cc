@@ -15,6 +15,7 @@
 #include "framework/base/status.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/control_client.h"
+#include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/report.h"
 
 namespace virtbay::device_host {
@@ -170,7 +171,8 @@ class CtlCommand final : public Command {
     if (!shared_dir_.empty()) options["shared-dir"] = Absolute(shared_dir_);
     json device{{"name", name_},
                 {"plugin", plugin_.find('/') == std::string::npos ? plugin_ : Absolute(plugin_)},
-                {"socket", Absolute(socket_path_)},
+                // Left as it is for the service to refuse.
+                {"socket", NamesPassedSocket(socket_path_) ? socket_path_ : Absolute(socket_path_)},
                 {"options", std::move(options)}};
     for (const std::string& text : keys_) {
       auto [key, value] = KeyAndValue("--set", text);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
@@ -236,6 +237,10 @@ absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, Devic
   if (config->spec.options.size() >= kMaxOptions) return Invalid("too many options");
   config->spec.options.insert_or_assign(std::string(key), std::move(text));
   return absl::OkStatus();
+}
+
+bool NamesPassedSocket(absl::string_view socket) {
+  return socket == "systemd" || absl::StartsWith(socket, "systemd:");
 }
 
 absl::Status FinishDevice(DeviceConfig* config) {

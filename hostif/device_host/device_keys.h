@@ -26,6 +26,9 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
 // [any] Sets one key of the device's `options`, which go to the plugin as text.
 absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, DeviceConfig* config);
 
+// [any] Whether `socket` names one that systemd passed ("systemd" or "systemd:NAME"), not a path.
+bool NamesPassedSocket(absl::string_view socket);
+
 // [any] What must hold once every key is set: a name, a plugin, exactly one socket. Fills in the
 // type and the name where they follow from others.
 absl::Status FinishDevice(DeviceConfig* config);

@@ -15,6 +15,7 @@
 #include "framework/base/unique_fd.h"
 #include "framework/isolation/sigbus_guard.h"
 #include "hostif/device_host/control_server.h"
+#include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
 #include "hostif/vhost_user/socket.h"
@@ -29,11 +30,12 @@ absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
 // "systemd" is the only socket passed, "systemd:NAME" the one with that FileDescriptorName.
 absl::Status ResolveActivation(const std::vector<vhost_user::ActivationSocket>& sockets,
                                DeviceConfig* device) {
-  absl::string_view path = device->socket_path;
-  if (path != "systemd" && !absl::ConsumePrefix(&path, "systemd:")) return absl::OkStatus();
+  if (!NamesPassedSocket(device->socket_path)) return absl::OkStatus();
+  absl::string_view name = device->socket_path;
+  absl::ConsumePrefix(&name, "systemd:");
   const vhost_user::ActivationSocket* found = nullptr;
   for (const vhost_user::ActivationSocket& socket : sockets) {
-    if (device->socket_path != "systemd" && socket.name != path) continue;
+    if (device->socket_path != "systemd" && socket.name != name) continue;
     if (found != nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("socket ", device->socket_path, ": more than one such socket was passed"));

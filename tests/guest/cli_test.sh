@@ -219,6 +219,9 @@ ctl_refuses /missing add virtiofs --name third --socket-path third.sock --shared
 ctl_refuses used.sock add virtiofs --name third --socket-path used.sock --shared-dir share
 ctl_refuses colour add virtiofs --name third --socket-path third.sock --shared-dir share --option colour=red
 ctl_refuses 'unknown key' add virtiofs --name third --socket-path third.sock --shared-dir share --set colour=red
+ctl_refuses systemd add virtiofs --name third --socket-path systemd --shared-dir share
+ctl_refuses systemd:a add virtiofs --name third --socket-path systemd:a --shared-dir share
+[ -z "$(ls -d systemd* 2>/dev/null)" ] || complain "left behind $(ls -d systemd*)"
 ctl_refuses third inspect third
 ctl_refuses third remove third
 [ ! -e third.sock ] || complain "left behind third.sock"

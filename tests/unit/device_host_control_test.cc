@@ -170,6 +170,37 @@ TEST(ControlProtocol, Mistakes) {
             "format: 'xml' is not one of json, prometheus");
 }
 
+TEST(ControlProtocol, NamesGivenTwice) {
+  FakeTarget target;
+  const auto refuses = [&](const std::string& line, const std::string& key) {
+    EXPECT_EQ(ErrorOf(&target, line), key + ": given twice") << line;
+  };
+  refuses(R"({"command":"list","command":"remove"})", "'command'");
+  refuses(R"({"command":"add","device":{"name":"a","plugin":"p","plugin":"q"}})", "'plugin'");
+  refuses(R"({"command":"add","device":{"options":{"a":1,"b":2,"a":3}}})", "'a'");
+  refuses(R"({"command":"list","id":1,"i\u0064":2})", "'id'");
+  refuses(R"({"command":"list","x":[{"y":1},{"y":1,"y":1}]})", "'y'");
+  refuses(R"({"command":"list","\n":1,"\n":1})", "'\\n'");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"list","command":"list")"), "the line is not JSON");
+  // One name in several objects is no name given twice.
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"list","x":[{"y":1},{"y":1}]})"), "'x': unknown key");
+  EXPECT_TRUE(Ask(&target, R"({"command":"add","device":{"name":"name","plugin":"p","socket":"/s",
+                               "options":{"name":1,"plugin":2}}})")["ok"]
+                  .get<bool>());
+}
+
+TEST(ControlProtocol, SocketsOfSystemdCannotBeAdded) {
+  FakeTarget target;
+  for (const std::string socket : {"systemd", "systemd:data", "systemd:"}) {
+    json request = json::parse(AddLine("a"));
+    request["device"]["socket"] = socket;
+    EXPECT_THAT(ErrorOf(&target, request.dump()), HasSubstr("socket: '" + socket + "' stands for"));
+  }
+  json request = json::parse(AddLine("a"));
+  request["device"]["socket"] = "./systemd";
+  EXPECT_TRUE(Ask(&target, request.dump())["ok"].get<bool>());
+}
+
 TEST(ControlProtocol, HostileLines) {
   FakeTarget target;
   EXPECT_THAT(ErrorOf(&target, std::string(60000, '[')), HasSubstr("nested deeper"));
