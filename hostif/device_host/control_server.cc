@@ -5,10 +5,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <set>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "framework/base/status.h"
 
 namespace virtbay::device_host {
@@ -90,8 +93,15 @@ void ControlServer::Loop() {
     polled.clear();
     ids.clear();
     polled.push_back({wake_.get(), POLLIN, 0});
-    // Out of descriptors: the connection stays in the backlog and would be reported for ever.
-    polled.push_back({accepting ? listener_.fd.get() : -1, POLLIN, 0});
+    // Without a descriptor or a place the connection stays in the backlog, and would be reported
+    // for ever.
+    int timeout = -1;
+    if (!accepting) {
+      timeout = kRetryAcceptMs;
+    } else if (full_) {
+      timeout = UntilGraceEnds(absl::Now());
+    }
+    polled.push_back({timeout < 0 ? listener_.fd.get() : -1, POLLIN, 0});
     for (const auto& [id, client] : clients_) {
       short events = 0;
       if (!client.out.empty()) {
@@ -102,13 +112,15 @@ void ControlServer::Loop() {
       polled.push_back({client.fd.get(), events, 0});
       ids.push_back(id);
     }
-    if (::poll(polled.data(), polled.size(), accepting ? -1 : kRetryAcceptMs) < 0) {
+    if (::poll(polled.data(), polled.size(), timeout) < 0) {
       if (errno == EINTR) continue;
       // Only a lack of memory is left; the service goes on without its control socket.
       target_->log().Error(ErrnoStatus(errno, "control socket: poll").ToString());
       return;
     }
+    const bool look = timeout >= 0;
     accepting = true;
+    full_ = false;
     if ((polled[0].revents & POLLIN) != 0) TakeAnswers();
     for (size_t i = 0; i < ids.size(); ++i) {
       const auto it = clients_.find(ids[i]);
@@ -122,36 +134,98 @@ void ControlServer::Loop() {
         keep = false;
       }
       if (keep && it->second.closing && !it->second.busy && it->second.out.empty()) keep = false;
-      if (!keep) clients_.erase(it);
+      if (!keep) Drop(it);
     }
-    if ((polled[1].revents & POLLIN) != 0) accepting = AcceptClients();
+    if (look || (polled[1].revents & POLLIN) != 0) accepting = AcceptClients();
   }
 }
 
 bool ControlServer::AcceptClients() {
   for (;;) {
+    const absl::Time now = absl::Now();
+    if (clients_.size() >= kMaxClients && ChooseVictim(now) == clients_.end()) {
+      full_ = true;
+      return true;
+    }
     UniqueFd fd(::accept4(listener_.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       return errno == EAGAIN || errno == EWOULDBLOCK;
     }
-    if (clients_.size() >= kMaxClients) {
-      // A client that sits idle must not keep others out.
-      auto oldest = clients_.end();
-      for (auto it = clients_.begin(); it != clients_.end(); ++it) {
-        if (it->second.busy) continue;
-        if (oldest == clients_.end() || it->second.last_used < oldest->second.last_used) {
-          oldest = it;
-        }
-      }
-      if (oldest == clients_.end()) continue;
-      clients_.erase(oldest);
+    while (clients_.size() >= kMaxClients) {
+      const auto victim = ChooseVictim(now);
+      if (victim == clients_.end() || Evict(victim)) break;
     }
     Client client;
     client.fd = std::move(fd);
+    client.since = now;
     client.last_used = ++ticks_;
     clients_.emplace(next_client_++, std::move(client));
   }
+}
+
+ControlServer::Clients::iterator ControlServer::ChooseVictim(absl::Time now) {
+  std::set<uint64_t> waiting;
+  for (Lane* lane : {&queries_, &changes_}) {
+    absl::MutexLock lock(&lane->mutex);
+    for (const Job& job : lane->jobs) waiting.insert(job.client);
+  }
+  // The larger, the sooner it goes.
+  const auto rank = [](const Client& client) {
+    return client.busy ? 0 : client.out.empty() ? 2 : 1;
+  };
+  auto victim = clients_.end();
+  for (auto it = clients_.begin(); it != clients_.end(); ++it) {
+    const Client& client = it->second;
+    if (!client.answered && now - client.since < kGrace) continue;
+    if (client.busy && !waiting.contains(it->first)) continue;
+    if (victim == clients_.end() || rank(client) > rank(victim->second) ||
+        (rank(client) == rank(victim->second) && client.last_used < victim->second.last_used)) {
+      victim = it;
+    }
+  }
+  return victim;
+}
+
+bool ControlServer::Withdraw(Lane* lane, uint64_t client) {
+  absl::MutexLock lock(&lane->mutex);
+  const auto job = std::find_if(lane->jobs.begin(), lane->jobs.end(),
+                                [&](const Job& waiting) { return waiting.client == client; });
+  if (job == lane->jobs.end()) return false;
+  lane->jobs.erase(job);
+  return true;
+}
+
+bool ControlServer::Evict(Clients::iterator victim) {
+  if (victim->second.busy) {
+    if (!Withdraw(&queries_, victim->first) && !Withdraw(&changes_, victim->first)) return false;
+    // It must not take silence for a change that was made. What the socket does not hold is lost.
+    const std::string line =
+        absl::StrCat(ControlErrorLine(absl::UnavailableError(absl::StrCat(
+                                          "not carried out: the control socket has ", kMaxClients,
+                                          " clients, and others came after this one")),
+                                      nullptr),
+                     "\n");
+    static_cast<void>(
+        ::send(victim->second.fd.get(), line.data(), line.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
+  }
+  clients_.erase(victim);
+  return true;
+}
+
+int ControlServer::UntilGraceEnds(absl::Time now) const {
+  absl::Duration wait = kGrace;
+  for (const auto& [id, client] : clients_) {
+    if (!client.answered) wait = std::min(wait, client.since + kGrace - now);
+  }
+  // Rounded up, and never 0: that would look again and again until then.
+  return static_cast<int>(std::max<int64_t>(1, absl::ToInt64Milliseconds(wait) + 1));
+}
+
+void ControlServer::Drop(Clients::iterator client) {
+  // An answer that nobody waits for is not made. A change is what was asked for, and is made.
+  Withdraw(&queries_, client->first);
+  clients_.erase(client);
 }
 
 void ControlServer::TakeAnswers() {
@@ -216,9 +290,15 @@ void ControlServer::NextRequest(uint64_t id, Client* client) {
       Answer(client, ControlErrorLine(request.status(), nullptr));
       return;
     }
-    client->busy = true;
     Lane& lane = request->change ? changes_ : queries_;
     absl::MutexLock lock(&lane.mutex);
+    // Those who are here have one each; the others were left behind by clients that went.
+    if (lane.jobs.size() >= 2 * kMaxClients) {
+      Answer(client, ControlErrorLine(absl::UnavailableError("too many requests wait already"),
+                                      request->id));
+      return;
+    }
+    client->busy = true;
     lane.jobs.push_back({id, std::move(request).value()});
   }
 }
@@ -232,6 +312,7 @@ bool ControlServer::Send(uint64_t id, Client* client) {
   if (client->out_sent == client->out.size()) {
     client->out.clear();
     client->out_sent = 0;
+    client->answered = true;
     NextRequest(id, client);
   }
   return true;

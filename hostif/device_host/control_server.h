@@ -1,5 +1,7 @@
 // ControlServer: the control socket. One thread moves bytes for all clients without ever blocking
 // on one; two more carry requests out, so that a slow add or remove does not hold up the queries.
+// Places are for whoever comes: when all are taken, a new client gets that of another (see
+// ChooseVictim), at the latest kGrace after it has connected.
 // Owned by the executable; Create and the destructor are [control].
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_SERVER_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_SERVER_H_
@@ -17,6 +19,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/control_protocol.h"
 #include "hostif/device_host/control_target.h"
@@ -27,6 +30,8 @@ namespace virtbay::device_host {
 class ControlServer {
  public:
   static constexpr size_t kMaxClients = 64;
+  // For so long a client keeps its place until its first answer is sent, whoever else comes.
+  static constexpr absl::Duration kGrace = absl::Milliseconds(500);
 
   // [control] Listens at `path` with mode 0600. `target` outlives the server. Errors name the path.
   static absl::StatusOr<std::unique_ptr<ControlServer>> Create(const std::string& path,
@@ -44,10 +49,13 @@ class ControlServer {
     std::string in;
     std::string out;
     size_t out_sent = 0;
+    absl::Time since;        // when it connected
     uint64_t last_used = 0;  // of ticks_, to find the client that was idle longest
-    bool busy = false;       // a request of it is being carried out
+    bool answered = false;   // it has had its first answer
+    bool busy = false;       // a request of it waits or is being carried out
     bool closing = false;    // no more is read; it goes when `out` is sent
   };
+  using Clients = std::map<uint64_t, Client>;
   struct Job {
     uint64_t client = 0;
     ControlRequest request;
@@ -67,7 +75,19 @@ class ControlServer {
   void Loop();
   void Work(Lane* lane);
   void Wake();
+  // False when the process has no descriptor for the next client.
   bool AcceptClients();
+  // Who goes for a new client, or end(): whoever is idle; then who does not take its answers; then
+  // whose request waits; of those the one that has been so longest. Nobody in its grace, and nobody
+  // whose request is being carried out: its outcome would be told to no one.
+  Clients::iterator ChooseVictim(absl::Time now);
+  // Takes the client's place; false, and nothing done, when its request has begun after all.
+  bool Evict(Clients::iterator victim);
+  // Forgets a request that has not begun; false when there is none.
+  static bool Withdraw(Lane* lane, uint64_t client);
+  // Milliseconds until some client's grace is over.
+  int UntilGraceEnds(absl::Time now) const;
+  void Drop(Clients::iterator client);
   void TakeAnswers();
   // False when the client is to be dropped.
   bool Receive(uint64_t id, Client* client);
@@ -80,7 +100,8 @@ class ControlServer {
   UniqueFd wake_;
 
   // The loop's own.
-  std::map<uint64_t, Client> clients_;
+  Clients clients_;
+  bool full_ = false;  // a new client waits for a place
   uint64_t next_client_ = 1;
   uint64_t ticks_ = 0;
 

@@ -381,5 +381,69 @@ TEST_F(ControlServerTest, IdleClientsDoNotKeepOthersOut) {
   EXPECT_EQ(Line(idle.front()), "");
 }
 
+TEST_F(ControlServerTest, BusyClientsDoNotKeepOthersOut) {
+  const UniqueFd slow = Connect();
+  Send(slow, AddLine("slow") + "\n");
+  target_.slow_started.WaitForNotification();
+  std::vector<UniqueFd> busy;
+  for (size_t i = 1; i < ControlServer::kMaxClients; ++i) {
+    busy.push_back(Connect());
+    Send(busy.back(), AddLine("waits-" + std::to_string(i)) + "\n");
+  }
+  for (int i = 0; i < 3; ++i) {
+    const UniqueFd fd = Connect();
+    Send(fd, "{\"command\":\"list\",\"id\":1}\n");
+    EXPECT_EQ(Answer(fd)["id"], 1);
+  }
+  // Who had to go for them is told, and what it asked for is not done behind its back.
+  EXPECT_EQ(Answer(busy.front())["error"]["code"], "UNAVAILABLE");
+  EXPECT_EQ(Line(busy.front()), "");
+  target_.slow_release.Notify();
+  EXPECT_TRUE(Answer(slow)["ok"].get<bool>()) << "it had begun";
+  EXPECT_TRUE(Answer(busy.back())["ok"].get<bool>());
+  EXPECT_EQ(target_.InspectDevice("waits-1").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ControlServerTest, ClientsThatNeverReadDoNotKeepOthersOut) {
+  std::string flood;
+  for (int i = 0; i < 2000; ++i) flood += "{\"command\":\"stats\",\"format\":\"prometheus\"}\n";
+  std::vector<UniqueFd> deaf;
+  for (size_t i = 0; i < ControlServer::kMaxClients; ++i) {
+    deaf.push_back(Connect());
+    static_cast<void>(
+        ::send(deaf.back().get(), flood.data(), flood.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
+  }
+  for (int i = 0; i < 3; ++i) {
+    const UniqueFd fd = Connect();
+    Send(fd, "{\"command\":\"list\",\"id\":1}\n");
+    EXPECT_EQ(Answer(fd)["id"], 1);
+  }
+}
+
+TEST_F(ControlServerTest, ChangesThatWaitHaveALimit) {
+  const UniqueFd slow = Connect();
+  Send(slow, AddLine("slow") + "\n");
+  target_.slow_started.WaitForNotification();
+  const size_t limit = 2 * ControlServer::kMaxClients;
+  for (size_t i = 0; i < limit; ++i) {
+    const UniqueFd gone = Connect();
+    Send(gone, AddLine("gone-" + std::to_string(i)) + "\n");
+  }
+  const UniqueFd late = Connect();
+  Send(late, AddLine("late") + "\n");
+  EXPECT_EQ(Answer(late)["error"]["code"], "UNAVAILABLE");
+  target_.slow_release.Notify();
+  EXPECT_TRUE(Answer(slow)["ok"].get<bool>());
+  // What was asked for is done although nobody waits for it; in order, so the last one is later.
+  json answer;
+  do {
+    Send(late, AddLine("late") + "\n");
+    answer = Answer(late);
+  } while (answer["error"]["code"] == "UNAVAILABLE");
+  EXPECT_TRUE(answer["ok"].get<bool>());
+  EXPECT_TRUE(target_.InspectDevice("gone-0").ok());
+  EXPECT_TRUE(target_.InspectDevice("gone-" + std::to_string(limit - 1)).ok());
+}
+
 }  // namespace
 }  // namespace virtbay::device_host
