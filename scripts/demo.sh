@@ -5,12 +5,13 @@
 set -u
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
 IN_PROCESS=
-case ${1:-} in
-  '') ;;
-  --in-process) IN_PROCESS=1 ;;
-  -h | --help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "demo.sh: unknown option $1" >&2; exit 2 ;;
-esac
+for word in "$@"; do
+  case $word in
+    --in-process) IN_PROCESS=1 ;;
+    -h | --help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "demo.sh: unknown option '$word'" >&2; exit 2 ;;
+  esac
+done
 BUILD=$ROOT/build/release
 . "$ROOT/scripts/lib/build.sh"
 . "$ROOT/scripts/lib/guest.sh"

@@ -1,7 +1,15 @@
 #!/bin/bash
 # Installs the Debian packages of scripts/packages.txt that are missing; does nothing when none is.
 # Needs root or sudo only when something is missing.
+#   scripts/setup.sh
 set -eu
+for word in "$@"; do
+  case $word in
+    -h | --help) [ $# = 1 ] && sed -n '2,4s/^# \{0,1\}//p' "$0" && exit 0 ;;
+  esac
+  echo "setup.sh: takes no arguments, not '$*'" >&2
+  exit 2
+done
 HERE=$(cd "$(dirname "$0")" && pwd)
 
 if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then

@@ -3,6 +3,8 @@
 #include <spdlog/logger.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/sinks/syslog_sink.h>
+#include <syslog.h>
 
 #include <atomic>
 #include <mutex>
@@ -95,6 +97,15 @@ Log Log::ToStderr(LogLevel level) {
   sink->set_pattern("%Y-%m-%d %H:%M:%S.%e %^%l%$ %v");
   Log log;
   log.core_ = std::make_shared<Core>(std::move(sink), level);
+  return log;
+}
+
+Log Log::ToSyslog(const std::string& ident, LogLevel level) {
+  Log log;
+  log.core_ = std::make_shared<Core>(
+      std::make_shared<spdlog::sinks::syslog_sink_mt>(ident, LOG_PID, LOG_DAEMON,
+                                                      /*enable_formatting=*/false),
+      level);
   return log;
 }
 

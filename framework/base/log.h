@@ -36,6 +36,9 @@ class Log {
   Log();
   // Writes "time level text" lines to stderr.
   static Log ToStderr(LogLevel level);
+  // Writes lines to syslog(3) as a daemon named `ident`, with the process id. For whoever owns the
+  // process: openlog(3) is the whole process's, so that there should be one such log at a time.
+  static Log ToSyslog(const std::string& ident, LogLevel level);
   // Hands every line to the embedder.
   static Log ToSink(LogSink sink, LogLevel level);
 
@@ -48,7 +51,7 @@ class Log {
   void Warn(absl::string_view text) const { Write(LogLevel::kWarn, text); }
   void Error(absl::string_view text) const { Write(LogLevel::kError, text); }
 
-  // The level is shared by all handles that come from one ToStderr or ToSink.
+  // The level is shared by all handles that come from one To... function.
   LogLevel level() const;
   void set_level(LogLevel level) const;
   bool enabled(LogLevel l) const { return l >= level(); }

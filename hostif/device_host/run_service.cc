@@ -77,7 +77,8 @@ absl::Status RunService(ServiceConfig config) {
                            TakeActivationSockets());
   if (config.sigbus_guard) VIRTBAY_RETURN_IF_ERROR(InstallSigbusGuard());
 
-  const Log log = Log::ToStderr(config.log_level);
+  const Log log =
+      config.syslog ? Log::ToSyslog("virtbay", config.log_level) : Log::ToStderr(config.log_level);
   VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
                            Service::Create(config.plugin_dirs, log));
   // Before the devices: a second process with the same file stops here, not half-way.

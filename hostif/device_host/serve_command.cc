@@ -61,9 +61,11 @@ class ServeCommand final : public Command {
     config.ready_fd = ready_fd_;
     config.rlimit_nofile = rlimit_nofile_;
     for (const std::string& dir : plugin_path_) config.plugin_dirs.emplace_back(dir);
+    if (log_level_.empty()) log_level_ = debug_ ? "debug" : "info";
     const auto level = ParseLogLevel(log_level_ == "err" ? "error" : log_level_);
     if (!level.ok()) Usage(absl::StrCat("--log-level: ", level.status().message()));
     config.log_level = *level;
+    config.syslog = syslog_;
     config.devices.push_back(std::move(device));
     return RunService(std::move(config));
   }
@@ -127,6 +129,8 @@ class ServeCommand final : public Command {
     fs_->add_option("--control-socket", control_socket_, "Socket for virtbay ctl")->group(kGroup);
     fs_->add_option("--log-level", log_level_, "trace, debug, info, warn, error or off")
         ->group(kGroup);
+    fs_->add_flag("-d", debug_, "The same as --log-level=debug")->group(kGroup);
+    fs_->add_flag("--syslog", syslog_, "Log to syslog(3) instead of stderr")->group(kGroup);
     fs_->add_option("--rlimit-nofile", rlimit_nofile_,
                     "Open files (default: what is allowed, at most 1000000; 0: leave as it is)")
         ->group(kGroup);
@@ -160,11 +164,13 @@ class ServeCommand final : public Command {
     fs_->add_option("-o", compat_, "KEY[=VALUE],... in the manner of the C virtiofsd")
         ->allow_extra_args(false)
         ->group(kGroup);
-    const auto ignored = [&](const char* name, const char* why) {
-      fs_->add_option(name, ignored_, why)->allow_extra_args(false)->group(kGroup);
-    };
-    ignored("--thread-pool-size", "No effect: io_uring and offload threads do what would block");
-    ignored("--inode-file-handles", "No effect: descriptors are opened when they are needed");
+    fs_->add_option("--thread-pool-size", thread_pool_size_,
+                    "No effect: io_uring and offload threads do what would block")
+        ->group(kGroup);
+    fs_->add_option("--inode-file-handles", inode_file_handles_,
+                    "No effect: descriptors are opened when they are needed")
+        ->check(CLI::IsMember({"never", "prefer", "mandatory"}))
+        ->group(kGroup);
     fs_->add_option("--sandbox", sandbox_,
                     "No effect: the share is contained by checked names and openat2")
         ->check(CLI::IsMember({"namespace", "chroot", "none"}))
@@ -256,7 +262,9 @@ class ServeCommand final : public Command {
         if (attr_timeout_.empty()) attr_timeout_ = value;
         if (entry_timeout_.empty()) entry_timeout_ = value;
       } else if (key == "log_level") {
-        log_level_ = value;
+        if (log_level_.empty()) log_level_ = value;
+      } else if (key == "debug") {
+        debug_ = true;
       } else if (!CompatFlag(key) && !CompatIgnored(key)) {
         Usage(absl::StrCat("-o ", key, ": unknown option"));
       }
@@ -298,7 +306,9 @@ class ServeCommand final : public Command {
   int request_queues_ = 0;
   std::string name_ = "virtiofs";
   std::string control_socket_;
-  std::string log_level_ = "info";
+  std::string log_level_;  // empty: not given
+  bool debug_ = false;
+  bool syslog_ = false;
   std::optional<uint64_t> rlimit_nofile_;
   int ready_fd_ = -1;
   std::vector<std::string> plugin_path_;
@@ -306,7 +316,8 @@ class ServeCommand final : public Command {
   bool transfer_helper_ = true;
   bool print_capabilities_ = false;
   std::vector<std::string> compat_;
-  std::vector<std::string> ignored_;
+  uint32_t thread_pool_size_ = 0;
+  std::string inode_file_handles_;
   std::string sandbox_;
   std::string seccomp_;
   bool foreground_ = false;

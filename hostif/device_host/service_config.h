@@ -34,6 +34,7 @@ struct DeviceConfig {
 
 struct ServiceConfig {
   LogLevel log_level = LogLevel::kInfo;
+  bool syslog = false;         // the log goes to syslog(3) instead of stderr
   std::string control_socket;  // empty: none
   std::vector<std::filesystem::path> plugin_dirs;
   // Wanted RLIMIT_NOFILE; 0 leaves it alone, none: as many as allowed, at most 1,000,000.

@@ -4,6 +4,7 @@
 set -u
 BUILD=${1:?usage: cli_test.sh BUILD_DIR}
 VIRTBAY=$BUILD/bin/virtbay
+SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../scripts" && pwd)
 WORK=$(mktemp -d)
 PIDS=()
 failed=0
@@ -98,6 +99,10 @@ refuses 2 "--arena-size" "${SERVE[@]}" --arena-size=huge
 refuses 2 "--poll-window" "${SERVE[@]}" --poll-window=5
 refuses 2 "--log-level" "${SERVE[@]}" --log-level=loud
 refuses 2 "--name" "${SERVE[@]}" --name=a/b
+for size in abc -1 1.5 64x 99999999999; do
+  refuses 2 "--thread-pool-size" "${SERVE[@]}" --thread-pool-size=$size
+done
+refuses 2 "--inode-file-handles" "${SERVE[@]}" --inode-file-handles=sometimes
 refuses 2 "--fd" "${SERVE[@]}" --fd=5
 refuses 2 "-o bogus" "${SERVE[@]}" -o bogus=1
 refuses 2 "file" run
@@ -105,6 +110,20 @@ refuses 2 "b" ctl log-level a b
 refuses 2 "subcommand" serve
 refuses 2 "--bogus" serve --bogus
 refuses 2 "KEY=VALUE" ctl add virtiofs --name=n --socket-path=s --option=novalue
+
+# The scripts.
+script() {
+  count=$((count + 1))
+  timeout 20 "$@" >out 2>err </dev/null
+  [ $? = 2 ] && [ "$(wc -l <err)" = 1 ] && [ ! -s out ] || complain "$*"
+}
+script "$SCRIPTS/setup.sh" --foo
+script "$SCRIPTS/setup.sh" ''
+script "$SCRIPTS/setup.sh" --help more
+script "$SCRIPTS/demo.sh" --foo
+script "$SCRIPTS/demo.sh" ''
+script "$SCRIPTS/demo.sh" --in-process --foo
+script "$SCRIPTS/test.sh" --foo
 
 # Things that are not there, or in the way.
 refuses 1 "/missing/dir" serve virtiofs --socket-path=new.sock --shared-dir=/missing/dir
@@ -229,6 +248,24 @@ accepts "${CTL[@]}" remove second
 [ ! -e second.sock ] || complain "left behind second.sock"
 stops TERM
 [ -z "$(ls -A | grep sock)" ] || complain "sockets left behind: $(ls)"
+
+# The log: its level, and where it goes.
+starts "${SERVE[@]}" --control-socket=control.sock -d --inode-file-handles=prefer
+accepts "${CTL[@]}" log-level
+says debug
+stops TERM
+grep -q 'serving 1 device' log || complain "no log on stderr"
+starts "${SERVE[@]}" --control-socket=control.sock -o debug
+accepts "${CTL[@]}" log-level
+says debug
+stops TERM
+starts "${SERVE[@]}" --control-socket=control.sock -d --log-level=warn
+accepts "${CTL[@]}" log-level
+says warn
+stops TERM
+starts "${SERVE[@]}" --syslog
+stops TERM
+[ ! -s log ] || complain "with --syslog the log is on stderr"
 
 # A stale socket (its owner was killed) is replaced.
 starts serve virtiofs --socket-path=used.sock --shared-dir=share
