@@ -48,20 +48,14 @@ const char* DmaModeName(DmaMode mode) {
   return "unknown";
 }
 
-absl::Status CheckAperture(const DeviceSpec& spec) {
+absl::Status CheckDma(const DeviceSpec& spec) {
   const Aperture& aperture = spec.aperture;
   if (spec.dma_mode != DmaMode::kAperture) {
     if (aperture.size == 0 && spec.rings == RingPlacement::kAnywhere) return absl::OkStatus();
     return absl::InvalidArgumentError("an aperture needs the DMA mode aperture");
   }
-  constexpr uint64_t kPage = 4096;
-  if (aperture.size == 0 || aperture.base % kPage != 0 || aperture.size % kPage != 0 ||
-      aperture.size - 1 > UINT64_MAX - aperture.base) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("aperture %#x, size %#x is empty, wraps, or is not made of whole pages",
-                        aperture.base, aperture.size));
-  }
-  return absl::OkStatus();
+  return Annotate(CheckAperture(aperture),
+                  absl::StrFormat("aperture %#x, size %#x", aperture.base, aperture.size));
 }
 
 }  // namespace
@@ -71,7 +65,7 @@ Device::Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log
       core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))),
       host_device_{core_.get()} {}
 
-Device::~Device() { Retire(); }
+Device::~Device() { Retire().IgnoreError(); }
 
 absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        std::shared_ptr<Plugin> plugin,
@@ -94,7 +88,7 @@ absl::Status Device::Init() {
     return absl::InvalidArgumentError(
         absl::StrCat("queue_size_max ", spec.queue_size_max, " is not a power of two up to 32768"));
   }
-  VIRTBAY_RETURN_IF_ERROR(CheckAperture(spec));
+  VIRTBAY_RETURN_IF_ERROR(CheckDma(spec));
   constexpr uint64_t kArenaUnit = 2u << 20;
   const uint64_t arena_size = (spec.arena_size + kArenaUnit - 1) / kArenaUnit * kArenaUnit;
   if (arena_size < spec.arena_size) return absl::InvalidArgumentError("arena_size is absurd");
@@ -298,6 +292,7 @@ void Device::EndThreads() {
   live_threads_.clear();
   watches_.clear();
   for (const auto& thread : threads) {
+    leaked_io_ |= thread->leaked_io();
     ended_cpu_ns_ += thread->CpuNs();
     ended_enters_ += thread->enters();
   }
@@ -325,22 +320,24 @@ absl::Status Device::Start() {
   return absl::OkStatus();
 }
 
-void Device::Retire() {
+absl::Status Device::Retire() {
   absl::MutexLock lock(&mutex_);
-  if (retired_) return;
+  if (retired_) return absl::OkStatus();
   retired_ = true;
   EndSession(/*forget=*/true);
   state_ = "removed";
   if (attached_) core_->RaiseNeedsReset("removed by its host", /*stops=*/true);
-  if (core_->device == nullptr) return;
+  if (core_->device == nullptr) return absl::OkStatus();
   // Work of the plugin's may still run on the pool's threads; it ends first.
   const bool quiet = stuck_ || core_->offload->Drain(core_->spec.stop_deadline);
   if (stuck_ || !quiet) {
     // Its code is still being executed: nothing of it may go away, so the device keeps itself.
-    core_->log.Error(absl::StrCat("the device is leaked with its plugin, because ",
-                                  stuck_ ? "a callback" : "offloaded work", " does not return"));
+    const std::string why =
+        absl::StrCat("the device is leaked with its plugin, because ",
+                     stuck_ ? "a callback" : "offloaded work", " does not return");
+    core_->log.Error(why);
     self_ = shared_from_this();
-    return;
+    return absl::DeadlineExceededError(why);
   }
   core_->offload.reset();
   CallOnControl(core_.get(), "destroy", [&](virtbay_error*) {
@@ -348,6 +345,8 @@ void Device::Retire() {
     return VIRTBAY_OK;
   }).IgnoreError();
   core_->device = nullptr;
+  if (!leaked_io_) return absl::OkStatus();
+  return absl::DeadlineExceededError("I/O of the device does not end, and is leaked");
 }
 
 // ---- the port's functions ---------------------------------------------------------------------

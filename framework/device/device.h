@@ -40,8 +40,9 @@ class Device : public std::enable_shared_from_this<Device> {
   DeviceInfo Inspect() const;
   absl::Status Stop();
   absl::Status Start();
-  // Ends service for good and destroys the plugin's device.
-  void Retire();
+  // Ends service for good and destroys the plugin's device. DeadlineExceeded when something of it
+  // does not end, and so may still write to guest memory: it is leaked then.
+  absl::Status Retire();
   // Logs queue threads that have been in one plugin callback since the last call and for at least
   // `threshold`. Called by one watchdog thread.
   void ReportStuck(absl::Duration threshold);
@@ -100,7 +101,8 @@ class Device : public std::enable_shared_from_this<Device> {
   bool session_ ABSL_GUARDED_BY(mutex_) = false;  // ACTIVE or RUNNING
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // by the embedder
   bool retired_ ABSL_GUARDED_BY(mutex_) = false;
-  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;  // a callback does not return
+  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;      // a callback does not return
+  bool leaked_io_ ABSL_GUARDED_BY(mutex_) = false;  // nor does the kernel from some I/O
   uint64_t features_ ABSL_GUARDED_BY(mutex_) = 0;
   uint8_t status_ ABSL_GUARDED_BY(mutex_) = 0;
   MemoryMapRef map_ ABSL_GUARDED_BY(mutex_);

@@ -62,7 +62,7 @@ class HostImpl final : public Host {
       absl::MutexLock lock(&mutex_);
       devices.swap(devices_);
     }
-    for (auto& [name, device] : devices) device->Retire();
+    for (auto& [name, device] : devices) device->Retire().IgnoreError();
   }
 
   absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override {
@@ -92,8 +92,7 @@ class HostImpl final : public Host {
       device = std::move(found->second);
       devices_.erase(found);
     }
-    device->Retire();
-    return absl::OkStatus();
+    return Annotate(device->Retire(), absl::StrCat("device '", name, "'"));
   }
 
   absl::StatusOr<DeviceHandle> Find(absl::string_view name) const override {

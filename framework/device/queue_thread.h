@@ -65,6 +65,8 @@ class QueueThread final : private LoopEvents {
   bool ended() const { return ended_.load(std::memory_order_acquire); }
   uint64_t CpuNs() const;
   uint64_t enters() const { return enters_.value(); }
+  // [control] After Join: I/O was left behind that would not end.
+  bool leaked_io() const { return leaks_loop_; }
 
  private:
   struct Until {

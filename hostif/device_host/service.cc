@@ -102,6 +102,7 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
 
 absl::Status Service::TakeSlice(DeviceConfig* config) {
   if (!config->pool_slice) return absl::OkStatus();
+  pool_.Request();
   DeviceSpec& spec = config->spec;
   if (!pool_.available()) {
     log_.Info(
@@ -165,7 +166,11 @@ absl::Status Service::RemoveDevice(absl::string_view name) {
   }
   server.reset();
   const absl::Status removed = host_->Remove(name);
-  pool_.Release(name);
+  if (absl::IsDeadlineExceeded(removed)) {
+    pool_.Abandon(name);
+  } else {
+    pool_.Release(name);
+  }
   absl::MutexLock lock(&mutex_);
   entries_.erase(entries_.find(name));
   return removed;

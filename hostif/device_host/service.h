@@ -61,7 +61,7 @@ class Service final : public ControlTarget {
       : host_(std::move(host)),
         log_(std::move(log)),
         ended_(std::move(ended)),
-        pool_(log_, /*requested=*/true) {}
+        pool_(log_, /*requested=*/false) {}
 
   // The device's slice of the guest's pool, if it asks for one.
   absl::Status TakeSlice(DeviceConfig* config);

@@ -6,19 +6,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "framework/base/status.h"
 #include "hostif/swiotlb/option.h"
 
 namespace virtbay::swiotlb {
 namespace {
 
-constexpr uint64_t kPage = 4096;
-
-// The holes between the slices, in address order.
-std::vector<Aperture> Holes(const Aperture& pool,
-                            const std::map<std::string, Aperture, std::less<>>& slices) {
-  std::vector<Aperture> taken;
-  taken.reserve(slices.size());
-  for (const auto& [device, slice] : slices) taken.push_back(slice);
+// The holes between what is taken, in address order.
+std::vector<Aperture> Holes(const Aperture& pool, std::vector<Aperture> taken) {
   std::sort(taken.begin(), taken.end(),
             [](const Aperture& a, const Aperture& b) { return a.base < b.base; });
   std::vector<Aperture> holes;
@@ -45,19 +40,11 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
   }
   if (guest.swiotlb_size == 0 || guest.swiotlb_base == 0) {
     reported_ = guest;
-    if (requested_) {
-      log_.Warn(
-          "the guest's kernel has no bounce pool for virtio devices (hv_pci_swiotlb): its devices "
-          "share the kernel's one pool, and every request's header and reply is copied once more "
-          "on the host");
-    }
+    WarnIfMissed();
     return absl::OkStatus();
   }
-  if (guest.swiotlb_base % kPage != 0 || guest.swiotlb_size % kPage != 0 ||
-      guest.swiotlb_size - 1 > UINT64_MAX - guest.swiotlb_base) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the pool ", text(guest), " is not made of whole pages, or wraps"));
-  }
+  VIRTBAY_RETURN_IF_ERROR(Annotate(CheckAperture({guest.swiotlb_base, guest.swiotlb_size}),
+                                   absl::StrCat("the pool ", text(guest))));
   const uint64_t begin = RoundPoolSize(guest.swiotlb_base);
   const uint64_t end = (guest.swiotlb_base + guest.swiotlb_size) / kPoolUnit * kPoolUnit;
   if (begin < guest.swiotlb_base || end <= begin) {
@@ -68,6 +55,21 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
   pool_ = {begin, end - begin};
   log_.Info(absl::StrCat("the guest's bounce pool is ", text(guest)));
   return absl::OkStatus();
+}
+
+void GuestPool::WarnIfMissed() {
+  if (!requested_ || warned_ || !reported_.has_value() || pool_.size != 0) return;
+  warned_ = true;
+  log_.Warn(
+      "the guest's kernel has no bounce pool for virtio devices (hv_pci_swiotlb): its devices "
+      "share the kernel's one pool, and every request's header and reply is copied once more "
+      "on the host");
+}
+
+void GuestPool::Request() {
+  absl::MutexLock lock(&mutex_);
+  requested_ = true;
+  WarnIfMissed();
 }
 
 bool GuestPool::available() const {
@@ -88,7 +90,7 @@ absl::StatusOr<Aperture> GuestPool::Take(absl::string_view device, uint64_t size
   const uint64_t share = std::max(kPoolUnit, pool_.size / shares_ / kPoolUnit * kPoolUnit);
   const uint64_t wanted = size == 0 ? share : RoundPoolSize(size);
   uint64_t largest = 0;
-  for (const Aperture& hole : Holes(pool_, slices_)) {
+  for (const Aperture& hole : Holes(pool_, Taken())) {
     largest = std::max(largest, hole.size);
     if (wanted == 0 || hole.size < wanted) continue;
     const Aperture slice{hole.base, wanted};
@@ -106,10 +108,27 @@ void GuestPool::Release(absl::string_view device) {
   if (found != slices_.end()) slices_.erase(found);
 }
 
+void GuestPool::Abandon(absl::string_view device) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = slices_.find(device);
+  if (found == slices_.end()) return;
+  abandoned_.push_back(found->second);
+  slices_.erase(found);
+  log_.Warn(absl::StrCat("device ", device,
+                         ": its slice of the guest's bounce pool is lost, since ",
+                         "something of the device may still write there"));
+}
+
+std::vector<Aperture> GuestPool::Taken() const {
+  std::vector<Aperture> taken = abandoned_;
+  for (const auto& [device, slice] : slices_) taken.push_back(slice);
+  return taken;
+}
+
 uint64_t GuestPool::free_bytes() const {
   absl::MutexLock lock(&mutex_);
   uint64_t free = pool_.size;
-  for (const auto& [device, slice] : slices_) free -= slice.size;
+  for (const Aperture& slice : Taken()) free -= slice.size;
   return free;
 }
 

@@ -8,6 +8,8 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -30,11 +32,14 @@ struct GuestCapabilities {
 
 class GuestPool {
  public:
-  // `requested`: the guest was started with KernelCommandLine, so that a kernel without a pool is
-  // worth a warning. `shares`: into how many slices of the same size the pool is divided for
-  // devices that ask for no size of their own.
+  // `requested`: as if Request had been called. `shares`: into how many slices of the same size the
+  // pool is divided for devices that ask for no size of their own.
   GuestPool(Log log, bool requested, uint32_t shares = 8)
-      : log_(std::move(log)), requested_(requested), shares_(shares == 0 ? 1 : shares) {}
+      : log_(std::move(log)), shares_(shares == 0 ? 1 : shares), requested_(requested) {}
+
+  // The guest was started with KernelCommandLine, or a device wants a slice: a kernel without a
+  // pool is worth a warning, one.
+  void Request();
 
   // What the guest has reported, once per guest. The same again is accepted; AlreadyExists for
   // anything else, InvalidArgument for a pool that cannot be one (nothing is applied then).
@@ -49,17 +54,25 @@ class GuestPool {
   absl::StatusOr<Aperture> Take(absl::string_view device, uint64_t size);
   // Gives it back; a device without one is ignored.
   void Release(absl::string_view device);
+  // The device is gone, but may still write to its slice (Host::Remove says so): nobody gets that
+  // any more, while another device can have this one's name.
+  void Abandon(absl::string_view device);
 
   uint64_t free_bytes() const;
 
  private:
+  void WarnIfMissed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<Aperture> Taken() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const Log log_;
-  const bool requested_;
   const uint32_t shares_;
   mutable absl::Mutex mutex_;
+  bool requested_ ABSL_GUARDED_BY(mutex_);
+  bool warned_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<GuestCapabilities> reported_ ABSL_GUARDED_BY(mutex_);
   Aperture pool_ ABSL_GUARDED_BY(mutex_);  // whole units of it
   std::map<std::string, Aperture, std::less<>> slices_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Aperture> abandoned_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace virtbay::swiotlb

@@ -12,7 +12,6 @@
 namespace virtbay::swiotlb {
 namespace {
 
-constexpr uint64_t kPage = 4096;
 constexpr uint64_t kMiB = 1u << 20;
 constexpr uint64_t kGiB = 1u << 30;
 
@@ -64,10 +63,9 @@ absl::StatusOr<Aperture> ParseOption(absl::string_view text) {
   if (!base.has_value()) return wrong("the base is not a hexadecimal number, 0x...");
   const auto size = Size(text.substr(comma + 1));
   if (!size.has_value()) return wrong("the size is not a number of bytes");
-  if (*size == 0) return wrong("the size is 0");
-  if (*base % kPage != 0 || *size % kPage != 0) return wrong("is not made of whole 4 KiB pages");
-  if (*size - 1 > UINT64_MAX - *base) return wrong("reaches beyond the last address");
-  return Aperture{*base, *size};
+  const Aperture pool{*base, *size};
+  if (const absl::Status status = CheckAperture(pool); !status.ok()) return wrong(status.message());
+  return pool;
 }
 
 std::string FormatOption(const Aperture& pool) {

@@ -1,4 +1,7 @@
 virtbay_add_test(device_host_test
   SOURCES device_host_config_test.cc device_host_control_test.cc device_host_prometheus_test.cc
   LIBRARIES virtbay_device_host_parts)
+virtbay_add_test(device_host_service_test
+  SOURCES device_host_service_test.cc
+  LIBRARIES virtbay_device_host_parts virtbay_guest virtbay_bad_plugin_dir)
 virtbay_add_test(swiotlb_test SOURCES guest_pool_test.cc swiotlb_test.cc LIBRARIES virtbay_swiotlb)

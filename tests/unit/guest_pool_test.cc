@@ -58,6 +58,47 @@ TEST(GuestPool, AGuestWithoutOneIsWarnedOfOnceAndOnlyIfItWasAskedFor) {
   }
 }
 
+TEST(GuestPool, ADeviceThatWantsASliceMakesItsLackWorthAWarning) {
+  LogCapture before;
+  GuestPool early(before.log(), /*requested=*/false);
+  early.Request();
+  EXPECT_EQ(Warnings(before), 0u) << "nothing is known of the guest yet";
+  EXPECT_OK(early.Apply({0, 0}));
+  early.Request();
+  EXPECT_EQ(Warnings(before), 1u);
+
+  LogCapture after;
+  GuestPool late(after.log(), /*requested=*/false);
+  EXPECT_OK(late.Apply({0, 0}));
+  EXPECT_EQ(Warnings(after), 0u);
+  late.Request();
+  late.Request();
+  EXPECT_EQ(Warnings(after), 1u);
+
+  LogCapture with;
+  GuestPool there(with.log(), /*requested=*/false);
+  there.Request();
+  EXPECT_OK(there.Apply(kGuest));
+  EXPECT_EQ(Warnings(with), 0u);
+}
+
+TEST(GuestPool, AnAbandonedSliceIsNobodysAnyMore) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  ASSERT_OK(pool.Apply(kGuest));
+  ASSERT_OK_AND_ASSIGN(const Aperture lost, pool.Take("a", 16 * kMiB));
+  pool.Abandon("a");
+  pool.Abandon("a");
+  pool.Abandon("nobody");
+  pool.Release("a");
+  EXPECT_EQ(pool.free_bytes(), 48 * kMiB);
+  EXPECT_THAT(pool.Take("b", 64 * kMiB), StatusIs(kResourceExhausted));
+  ASSERT_OK_AND_ASSIGN(const Aperture slice, pool.Take("a", 48 * kMiB));
+  EXPECT_EQ(slice.base, lost.base + lost.size) << "the name is free, the memory is not";
+  pool.Release("a");
+  EXPECT_EQ(pool.free_bytes(), 48 * kMiB);
+}
+
 TEST(GuestPool, RefusesWhatCannotBeOne) {
   LogCapture log;
   GuestPool pool(log.log(), false);

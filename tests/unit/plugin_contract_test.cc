@@ -327,7 +327,9 @@ TEST_F(StuckPluginTest, AStopGivesUpAndTheHostEndsWithoutIt) {
               StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_THAT(device_.Stop(), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_OK(neighbour_->Check());
-  ASSERT_OK(host_->Remove("bad"));
+  EXPECT_THAT(host_->Remove("bad"),
+              StatusIs(absl::StatusCode::kDeadlineExceeded,
+                       "device 'bad': the device is leaked with its plugin, because a callback"));
   EXPECT_TRUE(log_.Contains("bad: the device is leaked with its plugin"));
   EXPECT_OK(neighbour_->Check());
   // The name serves a new device while the old one still hangs.

@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "framework/base/log.h"
+#include "virtbay/aperture.h"
 #include "virtbay/device_port.h"
 
 namespace virtbay {
@@ -29,12 +30,6 @@ struct HostOptions {
 
 // How a device reaches guest memory; see docs/life-of-a-request.md.
 enum class DmaMode { kBounce, kDirect, kAperture };
-
-// The guest's bounce pool for one device: guest addresses [base, +size).
-struct Aperture {
-  uint64_t base = 0;
-  uint64_t size = 0;  // bytes; base and size are multiples of 4 KiB
-};
 
 // Where the rings of a device with an aperture may lie. A guest's coherent memory is inside a
 // restricted-dma-pool, but outside a pool that only bounces.
@@ -140,6 +135,8 @@ class Host {
   // NotFound (plugin), InvalidArgument (spec, the plugin's own refusal) with the device's name.
   virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) = 0;
   // Ends the device: rings stopped, plugin's device destroyed, image unloaded if it was the last.
+  // NotFound. DeadlineExceeded when it is gone from here, but a callback of its plugin does not
+  // return or I/O of it does not end: guest memory that it could reach may still be written.
   virtual absl::Status Remove(absl::string_view name) = 0;
   virtual absl::StatusOr<DeviceHandle> Find(absl::string_view name) const = 0;
   virtual std::vector<std::string> List() const = 0;

@@ -1,0 +1,110 @@
+// The service with real devices and front-ends: what becomes of a slice of the guest's pool, and of
+// a plugin's refusals.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "hostif/device_host/service.h"
+#include "hostif/guest/driver.h"
+#include "hostif/guest/vhost_user_transport.h"
+#include "tests/support/log_capture.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
+
+namespace virtbay::device_host {
+namespace {
+
+using testing::LogCapture;
+using testing::StatusIs;
+using testing::TempDir;
+
+constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kPool = 0x1000'0000;
+
+class ServiceTest : public ::testing::Test {
+ protected:
+  void SetUp() override { ASSERT_OK_AND_ASSIGN(service_, Service::Create({}, log_.log())); }
+
+  DeviceConfig Config(const std::string& name, const std::string& plugin) {
+    DeviceConfig config;
+    config.spec.name = name;
+    config.spec.plugin = std::string(VIRTBAY_BAD_PLUGIN_DIR "/") + plugin + ".so";
+    config.spec.stop_deadline = absl::Milliseconds(100);
+    config.socket_path = dir_ / (name + ".sock");
+    return config;
+  }
+  // With a slice of the guest's pool.
+  DeviceConfig Sliced(const std::string& name, const std::string& plugin, uint64_t size) {
+    DeviceConfig config = Config(name, plugin);
+    config.pool_slice = true;
+    config.slice_size = size;
+    return config;
+  }
+  // A front-end whose memory is the slice.
+  absl::StatusOr<std::unique_ptr<guest::Driver>> Connect(const std::string& name) {
+    VIRTBAY_ASSIGN_OR_RETURN(const DeviceReport report, service_->InspectDevice(name));
+    const Aperture& slice = report.info.aperture;
+    VIRTBAY_ASSIGN_OR_RETURN(
+        auto memory, guest::GuestMemory::Create({{.address = slice.base, .size = slice.size}}));
+    VIRTBAY_ASSIGN_OR_RETURN(auto transport, guest::VhostUserTransport::Connect(report.socket));
+    return guest::Driver::Create(std::move(transport), std::move(memory), {});
+  }
+
+  LogCapture log_;
+  TempDir dir_;
+  std::unique_ptr<Service> service_;
+};
+
+TEST_F(ServiceTest, ASliceIsGivenBackWithItsDevice) {
+  ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
+  ASSERT_OK(service_->AddDevice(Sliced("a", "correct", 16 * kMiB)));
+  ASSERT_OK_AND_ASSIGN(auto driver, Connect("a"));
+  EXPECT_THAT(service_->AddDevice(Sliced("b", "correct", 2 * kMiB)),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  ASSERT_OK(service_->RemoveDevice("a"));
+  EXPECT_OK(service_->AddDevice(Sliced("b", "correct", 16 * kMiB)));
+}
+
+TEST_F(ServiceTest, ASliceThatMayStillBeWrittenIsNobodysAnyMore) {
+  const std::string fifo = dir_ / "release";
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
+  ASSERT_EQ(::setenv("VIRTBAY_TEST_RELEASE", fifo.c_str(), 1), 0);
+  ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
+  ASSERT_OK(service_->AddDevice(Sliced("a", "stuck_in_on_requests", 4 * kMiB)));
+  ASSERT_OK_AND_ASSIGN(auto driver, Connect("a"));
+  ASSERT_OK_AND_ASSIGN(const guest::GuestRange range, driver->memory().Allocate(64));
+  const guest::Segment segment{range.address, 64};
+  ASSERT_TRUE(driver->queue(0).Add({}, std::span(&segment, 1), 1));
+  driver->queue(0).Publish();
+  // There is a reader: the plugin is in its callback.
+  const UniqueFd release(::open(fifo.c_str(), O_WRONLY | O_CLOEXEC));
+  ASSERT_TRUE(release);
+
+  EXPECT_THAT(service_->RemoveDevice("a"),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, "a callback does not return"));
+  EXPECT_THAT(service_->InspectDevice("a"), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(service_->AddDevice(Sliced("a", "correct", 14 * kMiB)),
+              StatusIs(absl::StatusCode::kResourceExhausted, "at most 12582912"));
+  ASSERT_OK(service_->AddDevice(Sliced("a", "correct", 12 * kMiB))) << "the name is free";
+  EXPECT_EQ(service_->InspectDevice("a")->info.aperture.base, kPool + 4 * kMiB);
+  EXPECT_TRUE(log_.Contains("its slice of the guest's bounce pool is lost"));
+}
+
+TEST_F(ServiceTest, AGuestWithoutAPoolIsWorthAWarningWhenADeviceWantsOne) {
+  constexpr char kWarning[] = "has no bounce pool";
+  ASSERT_OK(service_->AddDevice(Config("plain", "correct")));
+  ASSERT_OK(service_->ApplyGuest({0, 0}));
+  EXPECT_FALSE(log_.Contains(kWarning));
+  ASSERT_OK(service_->AddDevice(Sliced("sliced", "correct", 0)));
+  EXPECT_TRUE(log_.Contains(kWarning));
+}
+
+}  // namespace
+}  // namespace virtbay::device_host
