@@ -610,6 +610,7 @@ DeviceInfo Device::Inspect() const {
   info.dma_violations = core_->dma_violations.load(std::memory_order_relaxed);
   info.metrics = core_->metrics.Values();
   info.metric_help = core_->metrics.Help();
+  info.metric_kind = core_->metrics.Kinds();
   for (const auto& queue : core_->queues) info.queues.push_back(queue->Stats());
   info.cpu_ns = ended_cpu_ns_;
   uint64_t enters = ended_enters_;

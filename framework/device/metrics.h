@@ -1,4 +1,4 @@
-// Metrics: a device's named 64-bit cells, handed to its plugin and reported by Inspect.
+// Metrics: a device's named 64-bit cells, counters and gauges, handed to its plugin and reported by Inspect.
 // Owned by the device. Registering and reading are [any]; the cells are plain words that their
 // users change with relaxed atomics.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_METRICS_H_
@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "virtbay/host.h"
 
 namespace virtbay {
 
@@ -20,9 +21,10 @@ class Metrics {
  public:
   static constexpr uint32_t kMaxCells = 256;
 
-  // The cell of that name, made at the first call; nullptr for a name that is not lower_snake (at
-  // most 64 characters) or when there are kMaxCells others.
-  uint64_t* Cell(absl::string_view name, absl::string_view help) {
+  // The cell of that name, made at the first call, which says what it is; nullptr for a name that is
+  // not lower_snake (at most 64 characters) or when there are kMaxCells others.
+  uint64_t* Cell(absl::string_view name, absl::string_view help,
+                 MetricKind kind = MetricKind::kCounter) {
     if (!ValidName(name)) return nullptr;
     absl::MutexLock lock(&mutex_);
     auto found = index_.find(std::string(name));
@@ -31,6 +33,7 @@ class Metrics {
     const auto at = static_cast<uint32_t>(index_.size());
     index_.emplace(name, at);
     help_.emplace(name, help);
+    kinds_.emplace(name, kind);
     return &cells_[at];
   }
 
@@ -46,6 +49,10 @@ class Metrics {
     absl::MutexLock lock(&mutex_);
     return help_;
   }
+  std::map<std::string, MetricKind> Kinds() {
+    absl::MutexLock lock(&mutex_);
+    return kinds_;
+  }
 
  private:
   static bool ValidName(absl::string_view name) {
@@ -59,6 +66,7 @@ class Metrics {
   absl::Mutex mutex_;
   std::map<std::string, uint32_t> index_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::string> help_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, MetricKind> kinds_ ABSL_GUARDED_BY(mutex_);
   std::array<uint64_t, kMaxCells> cells_{};  // addresses stay for the device's life
 };
 

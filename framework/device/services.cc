@@ -197,7 +197,11 @@ uint64_t* Counter(virtbay_host_device* host, const char* name, const char* help)
   return host->core->metrics.Cell(name, help == nullptr ? "" : help);
 }
 
-constexpr virtbay_metrics_service kMetrics = {sizeof(kMetrics), 0, &Counter};
+uint64_t* Gauge(virtbay_host_device* host, const char* name, const char* help) {
+  return host->core->metrics.Cell(name, help == nullptr ? "" : help, MetricKind::kGauge);
+}
+
+constexpr virtbay_metrics_service kMetrics = {sizeof(kMetrics), 0, &Counter, &Gauge};
 
 int32_t Offload(virtbay_host_device* host, uint32_t index, void (*work)(void*), void* argument,
                 uint64_t cookie) {

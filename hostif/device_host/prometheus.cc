@@ -1,18 +1,22 @@
 #include "hostif/device_host/prometheus.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <map>
+#include <set>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 
 namespace virtbay::device_host {
 namespace {
 
-// HELP text escapes backslash and newline only; a quote stays as it is.
+// HELP text escapes backslash and newline only; a quote stays as it is. Other control characters a
+// plugin may have put there are no text.
 std::string EscapeHelp(absl::string_view text) {
   std::string out;
   for (const char c : text) {
@@ -20,6 +24,8 @@ std::string EscapeHelp(absl::string_view text) {
       out += "\\\\";
     } else if (c == '\n') {
       out += "\\n";
+    } else if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) {
+      out.push_back(' ');
     } else {
       out.push_back(c);
     }
@@ -111,9 +117,71 @@ constexpr QueueFamily kQueueFamilies[] = {
      [](const QueueStats& q) { return uint64_t{q.broken}; }},
 };
 
+constexpr char kInfoFamily[] = "virtbay_device_info";
+
 struct PluginFamily {
+  MetricKind kind = MetricKind::kCounter;
   std::string help;
+  std::set<std::string> devices;
   std::string samples;
+};
+
+bool IsOwnFamily(absl::string_view name) {
+  const auto named = [&](const auto& family) { return name == family.name; };
+  return name == kInfoFamily ||
+         std::any_of(std::begin(kDeviceFamilies), std::end(kDeviceFamilies), named) ||
+         std::any_of(std::begin(kQueueFamilies), std::end(kQueueFamilies), named);
+}
+
+// The plugins' families, by name. Their samples must stand together, so they are gathered before
+// they are written: several devices of one plugin share its families.
+class PluginFamilies {
+ public:
+  void Add(const DeviceInfo& device, const std::string& metric, uint64_t value) {
+    const auto kind = device.metric_kind.find(metric);
+    const MetricKind what = kind == device.metric_kind.end() ? MetricKind::kCounter : kind->second;
+    const std::string name = NameFor(device, metric, what);
+    PluginFamily& family = families_[name];
+    family.kind = what;
+    family.devices.insert(device.name);
+    const auto help = device.metric_help.find(metric);
+    if (family.help.empty() && help != device.metric_help.end()) family.help = help->second;
+    absl::StrAppend(&family.samples, name, "{device=\"", EscapeLabel(device.name), "\"} ", value,
+                    "\n");
+  }
+
+  void Write(std::string* out) const {
+    for (const auto& [name, family] : families_) {
+      const bool counts = family.kind == MetricKind::kCounter;
+      Begin(out, name, counts ? "counter" : "gauge",
+            !family.help.empty() ? absl::string_view(family.help)
+                                 : absl::string_view("A number of the plugin's own."));
+      *out += family.samples;
+    }
+  }
+
+ private:
+  // A counter's name ends in _total. Another name where this one is taken: by a family of the
+  // host's, by one of the other kind, or for this device already (plugins spell theirs freely, and
+  // what differs there may be the same here).
+  std::string NameFor(const DeviceInfo& device, const std::string& metric, MetricKind kind) const {
+    const bool counts = kind == MetricKind::kCounter;
+    absl::string_view word = metric;
+    if (counts) absl::ConsumeSuffix(&word, "_total");
+    for (int n = 1;; ++n) {
+      const std::string name =
+          absl::StrCat("virtbay_", MetricWord(device.type), "_", MetricWord(word),
+                       n == 1 ? "" : absl::StrCat("_", n), counts ? "_total" : "");
+      if (IsOwnFamily(name)) continue;
+      const auto found = families_.find(name);
+      if (found == families_.end() ||
+          (found->second.kind == kind && !found->second.devices.contains(device.name))) {
+        return name;
+      }
+    }
+  }
+
+  std::map<std::string, PluginFamily> families_;
 };
 
 }  // namespace
@@ -136,10 +204,10 @@ std::string EscapeLabel(absl::string_view value) {
 
 std::string PrometheusText(const std::vector<DeviceReport>& devices) {
   std::string out;
-  Begin(&out, "virtbay_device_info", "gauge", "Always 1; the labels tell what the device is.");
+  Begin(&out, kInfoFamily, "gauge", "Always 1; the labels tell what the device is.");
   for (const DeviceReport& device : devices) {
     const DeviceInfo& info = device.info;
-    absl::StrAppend(&out, "virtbay_device_info{device=\"", EscapeLabel(info.name), "\",plugin=\"",
+    absl::StrAppend(&out, kInfoFamily, "{device=\"", EscapeLabel(info.name), "\",plugin=\"",
                     EscapeLabel(info.plugin), "\",version=\"", EscapeLabel(info.plugin_version),
                     "\",type=\"", EscapeLabel(info.type), "\",state=\"", EscapeLabel(info.state),
                     "\",dma=\"", EscapeLabel(info.dma_mode), "\"} 1\n");
@@ -160,24 +228,13 @@ std::string PrometheusText(const std::vector<DeviceReport>& devices) {
       }
     }
   }
-  // A family's samples must stand together, so the plugins' own are gathered before they are
-  // written: several devices of one plugin share its families.
-  std::map<std::string, PluginFamily> families;
+  PluginFamilies families;
   for (const DeviceReport& device : devices) {
     for (const auto& [metric, value] : device.info.metrics) {
-      const std::string name =
-          absl::StrCat("virtbay_", MetricWord(device.info.type), "_", MetricWord(metric));
-      PluginFamily& family = families[name];
-      const auto help = device.info.metric_help.find(metric);
-      if (family.help.empty() && help != device.info.metric_help.end()) family.help = help->second;
-      absl::StrAppend(&family.samples, name, "{device=\"", EscapeLabel(device.info.name), "\"} ",
-                      value, "\n");
+      families.Add(device.info, metric, value);
     }
   }
-  for (const auto& [name, family] : families) {
-    Begin(&out, name, absl::EndsWith(name, "_total") ? "counter" : "untyped", family.help);
-    out += family.samples;
-  }
+  families.Write(&out);
   return out;
 }
 

@@ -131,8 +131,8 @@ Status Fs::Init(const sdk::Host* the_host) {
   counters.slow_writes = counter("slow_writes", "inline writes that took more than 2 ms");
   counters.parked_locks = counter("parked_locks", "SETLKW requests that had to wait");
   counters.stale = counter("stale_inodes", "inodes that the host had renamed or replaced");
-  inodes.set_counter(counter("inodes", "inodes that the guest knows"));
-  handles.set_counter(counter("open_handles", "files and directories that the guest has open"));
+  inodes.set_counter(host->Gauge("inodes", "inodes that the guest knows"));
+  handles.set_counter(host->Gauge("open_handles", "files and directories that the guest has open"));
   budget.set_evicted_counter(counter("fds_evicted", "cold inode descriptors closed"));
   return {};
 }

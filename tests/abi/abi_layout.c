@@ -90,6 +90,7 @@ int main(void) {
   MEMBER(virtbay_metrics_service, struct_size);
   MEMBER(virtbay_metrics_service, reserved);
   MEMBER(virtbay_metrics_service, counter);
+  MEMBER(virtbay_metrics_service, gauge);
   STRUCT(virtbay_offload_service);
   MEMBER(virtbay_offload_service, struct_size);
   MEMBER(virtbay_offload_service, reserved);

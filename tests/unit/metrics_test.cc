@@ -17,6 +17,15 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::Pair;
 
+TEST(MetricsTest, TheFirstCallSaysWhatItIs) {
+  Metrics metrics;
+  uint64_t* const cell = metrics.Cell("open", "", MetricKind::kGauge);
+  EXPECT_EQ(metrics.Cell("open", "", MetricKind::kCounter), cell);
+  metrics.Cell("opened", "");
+  EXPECT_THAT(metrics.Kinds(),
+              ElementsAre(Pair("open", MetricKind::kGauge), Pair("opened", MetricKind::kCounter)));
+}
+
 TEST(MetricsTest, TheSameNameIsTheSameCell) {
   Metrics metrics;
   uint64_t* const cell = metrics.Cell("lookups", "first help");

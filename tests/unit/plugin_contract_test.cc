@@ -103,7 +103,7 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         AddClause{"no_symbol", absl::StatusCode::kInvalidArgument, "virtbay_plugin_entry"},
         AddClause{"wrong_magic", absl::StatusCode::kInvalidArgument, "magic"},
-        AddClause{"newer_major", absl::StatusCode::kInvalidArgument, "built for plugin ABI 2.0"},
+        AddClause{"newer_major", absl::StatusCode::kInvalidArgument, "built for plugin ABI 2."},
         AddClause{"smaller_struct", absl::StatusCode::kInvalidArgument, "struct_size"},
         AddClause{"load_throws", absl::StatusCode::kInternal, "from load"},
         AddClause{"create_fails", absl::StatusCode::kNotFound, "create(): no such directory"},

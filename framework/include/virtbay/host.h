@@ -78,6 +78,9 @@ struct QueueStats {
   bool broken = false;
 };
 
+// What a plugin's cell holds: a number that only grows, or one that goes up and down.
+enum class MetricKind { kCounter, kGauge };
+
 struct DeviceInfo {
   std::string name;
   std::string plugin;
@@ -100,8 +103,9 @@ struct DeviceInfo {
   uint64_t cpu_ns = 0;  // of its queue threads
   uint64_t dma_violations = 0;
   std::vector<QueueStats> queues;
-  std::map<std::string, uint64_t> metrics;  // the plugin's counters
+  std::map<std::string, uint64_t> metrics;  // the plugin's counters and gauges
   std::map<std::string, std::string> metric_help;
+  std::map<std::string, MetricKind> metric_kind;
   std::map<std::string, std::string> options;
 };
 

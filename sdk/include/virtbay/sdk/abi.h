@@ -24,7 +24,7 @@ extern "C" {
 
 #define VIRTBAY_ABI_MAGIC 0x59424256u /**< "VBBY", little endian */
 #define VIRTBAY_ABI_MAJOR 1u          /**< a host loads only its own major */
-#define VIRTBAY_ABI_MINOR 0u          /**< a host loads every minor: tables only grow */
+#define VIRTBAY_ABI_MINOR 1u          /**< a host loads every minor: tables only grow */
 
 /** Name of the one symbol that a plugin exports, a `const virtbay_plugin`. */
 #define VIRTBAY_ENTRY_SYMBOL "virtbay_plugin_entry"
@@ -255,10 +255,12 @@ typedef struct virtbay_config_service {
 typedef struct virtbay_metrics_service {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */
   uint32_t reserved;    /**< zero */
-  /** [any, may allocate] A 64-bit cell that the host reports under this name (lower_snake); the
-   * same name gives the same cell. Change it with relaxed atomics. Lives as long as the device.
-   * NULL when the name is not of that form or the device has too many. */
+  /** [any, may allocate] A 64-bit cell that the host reports under this name (lower_snake) as a
+   * number that only grows; the same name gives the same cell. Change it with relaxed atomics. Lives
+   * as long as the device. NULL when the name is not of that form or the device has too many. */
   uint64_t* (*counter)(virtbay_host_device* host, const char* name, const char* help);
+  /** [any, may allocate] The same for a number that goes up and down. */
+  uint64_t* (*gauge)(virtbay_host_device* host, const char* name, const char* help);
 } virtbay_metrics_service;
 #define VIRTBAY_SERVICE_METRICS "virtbay.host.metrics/1"
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdarg>
+#include <cstddef>
 #include <cstdio>
 #include <optional>
 #include <string>
@@ -78,7 +79,13 @@ class Host {
   uint64_t* Counter(const char* name, const char* help) const {
     return metrics_->counter(device_, name, help);
   }
-  /// [any] Adds to a counter cell.
+  /// [any] The same for a number that goes up and down; a counter with a host that knows no others.
+  uint64_t* Gauge(const char* name, const char* help) const {
+    constexpr size_t kEnd = offsetof(virtbay_metrics_service, gauge) + sizeof(metrics_->gauge);
+    const bool known = metrics_->struct_size >= kEnd && metrics_->gauge != nullptr;
+    return (known ? metrics_->gauge : metrics_->counter)(device_, name, help);
+  }
+  /// [any] Adds to a cell.
   static void Add(uint64_t* cell, uint64_t n = 1) {
     if (cell != nullptr) __atomic_fetch_add(cell, n, __ATOMIC_RELAXED);
   }
