@@ -14,7 +14,7 @@ namespace virtbay {
 // "what: strerror(error)" with the canonical code of the errno.
 absl::Status ErrnoStatus(int error, absl::string_view what);
 
-// The same status with "context: " before its text; OK stays OK.
+// The same status, payloads included, with "context: " before its text; OK stays OK.
 absl::Status Annotate(const absl::Status& status, absl::string_view context);
 
 }  // namespace virtbay

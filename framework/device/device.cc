@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "framework/base/status.h"
+#include "framework/device/option_check.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/port.h"
 #include "framework/device/queue.h"
@@ -97,11 +98,14 @@ absl::Status Device::Init() {
   core_->slots.emplace(*core_->arena);
   core_->offload.emplace(absl::StrCat("vb-off-", spec.name), kOffloadThreads);
 
-  VIRTBAY_ASSIGN_OR_RETURN(core_->device, plugin_->CreateDevice(index, HostTable(), &host_device_));
+  VIRTBAY_RETURN_IF_ERROR(CheckOptionKinds(*plugin_, index, spec));
+  auto created = plugin_->CreateDevice(index, HostTable(), &host_device_);
+  if (!created.ok()) return MarkOption(created.status());
+  core_->device = *created;
   CopySized(&core_->ops, core_->device->ops);
-  VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "init", [&](virtbay_error* error) {
+  VIRTBAY_RETURN_IF_ERROR(MarkOption(CallOnControl(core_.get(), "init", [&](virtbay_error* error) {
     return core_->ops.init(core_->device, error);
-  }));
+  })));
   VIRTBAY_RETURN_IF_ERROR(CreateQueues());
   state_ = "ready";
   return absl::OkStatus();

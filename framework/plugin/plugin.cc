@@ -16,6 +16,7 @@ namespace virtbay {
 namespace {
 
 constexpr uint32_t kMaxDeviceTypes = 64;
+constexpr uint32_t kMaxOptions = 1024;
 
 // A plugin's error code and text as a status. The text came from the plugin: bounded, made
 // printable. An exception thrown across the boundary arrives as kThrew.
@@ -235,6 +236,36 @@ absl::StatusOr<const virtbay_device_type*> Plugin::FindType(absl::string_view na
   }
   return absl::NotFoundError(absl::StrCat("plugin ", path().native(), " has no device type '", name,
                                           "'; it has: ", impl_->TypeNames()));
+}
+
+absl::StatusOr<std::map<std::string, uint32_t>> Plugin::OptionKinds(uint32_t index) const {
+  const std::string subject = absl::StrCat("plugin ", path().native(), ": its options");
+  std::map<std::string, uint32_t> kinds;
+  const void* found = nullptr;
+  absl::Status status = Call("factory()", [&](virtbay_error*) {
+    found = impl_->entry->factory(VIRTBAY_FACTORY_OPTIONS);
+    return VIRTBAY_OK;
+  });
+  if (!status.ok()) return Annotate(status, subject);
+  const auto* table = static_cast<const virtbay_device_options*>(found);
+  if (table == nullptr) return kinds;
+  if (table->struct_size < sizeof(virtbay_device_options) || table->describe == nullptr) {
+    return absl::InvalidArgumentError(absl::StrCat(subject, ": the table is too small"));
+  }
+  for (uint32_t i = 0; i <= kMaxOptions; ++i) {
+    const virtbay_option* option = nullptr;
+    status = Call("describe()", [&](virtbay_error*) {
+      option = table->describe(index, i);
+      return VIRTBAY_OK;
+    });
+    if (!status.ok()) return Annotate(status, subject);
+    if (option == nullptr) return kinds;
+    if (option->struct_size < sizeof(virtbay_option) || option->name == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(subject, ": option ", i, " is too small"));
+    }
+    kinds.emplace(option->name, option->kind);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(subject, ": more than ", kMaxOptions));
 }
 
 absl::StatusOr<virtbay_device*> Plugin::CreateDevice(uint32_t index, const virtbay_host& host,

@@ -3,7 +3,9 @@
 #ifndef VIRTBAY_FRAMEWORK_PLUGIN_PLUGIN_H_
 #define VIRTBAY_FRAMEWORK_PLUGIN_PLUGIN_H_
 
+#include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -53,6 +55,9 @@ class Plugin {
   // The type with that name ("" = the only one), and its index for factory().create.
   absl::StatusOr<const virtbay_device_type*> FindType(absl::string_view name,
                                                       uint32_t* index) const;
+  // The options that the plugin declares for the type with that index (VIRTBAY_OPTION_* by name);
+  // empty when it declares none. InvalidArgument for a table that cannot be one. [control]
+  absl::StatusOr<std::map<std::string, uint32_t>> OptionKinds(uint32_t index) const;
   // factory().create with everything that can go wrong in it as a status: its error text, an
   // exception, a device without the required functions. The device is in state CREATED and must be
   // destroyed through its ops before this Plugin goes. [control]

@@ -186,6 +186,8 @@ class Reader {
       if (!set.ok()) {
         return At(option, absl::StrCat("options.", Printable(option.str())), set.message());
       }
+      device->option_origins[std::string(option.str())] =
+          absl::StrCat(name_, ":", option.source().begin.line);
     }
     return absl::OkStatus();
   }

@@ -220,22 +220,29 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
 absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, DeviceConfig* config) {
   if (!ValidOptionKey(key)) return Invalid("is not an option name");
   std::string text;
+  OptionKind kind = OptionKind::kText;
   if (const auto* string = std::get_if<std::string>(&value)) {
     if (string->find('\0') != std::string::npos) return Invalid("must not contain a NUL byte");
     text = *string;
   } else if (const auto* integer = std::get_if<int64_t>(&value)) {
     text = absl::StrCat(*integer);
+    kind = OptionKind::kInteger;
   } else if (const auto* number = std::get_if<double>(&value)) {
     if (!std::isfinite(*number)) return Invalid("must be a finite number");
     text = absl::StrCat(*number);
+    kind = OptionKind::kNumber;
   } else {
     text = std::get<bool>(value) ? "true" : "false";
+    kind = OptionKind::kBoolean;
   }
   if (text.size() > kMaxOptionValue) {
     return Invalid(absl::StrCat("is longer than ", kMaxOptionValue, " bytes"));
   }
   if (config->spec.options.size() >= kMaxOptions) return Invalid("too many options");
   config->spec.options.insert_or_assign(std::string(key), std::move(text));
+  if (kind != OptionKind::kText) {
+    config->spec.option_kinds.insert_or_assign(std::string(key), kind);
+  }
   return absl::OkStatus();
 }
 

@@ -20,7 +20,7 @@ class RunCommand final : public Command {
     app_->add_option("--log-level", log_level_, "Overrides the file's log-level");
     app_->add_option("--control-socket", control_socket_, "Overrides the file's control-socket");
     app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect");
-    app_->add_flag("--check", check_, "Only check the file");
+    app_->add_flag("--check", check_, "Only check the file, its plugins and their options");
   }
 
   bool chosen() const override { return app_->parsed(); }
@@ -32,7 +32,7 @@ class RunCommand final : public Command {
     }
     if (!control_socket_.empty()) config.control_socket = control_socket_;
     config.ready_fd = ready_fd_;
-    if (check_) return absl::OkStatus();
+    if (check_) return CheckService(config);
     return RunService(std::move(config));
   }
 

@@ -2,13 +2,14 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "framework/base/status.h"
@@ -23,8 +24,21 @@
 namespace virtbay::device_host {
 namespace {
 
+// The error with the place in the file that it is about: of the option, if it is about one.
 absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
-  return device.origin.empty() ? status : Annotate(status, device.origin);
+  if (status.ok() || device.origin.empty()) return status;
+  const absl::optional<absl::Cord> payload = status.GetPayload(kOptionPayload);
+  if (!payload.has_value()) return Annotate(status, device.origin);
+  const std::string option(*payload);
+  const auto given = device.option_origins.find(option);
+  const std::string mark = absl::StrCat("option ", option, ": ");
+  absl::string_view reason = status.message();
+  if (const size_t at = reason.find(mark); at != reason.npos)
+    reason = reason.substr(at + mark.size());
+  return absl::Status(
+      status.code(),
+      absl::StrCat(given == device.option_origins.end() ? device.origin : given->second,
+                   ": options.", option, ": ", reason));
 }
 
 // "systemd" is the only socket passed, "systemd:NAME" the one with that FileDescriptorName.
@@ -68,6 +82,22 @@ absl::Status CheckInherited(const std::vector<DeviceConfig>& devices, int ready_
 }
 
 }  // namespace
+
+absl::Status CheckService(const ServiceConfig& config) {
+  VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
+  if (!config.control_socket.empty()) {
+    VIRTBAY_RETURN_IF_ERROR(
+        Annotate(vhost_user::CheckSocketPath(config.control_socket), "control-socket"));
+  }
+  // What a device says of itself while it is made is not asked for.
+  const Log log = Log::ToStderr(std::max(config.log_level, LogLevel::kWarn));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
+                           Service::Create(config.plugin_dirs, log));
+  for (const DeviceConfig& device : config.devices) {
+    VIRTBAY_RETURN_IF_ERROR(AtOrigin(device, service->CheckDevice(device)));
+  }
+  return absl::OkStatus();
+}
 
 absl::Status RunService(ServiceConfig config) {
   VIRTBAY_RETURN_IF_ERROR(CheckInherited(config.devices, config.ready_fd));

@@ -12,6 +12,10 @@ namespace virtbay::device_host {
 // An error names the device or socket and leaves nothing behind.
 absl::Status RunService(ServiceConfig config);
 
+// [control] Goes as far as that can without serving: loads each device's plugin and makes the
+// device, with its options, but no socket. The same errors; nothing is left behind in any case.
+absl::Status CheckService(const ServiceConfig& config);
+
 }  // namespace virtbay::device_host
 
 #endif  // VIRTBAY_HOSTIF_DEVICE_HOST_RUN_SERVICE_H_

@@ -12,6 +12,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/process.h"
 
 namespace virtbay::device_host {
@@ -114,6 +115,20 @@ absl::Status Service::TakeSlice(DeviceConfig* config) {
   VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, pool_.Take(spec.name, config->slice_size));
   spec.dma_mode = DmaMode::kAperture;
   return absl::OkStatus();
+}
+
+absl::Status Service::CheckDevice(DeviceConfig config) {
+  if (!config.socket_path.empty() && !NamesPassedSocket(config.socket_path)) {
+    VIRTBAY_RETURN_IF_ERROR(vhost_user::CheckSocketPath(config.socket_path));
+  }
+  if (!config.socket_group.empty()) {
+    VIRTBAY_RETURN_IF_ERROR(GroupId(config.socket_group).status());
+  }
+  VIRTBAY_RETURN_IF_ERROR(TakeSlice(&config));
+  const absl::Status added = host_->Add(config.spec).status();
+  if (added.ok()) host_->Remove(config.spec.name).IgnoreError();
+  pool_.Release(config.spec.name);
+  return added;
 }
 
 absl::Status Service::AddDevice(DeviceConfig config) {

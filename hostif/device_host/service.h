@@ -41,6 +41,9 @@ class Service final : public ControlTarget {
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
 
+  // [any] Makes the device and ends it again, without a socket: what AddDevice would say of it, as
+  // far as that is known before.
+  absl::Status CheckDevice(DeviceConfig config);
   absl::Status AddDevice(DeviceConfig config) override;
   absl::Status RemoveDevice(absl::string_view name) override;
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {

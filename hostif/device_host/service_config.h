@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +31,7 @@ struct DeviceConfig {
 
   // "FILE:LINE" of the device, for errors found after the file was read; empty elsewhere.
   std::string origin;
+  std::map<std::string, std::string> option_origins;  // the same of each option, by its name
 };
 
 struct ServiceConfig {

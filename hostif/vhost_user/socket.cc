@@ -130,6 +130,8 @@ absl::StatusOr<ListeningSocket> ListenAt(const std::string& path, mode_t mode) {
   return result;
 }
 
+absl::Status CheckSocketPath(const std::string& path) { return Address(path).status(); }
+
 absl::StatusOr<SocketRole> InspectSocket(const UniqueFd& fd) {
   const std::string name = absl::StrCat("fd ", fd.get());
   int domain = 0;

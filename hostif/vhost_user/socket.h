@@ -44,6 +44,9 @@ struct ListeningSocket {
 // system call; each names the path.
 absl::StatusOr<ListeningSocket> ListenAt(const std::string& path, mode_t mode);
 
+// [any] InvalidArgument when the path cannot be a socket's: see ListenAt.
+absl::Status CheckSocketPath(const std::string& path);
+
 enum class SocketRole { kListening, kConnected };
 
 // What an inherited fd is, made non-blocking and close-on-exec. InvalidArgument when it is not a

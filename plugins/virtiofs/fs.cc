@@ -77,7 +77,7 @@ Status Fs::Init(const sdk::Host* the_host) {
     if (bytes >= 4096) options.max_write = std::min(options.max_write, bytes & ~4095u);
   }
 
-  const std::string what = "shared-dir " + options.shared_dir;
+  const std::string what = "option shared-dir: " + options.shared_dir;
   root_fd = ::open(options.shared_dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (root_fd < 0) return Errno(errno, what);
   root_read_fd = ::open(options.shared_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -102,7 +102,7 @@ Status ParseOne(std::string_view key, const std::string& value, Options* o, Time
   if (key == "max-open-files") return ParseNumber(key, value, 16, 1u << 24, &o->max_open_files);
   if (key == "max-inodes") return ParseNumber(key, value, 64, 1u << 28, &o->max_inodes);
   if (key == "max-lock-waiters") return ParseNumber(key, value, 0, 65536, &o->max_lock_waiters);
-  return sdk::InvalidArgument("unknown option " + std::string(key));
+  return sdk::InvalidArgument("option " + std::string(key) + ": there is no such option");
 }
 
 }  // namespace
@@ -115,7 +115,7 @@ sdk::Result<Options> Options::Parse(const std::vector<KeyValue>& given) {
     Status status = ParseOne(key, value, &o, &t);
     if (!status.ok()) return status.error();
   }
-  if (o.shared_dir.empty()) return sdk::InvalidArgument("option shared-dir is missing");
+  if (o.shared_dir.empty()) return sdk::InvalidArgument("option shared-dir: is missing");
   if (o.posix_acl) o.xattr = true;
   o.max_write &= ~4095u;
 

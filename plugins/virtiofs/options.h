@@ -3,6 +3,7 @@
 #ifndef VIRTBAY_PLUGINS_VIRTIOFS_OPTIONS_H_
 #define VIRTBAY_PLUGINS_VIRTIOFS_OPTIONS_H_
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -10,11 +11,37 @@
 #include <string_view>
 #include <vector>
 
+#include "virtbay/sdk/plugin.h"
 #include "virtbay/sdk/result.h"
 
 namespace virtbay::virtiofs {
 
 enum class CachePolicy : uint8_t { kAuto, kAlways, kNever, kMetadata };
+
+// What there is, for hosts whose sources have types; Parse takes text.
+inline constexpr std::array kOptionList = {
+    sdk::MakeOption("shared-dir", VIRTBAY_OPTION_TEXT),
+    sdk::MakeOption("tag", VIRTBAY_OPTION_TEXT),
+    sdk::MakeOption("cache", VIRTBAY_OPTION_TEXT),
+    sdk::MakeOption("attr-timeout", VIRTBAY_OPTION_NUMBER),
+    sdk::MakeOption("entry-timeout", VIRTBAY_OPTION_NUMBER),
+    sdk::MakeOption("negative-timeout", VIRTBAY_OPTION_NUMBER),
+    sdk::MakeOption("readonly", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("writeback", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("xattr", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("posix-acl", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("allow-direct-io", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("readdirplus", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("no-readdirplus", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("announce-submounts", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("killpriv-v2", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("request-queues", VIRTBAY_OPTION_INTEGER),
+    sdk::MakeOption("max-write", VIRTBAY_OPTION_INTEGER),
+    sdk::MakeOption("max-open-inodes", VIRTBAY_OPTION_INTEGER),
+    sdk::MakeOption("max-open-files", VIRTBAY_OPTION_INTEGER),
+    sdk::MakeOption("max-inodes", VIRTBAY_OPTION_INTEGER),
+    sdk::MakeOption("max-lock-waiters", VIRTBAY_OPTION_INTEGER),
+};
 
 struct Options {
   std::string shared_dir;

@@ -28,6 +28,8 @@ constexpr uint32_t kView = 1024;
 
 class VirtioFs : public Device {
  public:
+  static constexpr auto& kOptions = virtbay::virtiofs::kOptionList;
+
   Status Init() override {
     Status status = fs_.Init(&host());
     if (!status.ok()) return status;

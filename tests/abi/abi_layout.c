@@ -158,6 +158,14 @@ int main(void) {
   MEMBER(virtbay_device_factory, count);
   MEMBER(virtbay_device_factory, describe);
   MEMBER(virtbay_device_factory, create);
+  STRUCT(virtbay_option);
+  MEMBER(virtbay_option, struct_size);
+  MEMBER(virtbay_option, kind);
+  MEMBER(virtbay_option, name);
+  STRUCT(virtbay_device_options);
+  MEMBER(virtbay_device_options, struct_size);
+  MEMBER(virtbay_device_options, reserved);
+  MEMBER(virtbay_device_options, describe);
   STRUCT(virtbay_plugin);
   MEMBER(virtbay_plugin, struct_size);
   MEMBER(virtbay_plugin, magic);
@@ -201,6 +209,10 @@ int main(void) {
   CONSTANT(VIRTBAY_IO_POLL);
   CONSTANT(VIRTBAY_IO_STREAM);
   CONSTANT(VIRTBAY_DEVICE_QUEUE_PARALLEL);
+  CONSTANT(VIRTBAY_OPTION_TEXT);
+  CONSTANT(VIRTBAY_OPTION_BOOLEAN);
+  CONSTANT(VIRTBAY_OPTION_INTEGER);
+  CONSTANT(VIRTBAY_OPTION_NUMBER);
   CONSTANT(VIRTBAY_PLUGIN_HOT_RELOADABLE);
   printf("VIRTBAY_ENTRY_SYMBOL %s\n", VIRTBAY_ENTRY_SYMBOL);
   printf("VIRTBAY_SERVICE_QUEUE %s\n", VIRTBAY_SERVICE_QUEUE);

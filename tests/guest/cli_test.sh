@@ -158,16 +158,52 @@ device() { printf '[[device]]\nname = "%s"\nplugin = "%s"\nsocket = "%s.sock"\n[
 { device a virtiofs a 'shared-dir = "share"'; device a virtiofs b 'shared-dir = "share"'; } >bad4.toml
 refuses 1 "bad4.toml:8: name: 'a'" run bad4.toml
 { device a virtiofs a 'shared-dir = "share"'; device b virtiofs b 'shared-dir = "/missing/dir"'; } >bad5.toml
-refuses 1 "bad5.toml:7: " run bad5.toml
+refuses 1 "bad5.toml:12: options.shared-dir: /missing/dir: " run bad5.toml
 refuses 1 "/missing/dir" run bad5.toml
 { device a virtiofs a 'shared-dir = "share"
 colour = "red"'; } >bad6.toml
-refuses 1 "colour" run bad6.toml
+refuses 1 "bad6.toml:7: options.colour: " run bad6.toml
 device a no-such-plugin a 'x = 1' >bad7.toml
 refuses 1 "no-such-plugin" run bad7.toml
 printf 'not a library' >broken.so
 device a ./broken.so a 'x = 1' >bad8.toml
 refuses 1 "broken.so" run bad8.toml
+refuses 1 "bad8.toml:1: " run bad8.toml
+# The same where nothing is to be served, and of values that only the plugin can judge.
+{ device a virtiofs a 'shared-dir = 5'; } >bad9.toml
+{ device a virtiofs a 'tag = "t"'; } >bad10.toml
+{ device a virtiofs a 'shared-dir = "share"
+readonly = 1'; } >bad11.toml
+{ device a virtiofs a 'shared-dir = "share"'; device b virtiofs b 'shared-dir = "share"
+tag = "t"
+cache = "sometimes"'; } >bad12.toml
+{ device a virtiofs a 'shared-dir = "share"
+attr-timeout = true'; } >bad13.toml
+{ device a virtiofs a 'shared-dir = "share"
+request-queues = 2.5'; } >bad14.toml
+{ device a virtiofs a 'shared-dir = "share"' | sed "s/a.sock/$long/"; } >bad15.toml
+for check in "" --check; do
+  refuses 1 "bad5.toml:12: options.shared-dir: /missing/dir: No such file" run $check bad5.toml
+  refuses 1 "bad6.toml:7: options.colour: there is no such option" run $check bad6.toml
+  refuses 1 "bad7.toml:1: " run $check bad7.toml
+  refuses 1 "bad8.toml:1: " run $check bad8.toml
+  refuses 1 "bad9.toml:6: options.shared-dir: must be a string" run $check bad9.toml
+  refuses 1 "bad10.toml:1: options.shared-dir: is missing" run $check bad10.toml
+  refuses 1 "bad11.toml:7: options.readonly: must be true or false" run $check bad11.toml
+  refuses 1 "bad12.toml:14: options.cache: \"sometimes\" is not one of" run $check bad12.toml
+  refuses 1 "bad13.toml:7: options.attr-timeout: must be a number" run $check bad13.toml
+  refuses 1 "bad14.toml:7: options.request-queues: must be an integer" run $check bad14.toml
+  refuses 1 "bad15.toml:1: " run $check bad15.toml
+done
+{ printf '[host]\ncontrol-socket = "control.sock"\n'
+  device a virtiofs a 'shared-dir = "share"
+attr-timeout = 5
+entry-timeout = 0.5
+request-queues = "2"
+readonly = true
+writeback = "yes"'; device b virtiofs b 'shared-dir = "share"'; } >good.toml
+accepts run --check good.toml
+[ ! -s err ] && [ ! -s out ] && [ -z "$(ls -A | grep sock)" ] || complain "run --check says or leaves something"
 refuses 1 "broken.so" plugin inspect broken.so
 refuses 1 "missing.so" plugin inspect ./missing.so
 rm -f ./*.toml ./*.so plain

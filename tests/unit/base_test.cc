@@ -37,6 +37,9 @@ TEST(Status, AnnotateKeepsTheCode) {
   EXPECT_OK(Annotate(absl::OkStatus(), "device a"));
   const absl::Status status = Annotate(absl::NotFoundError("no plugin"), "device a");
   EXPECT_EQ(status, absl::NotFoundError("device a: no plugin"));
+  absl::Status marked = absl::NotFoundError("no plugin");
+  marked.SetPayload("mark", absl::Cord("x"));
+  EXPECT_EQ(Annotate(marked, "device a").GetPayload("mark"), absl::Cord("x"));
 }
 
 absl::StatusOr<int> Half(int n) {

@@ -253,6 +253,53 @@ TEST_F(PluginContractTest, RequestsThatNeverEndAreDroppedAtTheStop) {
   EXPECT_EQ(device_.Inspect()->arena_slots_used, 0u);
 }
 
+// ---- options ------------------------------------------------------------------------------------
+
+TEST_F(PluginContractTest, AnErrorAboutAnOptionNamesIt) {
+  const auto add = [&](const std::map<std::string, std::string>& options,
+                       const std::map<std::string, OptionKind>& kinds) {
+    DeviceSpec spec;
+    spec.name = "options";
+    spec.plugin = BadPlugin("options_correct");
+    spec.options = options;
+    spec.option_kinds = kinds;
+    const absl::Status status = host_->Add(spec).status();
+    if (status.ok()) {
+      EXPECT_OK(host_->Remove("options"));
+    }
+    return status;
+  };
+  const auto refuses = [&](const std::string& name, OptionKind kind, const std::string& why) {
+    const absl::Status status = add({{name, "1"}}, {{name, kind}});
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument, why)) << name;
+    EXPECT_EQ(status.GetPayload(kOptionPayload), absl::Cord(name));
+  };
+  using enum OptionKind;
+  for (const OptionKind kind : {kBoolean, kInteger, kNumber}) {
+    refuses("text", kind, "device 'options': option text: must be a string");
+  }
+  for (const OptionKind kind : {kInteger, kNumber}) {
+    refuses("boolean", kind, "option boolean: must be true or false");
+  }
+  for (const OptionKind kind : {kBoolean, kNumber}) {
+    refuses("integer", kind, "option integer: must be an integer");
+  }
+  refuses("number", kBoolean, "option number: must be a number");
+  // Text is any of them, and what is not declared is the plugin's to judge.
+  EXPECT_OK(add({{"boolean", "x"}, {"integer", "x"}, {"number", "x"}}, {}));
+  EXPECT_OK(add({{"boolean", "true"}, {"integer", "1"}, {"number", "1"}, {"later", "1"}},
+                {{"boolean", kBoolean},
+                 {"integer", kInteger},
+                 {"number", kInteger},
+                 {"later", kBoolean},
+                 {"other", kBoolean}}));
+  EXPECT_OK(add({{"number", "1.5"}}, {{"number", kNumber}}));
+  const absl::Status by_init = add({{"text", "bad"}}, {});
+  EXPECT_THAT(by_init, StatusIs(absl::StatusCode::kInvalidArgument,
+                                "device 'options': init: option text: is bad: very"));
+  EXPECT_EQ(by_init.GetPayload(kOptionPayload), absl::Cord("text"));
+}
+
 // ---- a plugin that hangs ------------------------------------------------------------------------
 
 // The hang ends when a writer opens the FIFO. A device that got stuck is kept for ever, as the

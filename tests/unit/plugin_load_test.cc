@@ -27,6 +27,7 @@ namespace virtbay {
 namespace {
 
 using ::testing::HasSubstr;
+using ::virtbay::testing::IsOkAndHolds;
 using ::virtbay::testing::LogCapture;
 using ::virtbay::testing::StatusIs;
 using ::virtbay::testing::TempDir;
@@ -107,6 +108,20 @@ TEST_F(PluginLoad, NewerMinorAndLargerStructAreCompatible) {
   ASSERT_OK_AND_ASSIGN(const auto newer, Load("newer_minor"));
   EXPECT_EQ(newer->entry().abi_minor, VIRTBAY_ABI_MINOR + 7);
   EXPECT_OK(Load("larger_struct"));
+}
+
+TEST_F(PluginLoad, OptionsThatAPluginDeclares) {
+  ASSERT_OK_AND_ASSIGN(const auto none, Load("correct"));
+  EXPECT_THAT(none->OptionKinds(0), IsOkAndHolds(::testing::IsEmpty()));
+  ASSERT_OK_AND_ASSIGN(const auto some, Load("options_correct"));
+  ASSERT_OK_AND_ASSIGN(const auto kinds, some->OptionKinds(0));
+  EXPECT_EQ(kinds.size(), 5u);
+  EXPECT_EQ(kinds.at("integer"), VIRTBAY_OPTION_INTEGER);
+  EXPECT_THAT(some->OptionKinds(1), IsOkAndHolds(::testing::IsEmpty()));
+  for (const char* bad : {"options_smaller_struct", "options_endless", "options_no_name"}) {
+    ASSERT_OK_AND_ASSIGN(const auto plugin, Load(bad));
+    EXPECT_THAT(plugin->OptionKinds(0), StatusIs(absl::StatusCode::kInvalidArgument, bad));
+  }
 }
 
 TEST_F(PluginLoad, EachLoadIsAnImageOfItsOwn) {

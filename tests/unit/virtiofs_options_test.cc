@@ -8,6 +8,7 @@ namespace virtbay::virtiofs {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 sdk::Result<Options> Parse(std::vector<Options::KeyValue> given) {
   given.emplace_back("shared-dir", "/srv");
@@ -68,6 +69,18 @@ TEST(VirtioFsOptionsTest, Numbers) {
   }
   EXPECT_THAT(ErrorOf({{"max-write", "4095"}}), HasSubstr("max-write"));
   EXPECT_THAT(ErrorOf({{"max-write", "1048577"}}), HasSubstr("max-write"));
+}
+
+TEST(VirtioFsOptionsTest, EveryOptionThatIsDeclaredIsKnown) {
+  for (const virtbay_option& option : kOptionList) {
+    // Nothing that any of them takes, but for a directory's name.
+    const std::string error = ErrorOf({{option.name, std::string(40, '?')}});
+    EXPECT_THAT(error, Not(HasSubstr("no such option"))) << option.name;
+    if (option.name != std::string("shared-dir")) {
+      EXPECT_EQ(error.rfind(std::string("option ") + option.name + ": ", 0), 0u) << error;
+    }
+  }
+  EXPECT_EQ(ErrorOf({{"colour", "red"}}), "option colour: there is no such option");
 }
 
 TEST(VirtioFsOptionsTest, KeysAndTags) {

@@ -35,11 +35,19 @@ enum class DmaMode { kBounce, kDirect, kAperture };
 // restricted-dma-pool, but outside a pool that only bounces.
 enum class RingPlacement { kAnywhere, kPool };
 
+// How a value was spelled where values have types (a TOML file, JSON).
+enum class OptionKind { kText, kBoolean, kInteger, kNumber };
+
+// An error of Host::Add that is about one option carries its name as this payload.
+inline constexpr char kOptionPayload[] = "virtbay/option";
+
 struct DeviceSpec {
   std::string name;    // unique in the Host; letters, digits, '-', '_', '.', at most 64
   std::string plugin;  // a name to look up, or a path
   std::string type;    // device type of the plugin; empty: its only one
   std::map<std::string, std::string> options;  // handed to the plugin
+  // Of options that were not given as text: refused where the plugin declares another type.
+  std::map<std::string, OptionKind> option_kinds;
 
   DmaMode dma_mode = DmaMode::kBounce;
   Aperture aperture;  // kAperture: all of guest memory that is mapped for the device, rings apart

@@ -402,6 +402,37 @@ typedef struct virtbay_device_factory {
 } virtbay_device_factory;
 #define VIRTBAY_FACTORY_DEVICE "virtbay.device-factory/1"
 
+/* ---- options -------------------------------------------------------------------------------- */
+
+/** @name virtbay_option kinds */
+/** @{ */
+#define VIRTBAY_OPTION_TEXT 1u
+#define VIRTBAY_OPTION_BOOLEAN 2u /**< "true" or "false" */
+#define VIRTBAY_OPTION_INTEGER 3u /**< decimal, may be negative */
+#define VIRTBAY_OPTION_NUMBER 4u  /**< decimal, may have a fraction */
+/** @} */
+
+/** An option of a device type. */
+typedef struct virtbay_option {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t kind;        /**< VIRTBAY_OPTION_* */
+  const char* name;     /**< as in the config service */
+} virtbay_option;
+
+/**
+ * Factory table `virtbay.device-options/1`; a plugin need not have it. With it a host refuses a
+ * value of the wrong type where values have types (a file, say); the plugin gets text in any case
+ * and remains the judge of it. An error of create or init that is about one option begins with
+ * "option NAME: ", by which the host finds the place where it was given.
+ */
+typedef struct virtbay_device_options {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
+  /** [any] The index-th option of that device type, or NULL past the last. */
+  const virtbay_option* (*describe)(uint32_t type, uint32_t index);
+} virtbay_device_options;
+#define VIRTBAY_FACTORY_OPTIONS "virtbay.device-options/1"
+
 /* ---- the entry ------------------------------------------------------------------------------ */
 
 /** @name virtbay_plugin flags */

@@ -61,6 +61,32 @@ constexpr virtbay_plugin MakePlugin(std::string_view name, std::string_view vers
   return plugin;
 }
 
+constexpr virtbay_option MakeOption(const char* name, uint32_t kind) {
+  return {sizeof(virtbay_option), kind, name};
+}
+
+/// A device class may declare its options: a static constexpr std::array of virtbay_option.
+template <typename DeviceClass>
+concept DeclaresOptions = requires {
+  DeviceClass::kOptions.size();
+};
+
+/// The tables of a plugin with one device type, by id.
+template <typename DeviceClass>
+const void* FindTable(const char* id, const virtbay_device_factory* factory) {
+  if (std::strcmp(id, VIRTBAY_FACTORY_DEVICE) == 0) return factory;
+  if constexpr (DeclaresOptions<DeviceClass>) {
+    static constexpr virtbay_device_options kTable = {
+        sizeof(virtbay_device_options), 0,
+        [](uint32_t type, uint32_t index) -> const virtbay_option* {
+          const bool there = type == 0 && index < DeviceClass::kOptions.size();
+          return there ? &DeviceClass::kOptions[index] : nullptr;
+        }};
+    if (std::strcmp(id, VIRTBAY_FACTORY_OPTIONS) == 0) return &kTable;
+  }
+  return nullptr;
+}
+
 }  // namespace virtbay::sdk
 
 /// VIRTBAY_PLUGIN(class, "type name", virtio id, VIRTBAY_DEVICE_* flags)
@@ -81,10 +107,10 @@ constexpr virtbay_plugin MakePlugin(std::string_view name, std::string_view vers
   }                                                                                                \
   extern "C"                                                                                       \
       __attribute__((visibility("default"))) constinit const virtbay_plugin virtbay_plugin_entry = \
-          virtbay::sdk::MakePlugin(                                                                \
-              type_name, VIRTBAY_PLUGIN_VERSION, type_name, virtio_id,                             \
-              [](const char* id) -> const void* {                                                  \
-                return std::strcmp(id, VIRTBAY_FACTORY_DEVICE) == 0 ? &kVirtbayFactory : nullptr;  \
-              })
+          virtbay::sdk::MakePlugin(type_name, VIRTBAY_PLUGIN_VERSION, type_name, virtio_id,        \
+                                   [](const char* id) -> const void* {                             \
+                                     return virtbay::sdk::FindTable<DeviceClass>(                  \
+                                         id, &kVirtbayFactory);                                    \
+                                   })
 
 #endif  // VIRTBAY_SDK_PLUGIN_H_

@@ -1,0 +1,13 @@
+/* An option without a name. */
+#include <stddef.h>
+
+#include "virtbay/sdk/abi.h"
+
+static const virtbay_option* DescribeOption(uint32_t type, uint32_t index) {
+  static const virtbay_option kOption = {sizeof(virtbay_option), VIRTBAY_OPTION_TEXT, NULL};
+  (void)type;
+  return index == 0 ? &kOption : NULL;
+}
+#define OPTIONS_DESCRIBE DescribeOption
+#include "options_base.h"
+#include "plugin_base.h"
