@@ -74,8 +74,9 @@ class DevicePort {
   // Starts the ring and polls it once without waiting for a kick.
   virtual absl::Status StartQueue(uint32_t queue, QueueConfig config) = 0;
   // Stops taking chains, waits for those in flight up to the stop deadline, and returns the next
-  // avail index. Requests that do not end in time are dropped, with a line in the log: what becomes
-  // of them reaches nobody. FailedPrecondition when it does not run; DeadlineExceeded when the
+  // avail index. Requests that do not end in time do not keep the driver from that answer. With a
+  // line in the log they stay behind: if the ring is started again in the same place where it stopped
+  // they are answered there, else what becomes of them reaches nobody. FailedPrecondition when it does not run; DeadlineExceeded when the
   // queue's thread itself does not answer (a callback that hangs): the device has failed then.
   virtual absl::StatusOr<uint16_t> StopQueue(uint32_t queue) = 0;
   virtual bool queue_running(uint32_t queue) const = 0;
