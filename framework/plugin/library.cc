@@ -1,8 +1,10 @@
 #include "framework/plugin/library.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <link.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -11,11 +13,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "framework/base/status.h"
@@ -58,7 +62,58 @@ std::vector<std::string> Candidates() {
   return places;
 }
 
-absl::StatusOr<std::filesystem::path> MakePrivateDirectory() {
+struct CloseDirectory {
+  void operator()(DIR* directory) const { closedir(directory); }
+};
+using Directory = std::unique_ptr<DIR, CloseDirectory>;
+
+constexpr char kDirectoryPrefix[] = "virtbay-plugin-";
+
+// Removes what loaders left behind that were ended between copy and removal (a kill; for a build
+// with sanitizers, anything that skips destructors). A loader that lives holds the lock of its
+// directory, wherever it runs: process ids would say nothing across containers.
+void RemoveLeftBehind(const std::string& place) {
+  const Directory listing(opendir(place.c_str()));
+  if (listing == nullptr) return;
+  while (const dirent* entry = readdir(listing.get())) {
+    if (!absl::StartsWith(entry->d_name, kDirectoryPrefix)) continue;
+    const int parent = dirfd(listing.get());
+    const int fd = openat(parent, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) continue;
+    const Directory left(fdopendir(fd));
+    if (left == nullptr) {
+      close(fd);
+      continue;
+    }
+    struct stat info {};
+    if (fstat(fd, &info) != 0 || info.st_uid != geteuid() || flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      continue;
+    }
+    while (const dirent* file = readdir(left.get())) {
+      static_cast<void>(unlinkat(fd, file->d_name, 0));
+    }
+    static_cast<void>(unlinkat(parent, entry->d_name, AT_REMOVEDIR));
+  }
+}
+
+// The lock by which others see that somebody uses the directory; invalid when it was taken for one
+// that was left behind, and is gone.
+UniqueFd LockDirectory(const std::string& name) {
+  UniqueFd fd(open(name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  struct stat info {};
+  if (!fd || (flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) ||
+      fstat(fd.get(), &info) != 0 || info.st_nlink == 0) {
+    return UniqueFd();
+  }
+  return fd;
+}
+
+struct PrivateDirectory {
+  std::filesystem::path path;
+  UniqueFd lock;
+};
+
+absl::StatusOr<PrivateDirectory> MakePrivateDirectory() {
   absl::Status error = absl::NotFoundError("no place for a private copy");
   for (const std::string& place : Candidates()) {
     struct statvfs fs {};
@@ -70,9 +125,18 @@ absl::StatusOr<std::filesystem::path> MakePrivateDirectory() {
       error = absl::PermissionDeniedError(absl::StrCat(place, ": mounted noexec"));
       continue;
     }
-    std::string name = absl::StrCat(place, "/virtbay-plugin-XXXXXX");
-    if (mkdtemp(name.data()) != nullptr) return std::filesystem::path(name);
-    error = ErrnoStatus(errno, name);
+    RemoveLeftBehind(place);
+    // Again when another loader has just mistaken the new directory for one that was left behind.
+    constexpr int kAttempts = 100;
+    for (int i = 0; i < kAttempts; ++i) {
+      std::string name = absl::StrCat(place, "/", kDirectoryPrefix, "XXXXXX");
+      if (mkdtemp(name.data()) == nullptr) {
+        error = ErrnoStatus(errno, name);
+        break;
+      }
+      if (UniqueFd lock = LockDirectory(name)) return PrivateDirectory{name, std::move(lock)};
+      error = absl::UnavailableError(absl::StrCat(name, ": cannot be locked"));
+    }
   }
   return error;
 }
@@ -110,10 +174,11 @@ bool Resident(const std::string& path) {
 
 absl::StatusOr<PrivateCopy> PrivateCopy::Create(int source, const std::filesystem::path& shown) {
   const std::string subject = absl::StrCat("plugin ", shown.native());
-  absl::StatusOr<std::filesystem::path> directory = MakePrivateDirectory();
+  absl::StatusOr<PrivateDirectory> directory = MakePrivateDirectory();
   if (!directory.ok()) return Annotate(directory.status(), subject);
   PrivateCopy copy;
-  copy.directory_ = *std::move(directory);
+  copy.directory_ = std::move(directory->path);
+  copy.lock_ = std::move(directory->lock);
   copy.path_ = copy.directory_ / shown.filename();
   UniqueFd out(
       open(copy.path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0500));
@@ -128,6 +193,7 @@ PrivateCopy& PrivateCopy::operator=(PrivateCopy&& other) noexcept {
   std::swap(directory_, other.directory_);
   std::swap(path_, other.path_);
   std::swap(fd_, other.fd_);
+  std::swap(lock_, other.lock_);
   return *this;
 }
 
@@ -136,6 +202,7 @@ void PrivateCopy::Remove() {
   static_cast<void>(unlink(path_.c_str()));
   static_cast<void>(rmdir(directory_.c_str()));
   directory_.clear();
+  lock_.reset();
 }
 
 struct PluginLibrary::Handle {

@@ -14,7 +14,8 @@
 
 namespace virtbay {
 
-// A copy of a file in a directory of its own (mode 0700), both removed by the destructor. The same
+// A copy of a file in a directory of its own (mode 0700), both removed by the destructor, or else by
+// the next loader of the same user. The same
 // path, the same inode or a reused descriptor number would make dlopen return the library that is
 // there already.
 class PrivateCopy {
@@ -36,6 +37,7 @@ class PrivateCopy {
   std::filesystem::path directory_;
   std::filesystem::path path_;
   UniqueFd fd_;
+  UniqueFd lock_;  // of the directory: its user lives
 };
 
 class PluginLibrary {

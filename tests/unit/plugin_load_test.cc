@@ -1,17 +1,25 @@
 // Loading and unloading: one test per clause that a plugin can break before its device runs.
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <link.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <set>
 #include <thread>
+#include <vector>
 
 #include "absl/synchronization/notification.h"
+#include "framework/base/unique_fd.h"
+#include "framework/plugin/library.h"
 #include "framework/plugin/plugin.h"
 #include "tests/support/log_capture.h"
 #include "tests/support/status_matchers.h"
@@ -143,6 +151,74 @@ TEST_F(PluginLoad, AReplacedFileIsANewImage) {
   // And the running one does not care what becomes of its file.
   ASSERT_EQ(truncate(file.c_str(), 0), 0);
   EXPECT_NE(second->entry().factory(VIRTBAY_FACTORY_DEVICE), nullptr);
+}
+
+// Directories of private copies.
+size_t CountCopies(const std::filesystem::path& place) {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(place)) {
+    count += entry.path().filename().native().rfind("virtbay-plugin-", 0) == 0;
+  }
+  return count;
+}
+
+TEST_F(PluginLoad, ACopyLivesAsLongAsItsLoader) {
+  const UniqueFd file(open(BadPlugin("correct").c_str(), O_RDONLY | O_CLOEXEC));
+  ASSERT_OK_AND_ASSIGN(PrivateCopy kept, PrivateCopy::Create(file.get(), "kept.so"));
+  // A loader that is killed before it has removed its copy.
+  UniqueFd reader;
+  UniqueFd writer;
+  {
+    int fds[2];
+    ASSERT_EQ(pipe2(fds, O_CLOEXEC), 0);
+    reader.reset(fds[0]);
+    writer.reset(fds[1]);
+  }
+  const pid_t child = fork();
+  if (child == 0) {
+    const auto copy = PrivateCopy::Create(file.get(), "left.so");
+    const char made = copy.ok() ? 'y' : 'n';
+    if (write(writer.get(), &made, 1) == 1) pause();
+    _exit(1);
+  }
+  char made = 0;
+  ASSERT_EQ(read(reader.get(), &made, 1), 1);
+  ASSERT_EQ(made, 'y');
+  EXPECT_EQ(CountCopies(private_.path()), 2u);
+  {
+    ASSERT_OK_AND_ASSIGN(const PrivateCopy other, PrivateCopy::Create(file.get(), "other.so"));
+    EXPECT_EQ(CountCopies(private_.path()), 3u) << "it lives";
+  }
+  ASSERT_EQ(kill(child, SIGKILL), 0);
+  ASSERT_EQ(waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(CountCopies(private_.path()), 2u);
+  {
+    // Nor is anything else of that name touched.
+    std::ofstream(private_ / "virtbay-plugin-file") << "x";
+    std::filesystem::create_directory_symlink(private_.path(), private_ / "virtbay-plugin-link");
+    ASSERT_OK_AND_ASSIGN(const PrivateCopy other, PrivateCopy::Create(file.get(), "other.so"));
+    EXPECT_EQ(CountCopies(private_.path()), 4u) << "kept, other, file and link";
+    EXPECT_TRUE(std::filesystem::exists(kept.path()));
+    EXPECT_TRUE(std::filesystem::exists(other.path()));
+    std::filesystem::remove(private_ / "virtbay-plugin-file");
+    std::filesystem::remove(private_ / "virtbay-plugin-link");
+  }
+}
+
+TEST_F(PluginLoad, LoadersAtOnceDoNotTakeEachOthersCopies) {
+  const UniqueFd file(open(BadPlugin("correct").c_str(), O_RDONLY | O_CLOEXEC));
+  std::vector<std::thread> threads;
+  std::atomic<int> failures{0};
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int n = 0; n < 50; ++n) {
+        const auto copy = PrivateCopy::Create(file.get(), "p.so");
+        if (!copy.ok() || access(copy->path().c_str(), R_OK) != 0) ++failures;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(failures, 0);
 }
 
 struct Clause {
