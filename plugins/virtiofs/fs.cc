@@ -293,12 +293,19 @@ int Fs::OpenForIo(Inode& inode, int flags) {
   return OpenCounted(false, [&] { return Reopen(proc_fd, from, flags); });
 }
 
-void Fs::PinBeforeLoss(Inode& inode) {
-  if (FdBudget::Acquire(inode)) return;
+void Fs::PinBeforeLoss(Inode& inode, FdUse* use) {
+  if (inode.nlookup.load(std::memory_order_acquire) == 0) return;
+  use->path = FdBudget::Acquire(inode);
+  if (use->path) return;
+  use->handle = handles.AnyOf(inode);
+  if (use->handle) return;  // pins it itself when it is closed, see CloseHandle
   const bool links = inode.nlink.load(std::memory_order_relaxed) > 1;
-  if (!inode.is_dir() && !links) return;  // open handles pin it themselves, see CloseHandle
+  // A guest that holds writes back sets the times of a file once more when it has removed it. What
+  // is neither file, directory nor link is opened by the guest without a word to us.
+  const bool plain = inode.is_symlink() || (inode.is_regular() && !has(FUSE_WRITEBACK_CACHE));
+  if (plain && !links) return;
   int error = 0;
-  OpenPath(inode, &error);
+  use->path = OpenPath(inode, &error);
 }
 
 void Fs::Unlock(Handle& handle) {

@@ -70,7 +70,8 @@ class Fs : public HandleTable::Closer {
   // A descriptor counted in the budget, or -errno. *st is filled when `have_stat` comes back true.
   int OpenForIo(Inode& inode, int flags);
   // Makes sure that an inode that may live on without its last known name can still be reached.
-  void PinBeforeLoss(Inode& inode);
+  // *use is what it is reached by; to be kept until the name has been cleared.
+  void PinBeforeLoss(Inode& inode, FdUse* use);
 
   // Runs an open (fd or -errno) within the budget, closing cold descriptors when the process has
   // too many. The descriptor is counted; -ENFILE when the guest holds too many itself.

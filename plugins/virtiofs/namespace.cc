@@ -59,7 +59,8 @@ void Remove(Call& c, int flags) {
   Dir dir;
   if (const int error = OpenDir(c, c.header().nodeid, &dir); error != 0) return c.Error(error);
   const InodeRef victim = c.fs.inodes.FindByName(*dir.inode, name);
-  if (victim) c.fs.PinBeforeLoss(*victim);
+  FdUse pin;
+  if (victim) c.fs.PinBeforeLoss(*victim, &pin);
   if (::unlinkat(dir.fd.fd(), name.data(), flags) != 0) return c.Error(errno);
   if (victim) c.fs.inodes.ClearName(*victim, *dir.inode, name);
   c.Ok();
@@ -80,8 +81,9 @@ void Rename(Call& c, uint32_t fixed, uint64_t new_parent, uint32_t flags) {
   const InodeRef moved = inodes.FindByName(*from.inode, from_name);
   const InodeRef target = inodes.FindByName(*to.inode, to_name);
   const bool replaces = target && target.get() != moved.get();
+  FdUse pin;
   if (replaces && (flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)) == 0) {
-    c.fs.PinBeforeLoss(*target);
+    c.fs.PinBeforeLoss(*target, &pin);
   }
   const int64_t result =
       flags == 0 ? ::renameat(from.fd.fd(), from_name.data(), to.fd.fd(), to_name.data())

@@ -5,6 +5,7 @@ virtbay_add_test(virtiofs_parts_test
 virtbay_add_test(virtiofs_test
   SOURCES virtiofs_ops_test.cc virtiofs_dir_test.cc virtiofs_locks_test.cc
           virtiofs_hostile_test.cc virtiofs_session_test.cc virtiofs_credentials_test.cc
+          virtiofs_nameless_test.cc
   LIBRARIES virtbay_guest)
 target_compile_definitions(virtiofs_test PRIVATE VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>")
 add_dependencies(virtiofs_test virtiofs)
