@@ -2,22 +2,18 @@
  * Each prints what went wrong and exits 0 (as it should be), 1 (not) or 2 (usage).
  * Single-threaded; runs inside the guest and on the host. */
 #define _GNU_SOURCE
-#include <errno.h>
+#include "fsprobe.h"
+
 #include <fcntl.h>
-#include <sched.h>
+#include <ftw.h>
 #include <stdarg.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-static void Fail(const char* format, ...) __attribute__((noreturn, format(printf, 1, 2)));
-static void Fail(const char* format, ...) {
+void Fail(const char* format, ...) {
   const int error = errno;
   va_list arguments;
   va_start(arguments, format);
@@ -27,136 +23,10 @@ static void Fail(const char* format, ...) {
   exit(1);
 }
 
-#define CHECK(condition)                                                         \
-  do {                                                                           \
-    errno = 0;                                                                   \
-    if (!(condition)) Fail("%s:%d: not so: %s", __FILE__, __LINE__, #condition); \
-  } while (0)
-
-static int OpenAt(const char* path, int flags) {
+int OpenAt(const char* path, int flags) {
   const int fd = open(path, flags | O_CLOEXEC, 0644);
   if (fd < 0) Fail("open %s", path);
   return fd;
-}
-
-/* ---- locks ---------------------------------------------------------------------------------- */
-
-/* One lock of a kind on a range; 0, or the errno. */
-static int Lock(int fd, const char* kind, const char* type, long start, long length, int wait) {
-  const int write = strcmp(type, "wr") == 0;
-  if (strcmp(kind, "flock") == 0) {
-    return flock(fd, (write ? LOCK_EX : LOCK_SH) | (wait ? 0 : LOCK_NB)) == 0 ? 0 : errno;
-  }
-  struct flock lock;
-  memset(&lock, 0, sizeof(lock));
-  lock.l_type = write ? F_WRLCK : F_RDLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = start;
-  lock.l_len = length;
-  const int ofd = strcmp(kind, "ofd") == 0;
-  const int command = ofd ? (wait ? F_OFD_SETLKW : F_OFD_SETLK) : (wait ? F_SETLKW : F_SETLK);
-  return fcntl(fd, command, &lock) == 0 ? 0 : errno;
-}
-
-/* lock FILE KIND TYPE START LENGTH [wait] [-- COMMAND...]: takes the lock, runs the command under
- * it. Exit status 1 when the lock is another's, else the command's. */
-static int LockCommand(int argc, char** argv) {
-  if (argc < 5) return 2;
-  int next = 5;
-  const int wait = argc > next && strcmp(argv[next], "wait") == 0;
-  if (wait) ++next;
-  const int fd = OpenAt(argv[0], O_RDWR | O_CREAT);
-  const int error = Lock(fd, argv[1], argv[2], atol(argv[3]), atol(argv[4]), wait);
-  if (error != 0) {
-    printf("lock refused: %s\n", strerror(error));
-    return error == EAGAIN || error == EACCES ? 1 : 3;
-  }
-  if (argc <= next + 1) return 0;
-  const pid_t child = fork();
-  if (child == 0) {
-    execvp(argv[next + 1], argv + next + 1);
-    _exit(127);
-  }
-  int status = 0;
-  CHECK(waitpid(child, &status, 0) == child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-}
-
-/* getlk FILE TYPE START LENGTH: prints "free", or the kind of lock in the way. */
-static int GetLock(int argc, char** argv) {
-  if (argc < 4) return 2;
-  const int fd = OpenAt(argv[0], O_RDWR);
-  struct flock lock;
-  memset(&lock, 0, sizeof(lock));
-  lock.l_type = strcmp(argv[1], "wr") == 0 ? F_WRLCK : F_RDLCK;
-  lock.l_whence = SEEK_SET;
-  lock.l_start = atol(argv[2]);
-  lock.l_len = atol(argv[3]);
-  CHECK(fcntl(fd, F_GETLK, &lock) == 0);
-  puts(lock.l_type == F_UNLCK ? "free" : lock.l_type == F_WRLCK ? "wr" : "rd");
-  return 0;
-}
-
-/* ---- mmap ----------------------------------------------------------------------------------- */
-
-/* mmap-write FILE BYTES TEXT: puts TEXT at every page through a shared mapping. */
-static int MmapWrite(int argc, char** argv) {
-  if (argc < 3) return 2;
-  const int fd = OpenAt(argv[0], O_RDWR | O_CREAT);
-  const size_t size = (size_t)atol(argv[1]);
-  CHECK(ftruncate(fd, (off_t)size) == 0);
-  char* map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (map == MAP_FAILED) Fail("mmap shared of %s", argv[0]);
-  for (size_t at = 0; at < size; at += 4096) memcpy(map + at, argv[2], strlen(argv[2]));
-  CHECK(msync(map, size, MS_SYNC) == 0);
-  CHECK(munmap(map, size) == 0);
-  return 0;
-}
-
-/* mmap-check FILE TEXT: every page of the file begins with TEXT, by mapping and by read. */
-static int MmapCheck(int argc, char** argv) {
-  if (argc < 2) return 2;
-  const int fd = OpenAt(argv[0], O_RDONLY);
-  struct stat info;
-  CHECK(fstat(fd, &info) == 0);
-  CHECK(info.st_size > 0);
-  const size_t size = (size_t)info.st_size;
-  const size_t length = strlen(argv[1]);
-  const char* map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
-  if (map == MAP_FAILED) Fail("mmap shared of %s", argv[0]);
-  char buffer[4096];
-  for (size_t at = 0; at < size; at += 4096) {
-    if (memcmp(map + at, argv[1], length) != 0) Fail("mapping differs at %zu", at);
-    CHECK(pread(fd, buffer, length, (off_t)at) == (ssize_t)length);
-    if (memcmp(buffer, argv[1], length) != 0) Fail("read differs at %zu", at);
-  }
-  return 0;
-}
-
-/* mmap-pair FILE ROUNDS: two processes hand a counter to and fro through one shared mapping. */
-static int MmapPair(int argc, char** argv) {
-  if (argc < 2) return 2;
-  const uint32_t rounds = (uint32_t)atol(argv[1]);
-  const int fd = OpenAt(argv[0], O_RDWR | O_CREAT);
-  CHECK(ftruncate(fd, 4096) == 0);
-  uint32_t* shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (shared == MAP_FAILED) Fail("mmap shared of %s", argv[0]);
-  __atomic_store_n(shared, 0, __ATOMIC_SEQ_CST);
-  const pid_t child = fork();
-  const uint32_t turn = child == 0 ? 1 : 0;
-  for (uint32_t i = 0; i < rounds; ++i) {
-    while (__atomic_load_n(shared, __ATOMIC_SEQ_CST) % 2 != turn) sched_yield();
-    __atomic_fetch_add(shared, 1, __ATOMIC_SEQ_CST);
-  }
-  if (child == 0) _exit(0);
-  int status = 0;
-  CHECK(waitpid(child, &status, 0) == child && status == 0);
-  CHECK(__atomic_load_n(shared, __ATOMIC_SEQ_CST) == 2 * rounds);
-  CHECK(msync(shared, 4096, MS_SYNC) == 0);
-  uint32_t stored = 0;
-  CHECK(pread(fd, &stored, sizeof(stored), 0) == sizeof(stored));
-  CHECK(stored == 2 * rounds);
-  return 0;
 }
 
 /* ---- names and open files -------------------------------------------------------------------- */
@@ -324,13 +194,64 @@ static int Tree(int argc, char** argv) {
   return 0;
 }
 
+/* ---- descriptors of the server --------------------------------------------------------------- */
+
+static long entries_seen;
+
+static int CountEntry(const char* path, const struct stat* info, int kind, struct FTW* where) {
+  (void)info;
+  (void)where;
+  if (kind == FTW_NS || kind == FTW_DNR) Fail("%s: not to be had", path);
+  ++entries_seen;
+  return 0;
+}
+
+/* open-many DIR FILES: holds one file open that many times, or as often as it can (ENFILE), and
+ * while it does, lists every directory below DIR and looks at every file. Prints how often. */
+static int OpenMany(int argc, char** argv) {
+  if (argc < 2) return 2;
+  const int wanted = atoi(argv[1]);
+  char path[4096];
+  snprintf(path, sizeof(path), "%s/held-open", argv[0]);
+  const int made = OpenAt(path, O_RDWR | O_CREAT);
+  CHECK(nftw(argv[0], CountEntry, 4, FTW_PHYS) == 0);
+  const long before = entries_seen;
+  entries_seen = 0;
+  int held = 1;
+  for (; held < wanted; ++held) {
+    if (open(path, O_RDONLY | O_CLOEXEC) >= 0) continue;
+    if (errno != ENFILE) Fail("open %s", path);
+    break;
+  }
+  /* What the guest remembers of the first walk would hide what the server cannot do. */
+  const int caches = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
+  if (caches >= 0) CHECK(write(caches, "3", 1) == 1);
+  CHECK(nftw(argv[0], CountEntry, 4, FTW_PHYS) == 0);
+  if (entries_seen != before) Fail("%ld entries, %ld before", entries_seen, before);
+  CHECK(write(made, "still", 5) == 5);
+  printf("%d\n", held);
+  return 0;
+}
+
 static const struct {
   const char* name;
   int (*run)(int argc, char** argv);
 } kCommands[] = {
-    {"lock", LockCommand},     {"getlk", GetLock},      {"mmap-write", MmapWrite},
-    {"mmap-check", MmapCheck}, {"mmap-pair", MmapPair}, {"unlinked", Unlinked},
-    {"names", Names},          {"ranges", Ranges},      {"tree", Tree},
+    {"lock", LockCommand},
+    {"getlk", GetLock},
+    {"deadlock", Deadlock},
+    {"ofd-close", OfdClose},
+    {"mmap-write", MmapWrite},
+    {"mmap-check", MmapCheck},
+    {"mmap-pair", MmapPair},
+    {"append-map", AppendMap},
+    {"append-check", AppendCheck},
+    {"held-back", HeldBack},
+    {"unlinked", Unlinked},
+    {"names", Names},
+    {"ranges", Ranges},
+    {"tree", Tree},
+    {"open-many", OpenMany},
 };
 
 int main(int argc, char** argv) {

@@ -46,6 +46,7 @@ guest() {
     $FSPROBE lock $M/b/range posix rd 0 10
   check "posix: F_GETLK sees the other mount's lock" held posix posix \
     bash -c "same \"\$($FSPROBE getlk $M/b/posix wr 0 10)\" wr"
+  check "ofd: a lock goes with its last descriptor" $FSPROBE ofd-close $M/a/closed
   waits() {
     # The second one may only begin once the first has left its mark.
     $FSPROBE lock $M/a/waited $1 wr 0 10 -- \
