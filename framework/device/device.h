@@ -40,6 +40,7 @@ class Device : public std::enable_shared_from_this<Device> {
   DeviceInfo Inspect() const;
   absl::Status Stop();
   absl::Status Start();
+  absl::StatusOr<std::string> Control(const std::string& command, absl::string_view text);
   // Ends service for good and destroys the plugin's device. DeadlineExceeded when something of it
   // does not end, and so may still write to guest memory: it is leaked then.
   absl::Status Retire();
@@ -82,6 +83,8 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool AnyQueueRunning() const;
+  // The plugin's table of commands, or nullptr.
+  const virtbay_device_control* ControlTable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The memory that a ring at this place and its requests may use; FailedPrecondition naming the
   // range that is missing or not allowed.
   absl::StatusOr<QueueMaps> MapsFor(const RingAddresses& ring)

@@ -204,4 +204,10 @@ absl::Status DeviceHandle::Start() const {
   return device->Start();
 }
 
+absl::StatusOr<std::string> DeviceHandle::Control(const std::string& command,
+                                                  absl::string_view text) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Control(command, text);
+}
+
 }  // namespace virtbay

@@ -153,6 +153,10 @@ int main(void) {
   MEMBER(virtbay_device_ops, destroy);
   STRUCT(virtbay_device);
   MEMBER(virtbay_device, ops);
+  STRUCT(virtbay_device_control);
+  MEMBER(virtbay_device_control, struct_size);
+  MEMBER(virtbay_device_control, reserved);
+  MEMBER(virtbay_device_control, control);
   STRUCT(virtbay_device_factory);
   MEMBER(virtbay_device_factory, struct_size);
   MEMBER(virtbay_device_factory, count);
@@ -208,6 +212,7 @@ int main(void) {
   CONSTANT(VIRTBAY_IO_FALLOCATE);
   CONSTANT(VIRTBAY_IO_POLL);
   CONSTANT(VIRTBAY_IO_STREAM);
+  CONSTANT(VIRTBAY_CONTROL_ANSWER_MIN);
   CONSTANT(VIRTBAY_DEVICE_QUEUE_PARALLEL);
   CONSTANT(VIRTBAY_OPTION_TEXT);
   CONSTANT(VIRTBAY_OPTION_BOOLEAN);
@@ -225,6 +230,7 @@ int main(void) {
   printf("VIRTBAY_SERVICE_OFFLOAD %s\n", VIRTBAY_SERVICE_OFFLOAD);
   printf("VIRTBAY_SERVICE_DEVICE %s\n", VIRTBAY_SERVICE_DEVICE);
   printf("VIRTBAY_SERVICE_THREAD_CHECK %s\n", VIRTBAY_SERVICE_THREAD_CHECK);
+  printf("VIRTBAY_EXTENSION_CONTROL %s\n", VIRTBAY_EXTENSION_CONTROL);
   printf("VIRTBAY_FACTORY_DEVICE %s\n", VIRTBAY_FACTORY_DEVICE);
   return 0;
 }

@@ -21,9 +21,11 @@
 namespace {
 
 using virtbay::sdk::Device;
+using virtbay::sdk::Error;
 using virtbay::sdk::Properties;
 using virtbay::sdk::QueueProperties;
 using virtbay::sdk::Request;
+using virtbay::sdk::Result;
 using virtbay::sdk::Status;
 using virtbay::testing::Command;
 using virtbay::testing::kResultSize;
@@ -83,6 +85,18 @@ class OpDevice : public Device {
   bool WriteConfig(uint32_t offset, std::span<const std::byte> data) override {
     std::memcpy(config_.data() + offset, data.data(), data.size());
     return true;
+  }
+
+  // "echo" gives the text back; "fill" as many bytes as it says; "refuse" and "throw" fail with it;
+  // "where" tells on which kind of thread it runs.
+  Result<std::string> Control(std::string_view command, std::string_view text) override {
+    std::string copy(text);
+    if (command == "echo") return copy;
+    if (command == "fill") return std::string(std::strtoul(copy.c_str(), nullptr, 10), 'x');
+    if (command == "refuse") return Error{VIRTBAY_ALREADY_EXISTS, 0, copy};
+    if (command == "throw") throw std::runtime_error(copy);
+    if (command == "where") return std::string(host().OnControlThread() ? "control" : "elsewhere");
+    return Error{VIRTBAY_UNIMPLEMENTED, 0, "unknown command"};
   }
 
   void OnRequests(uint32_t queue, std::span<Request> requests) override {

@@ -133,6 +133,10 @@ class DeviceHandle {
   // Stops serving: every ring stops, the front-end's port answers Unavailable until Start.
   absl::Status Stop() const;
   absl::Status Start() const;
+  // Has the plugin carry out a command of its device type, with or without a front-end, and returns
+  // its answer. Unimplemented when the type takes no commands or not this one, else what the plugin
+  // says.
+  absl::StatusOr<std::string> Control(const std::string& command, absl::string_view text) const;
 
  private:
   std::weak_ptr<Device> device_;

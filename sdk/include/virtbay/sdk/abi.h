@@ -391,6 +391,30 @@ struct virtbay_device {
   const virtbay_device_ops* ops; /**< set by create, constant */
 };
 
+/** An answer of at most so many bytes always finds room. */
+#define VIRTBAY_CONTROL_ANSWER_MIN 4096u
+
+/**
+ * Extension `virtbay.device.control/1` of a device: commands that look at or change it while it
+ * serves. Which commands there are, and what text they take and give, is the device type's.
+ */
+typedef struct virtbay_device_control {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
+  /**
+   * [control & not CREATED] Carries `command` (NUL-terminated) out with `text_len` bytes of `text`
+   * (not NUL-terminated). The answer goes to `answer`, which has room for `capacity` bytes, at
+   * least VIRTBAY_CONTROL_ANSWER_MIN; *answer_len is its whole length. OUT_OF_RANGE when that is
+   * more than `capacity`: nothing was put there, and the host may ask again with more room; so a
+   * command that changes something answers within VIRTBAY_CONTROL_ANSWER_MIN. UNIMPLEMENTED for a
+   * command that the device does not know.
+   */
+  int32_t (*control)(virtbay_device* device, const char* command, const char* text,
+                     uint32_t text_len, char* answer, uint32_t capacity, uint32_t* answer_len,
+                     virtbay_error* error);
+} virtbay_device_control;
+#define VIRTBAY_EXTENSION_CONTROL "virtbay.device.control/1"
+
 /** Factory `virtbay.device-factory/1`. */
 typedef struct virtbay_device_factory {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */

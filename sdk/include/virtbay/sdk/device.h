@@ -6,10 +6,13 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "virtbay/sdk/abi.h"
@@ -79,6 +82,12 @@ class Device {
   virtual void Quiesce(uint32_t /*queue*/) {}
   /// [queue] Requests come again after a Quiesce.
   virtual void Resume(uint32_t /*queue*/) {}
+  /// [control & not CREATED] A command of the host's, and its answer. A class that overrides this
+  /// has the extension VIRTBAY_EXTENSION_CONTROL. A command that changes something answers within
+  /// VIRTBAY_CONTROL_ANSWER_MIN bytes; one that is not known gives VIRTBAY_UNIMPLEMENTED.
+  virtual Result<std::string> Control(std::string_view /*command*/, std::string_view /*text*/) {
+    return Error{VIRTBAY_UNIMPLEMENTED, 0, "the device takes no commands"};
+  }
   /// [any] Extension tables by id.
   virtual const void* Extension(const char* /*id*/) { return nullptr; }
 
@@ -267,7 +276,24 @@ struct DeviceGlue {
       return InvalidArgument("config write refused");
     });
   }
+  static int32_t Control(virtbay_device* d, const char* command, const char* text,
+                         uint32_t text_len, char* answer, uint32_t capacity, uint32_t* answer_len,
+                         virtbay_error* e) noexcept {
+    return Guard(e, [&]() -> Status {
+      Result<std::string> result = From(d)->device->Control(command, {text, text_len});
+      if (!result.ok()) return result.error();
+      *answer_len = static_cast<uint32_t>(result->size());
+      if (result->size() > capacity) {
+        return Error{VIRTBAY_OUT_OF_RANGE, 0, "the answer needs more room"};
+      }
+      std::memcpy(answer, result->data(), result->size());
+      return {};
+    });
+  }
   static const void* Extension(virtbay_device* d, const char* id) noexcept {
+    constexpr bool kTakesCommands =
+        !std::is_same_v<decltype(&T::Control), decltype(&Device::Control)>;
+    if (kTakesCommands && std::string_view(id) == VIRTBAY_EXTENSION_CONTROL) return &kControl;
     const void* table = nullptr;
     Guard(nullptr, [&]() -> Status {
       table = From(d)->device->Extension(id);
@@ -281,6 +307,8 @@ struct DeviceGlue {
       return {};
     });
   }
+
+  static constexpr virtbay_device_control kControl = {sizeof(virtbay_device_control), 0, &Control};
 
   static constexpr virtbay_device_ops kOps = {sizeof(virtbay_device_ops),
                                               0,
