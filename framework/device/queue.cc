@@ -105,6 +105,10 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
   rings_map_ = maps.rings;
 
   where_ = where;
+  {
+    absl::MutexLock lock(&shown_mutex_);
+    shown_ = where;
+  }
   const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
   if ((features & (1ull << VIRTIO_RING_F_EVENT_IDX)) != 0) {
     ring_.emplace<SplitRing<true>>(*memory, config.base, indirect);
@@ -731,6 +735,13 @@ QueueStats Queue::Stats() const {
   stats.in_flight = in_flight_.load(std::memory_order_relaxed);
   stats.running = running();
   stats.broken = broken();
+  if (stats.running) {
+    absl::MutexLock lock(&shown_mutex_);
+    stats.ring_size = shown_.size;
+    stats.ring_descriptors = shown_.descriptors;
+    stats.ring_avail = shown_.driver_area;
+    stats.ring_used = shown_.device_area;
+  }
   return stats;
 }
 

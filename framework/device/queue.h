@@ -205,6 +205,8 @@ class Queue {
   absl::Mutex offer_mutex_;
   std::optional<absl::StatusOr<QueueMaps>> offered_ ABSL_GUARDED_BY(offer_mutex_);
   RingAddresses where_;
+  mutable absl::Mutex shown_mutex_;
+  RingAddresses shown_ ABSL_GUARDED_BY(shown_mutex_);  // where_ as others may see it
   InFlightTable* left_ = nullptr;  // of the ring that stopped, if requests were left in it
   uint16_t left_used_ = 0;         // its used index
   std::atomic<uint16_t> stop_index_{0};

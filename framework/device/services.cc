@@ -164,6 +164,15 @@ int32_t CancelTimer(virtbay_host_device* host, uint32_t index, uint64_t cookie) 
 
 constexpr virtbay_timer_service kTimer = {sizeof(kTimer), 0, &NowNs, &SetTimer, &CancelTimer};
 
+// What a guest that bounces can map of one request. It maps all pieces of a request before it sends
+// it, so in a small pool a larger one would never be sent; a quarter leaves room for rings,
+// descriptors and a second request.
+uint64_t MaxMapping(const DeviceSpec& spec) {
+  constexpr uint64_t kPage = 4096;
+  if (spec.dma_mode != DmaMode::kAperture) return kMappingMax;
+  return std::clamp<uint64_t>(spec.aperture.size / 4 / kPage * kPage, kPage, kMappingMax);
+}
+
 int32_t GetOption(virtbay_host_device* host, const char* key, char* buffer, uint32_t capacity) {
   const DeviceSpec& spec = host->core->spec;
   // What the host itself has to say.
@@ -172,7 +181,7 @@ int32_t GetOption(virtbay_host_device* host, const char* key, char* buffer, uint
   const std::string* value = &own;
   if (absl::string_view(key) == VIRTBAY_OPTION_MAX_MAPPING) {
     if (!bounces) return -1;
-    own = absl::StrCat(kMappingMax);
+    own = absl::StrCat(MaxMapping(spec));
   } else {
     const auto found = spec.options.find(key);
     if (found == spec.options.end()) return -1;

@@ -28,6 +28,14 @@ json QueueJson(const QueueStats& queue) {
               {"broken", queue.broken}};
 }
 
+// Where a running ring lies in guest memory.
+json RingJson(const QueueStats& queue) {
+  return json{{"size", queue.ring_size},
+              {"descriptors", absl::StrFormat("0x%x", queue.ring_descriptors)},
+              {"avail", absl::StrFormat("0x%x", queue.ring_avail)},
+              {"used", absl::StrFormat("0x%x", queue.ring_used)}};
+}
+
 json ArenaJson(const DeviceInfo& info) {
   return json{{"bytes", info.arena_size},
               {"slots", info.arena_slots},
@@ -61,6 +69,9 @@ json StatsJson(const DeviceReport& report) {
 json DeviceJson(const DeviceReport& report) {
   const DeviceInfo& info = report.info;
   json out = StatsJson(report);
+  for (size_t i = 0; i < info.queues.size(); ++i) {
+    if (info.queues[i].ring_size != 0) out["queues"][i]["ring"] = RingJson(info.queues[i]);
+  }
   out["plugin"] = info.plugin;
   out["plugin_path"] = info.plugin_path.string();
   out["plugin_version"] = info.plugin_version;

@@ -178,6 +178,39 @@ TEST_F(ApertureTest, FetchAndReserveAddressThePoolItself) {
   EXPECT_LE(after.bytes_copied_out - before.bytes_copied_out, 4096u);
 }
 
+TEST_F(ApertureTest, InspectShowsWhereRunningRingsLie) {
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(ApertureSpec(kPool, 4 * kMiB)));
+  EXPECT_EQ(device.Inspect()->queues[0].ring_size, 0u);
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, Memory(), Direct()));
+  const QueueStats running = device.Inspect()->queues[0];
+  const guest::RingAddresses where = client->queue().ring().addresses();
+  EXPECT_EQ(running.ring_size, client->queue().ring().size());
+  EXPECT_EQ(running.ring_descriptors, where.descriptors);
+  EXPECT_EQ(running.ring_avail, where.avail);
+  EXPECT_EQ(running.ring_used, where.used);
+  client.reset();
+  EXPECT_EQ(device.Inspect()->queues[0].ring_size, 0u);
+}
+
+TEST_F(ApertureTest, RequestsAreKeptWellWithinASmallPool) {
+  // Linux maps all of a request before it sends it: one that does not fit is never sent.
+  for (const auto& [size, mapping] : {std::pair<uint64_t, uint64_t>{4096, 4096},
+                                      {256 * 1024, 64 * 1024},
+                                      {kMiB - 4096, 252 * 1024},
+                                      {kMiB, 256 * 1024},
+                                      {64 * kMiB, 256 * 1024}}) {
+    ASSERT_OK(host_->Add(ApertureSpec(kPool, size)));
+    EXPECT_EQ(Metric("a", "max_mapping"), mapping) << size;
+    ASSERT_OK(host_->Remove("a"));
+  }
+  DeviceSpec spec = Spec("a");
+  spec.offer_access_platform = true;
+  ASSERT_OK(host_->Add(spec));
+  EXPECT_EQ(Metric("a", "max_mapping"), 256u * 1024);
+  ASSERT_OK(host_->Add(Spec("b")));
+  EXPECT_EQ(Metric("b", "max_mapping"), 0u) << "its guest does not bounce";
+}
+
 TEST_F(ApertureTest, SpecsThatMakeNoSense) {
   for (const auto& [base, size] : {std::pair<uint64_t, uint64_t>{kPool, 0},
                                    {kPool + 1, kMiB},

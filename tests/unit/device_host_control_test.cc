@@ -45,6 +45,8 @@ class FakeTarget final : public ControlTarget {
     report.info.queues.resize(2);
     report.info.queues[0].requests = 3;
     report.info.queues[1].requests = 4;
+    report.info.queues[1].ring_size = 128;
+    report.info.queues[1].ring_avail = 0x5c00'0800;
     report.socket = config.socket_path;
     if (!devices_.emplace(config.spec.name, report).second) {
       return absl::AlreadyExistsError("device " + config.spec.name + ": already exists");
@@ -118,6 +120,9 @@ TEST(ControlProtocol, DeviceLifetime) {
   EXPECT_EQ(device["id"], 7);
   EXPECT_EQ(device["result"]["options"]["a"], "1");
   EXPECT_EQ(device["result"]["socket"], "/s");
+  EXPECT_FALSE(device["result"]["queues"][0].contains("ring")) << "it does not run";
+  EXPECT_EQ(device["result"]["queues"][1]["ring"]["size"], 128);
+  EXPECT_EQ(device["result"]["queues"][1]["ring"]["avail"], "0x5c000800");
   const json stats = Ask(&target, R"({"command":"stats"})");
   EXPECT_EQ(stats["result"][0]["total"]["requests"], 7);
   EXPECT_EQ(stats["result"][0]["queues"].size(), 2u);

@@ -51,6 +51,8 @@ class OpDevice : public Device {
     requests_ = host().Counter("requests", "seen");
     timers_ = host().Counter("timers", "reports");
     offloaded_ = host().Counter("offloaded", "reports");
+    virtbay::sdk::Host::Add(host().Counter("max_mapping", "what the host says; 0: nothing"),
+                            Number(VIRTBAY_OPTION_MAX_MAPPING, 0));
     return {};
   }
 

@@ -84,6 +84,12 @@ struct QueueStats {
   uint32_t in_flight = 0;
   bool running = false;
   bool broken = false;
+  // Where its ring lies in guest memory (virtio 1.3 2.7), in descriptors and guest addresses; a
+  // size of 0 while it does not run.
+  uint16_t ring_size = 0;
+  uint64_t ring_descriptors = 0;
+  uint64_t ring_avail = 0;
+  uint64_t ring_used = 0;
 };
 
 // What a plugin's cell holds: a number that only grows, or one that goes up and down.

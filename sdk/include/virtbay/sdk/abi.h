@@ -233,9 +233,10 @@ typedef struct virtbay_timer_service {
 #define VIRTBAY_SERVICE_TIMER "virtbay.host.timer/1"
 
 /**
- * Option that the host answers itself, in decimal bytes: the largest piece of a request that a
- * guest which bounces its DMA can map (256 KiB with Linux' SWIOTLB: a larger one fails in the
- * guest). Not set when the guest does not bounce. Names that begin with "host." are the host's.
+ * Option that the host answers itself, in decimal bytes: the largest payload of a request that a
+ * guest which bounces its DMA can map (256 KiB with Linux' SWIOTLB, less where its pool is small: a
+ * larger one fails in the guest, or is never sent). Not set when the guest does not bounce. Names
+ * that begin with "host." are the host's.
  */
 #define VIRTBAY_OPTION_MAX_MAPPING "host.max-mapping"
 
