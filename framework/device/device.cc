@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "framework/base/status.h"
+#include "framework/device/account.h"
 #include "framework/device/option_check.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/port.h"
@@ -29,6 +30,7 @@ constexpr size_t kMaxControlText = 1u << 20;
 constexpr uint32_t kFirstControlAnswer = 64u << 10;
 constexpr uint32_t kMaxControlAnswer = 64u << 20;
 static_assert(kFirstControlAnswer >= VIRTBAY_CONTROL_ANSWER_MIN);
+constexpr char kCreated[] = "created";
 constexpr uint64_t Bit(unsigned n) { return uint64_t{1} << n; }
 
 // Bits 0 to 23 and 50 to 63 belong to the device type (virtio 1.3 2.2).
@@ -68,7 +70,8 @@ absl::Status CheckDma(const DeviceSpec& spec) {
 Device::Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log)
     : plugin_(std::move(plugin)),
       core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))),
-      host_device_{core_.get()} {}
+      host_device_{core_.get()},
+      state_(kCreated) {}
 
 Device::~Device() { Retire().IgnoreError(); }
 
@@ -313,6 +316,7 @@ absl::Status Device::Stop() {
   EndSession(/*forget=*/true);
   stopped_ = true;
   state_ = "stopped";
+  core_->log.Info(absl::StrCat("stopped; ", AccountLine(Inspect())));
   // A front-end that is attached learns of it as of any failure of the device.
   if (attached_) core_->RaiseNeedsReset("stopped by its host", /*stops=*/true);
   return absl::OkStatus();
@@ -379,6 +383,10 @@ absl::Status Device::Retire() {
   if (retired_) return absl::OkStatus();
   retired_ = true;
   EndSession(/*forget=*/true);
+  // Of a device that was made, and not stopped before.
+  if (state_.load() != kCreated && !stopped_) {
+    core_->log.Info(absl::StrCat("removed; ", AccountLine(Inspect())));
+  }
   state_ = "removed";
   if (attached_) core_->RaiseNeedsReset("removed by its host", /*stops=*/true);
   if (core_->device == nullptr) return absl::OkStatus();

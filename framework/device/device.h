@@ -124,7 +124,7 @@ class Device : public std::enable_shared_from_this<Device> {
     bool reported = false;
   };
   std::map<const QueueThread*, Watch> watches_ ABSL_GUARDED_BY(threads_mutex_);
-  std::atomic<const char*> state_{"created"};
+  std::atomic<const char*> state_;
   std::atomic<bool> attached_shown_{false};
   std::atomic<uint64_t> features_shown_{0};
 };

@@ -43,9 +43,11 @@ struct InFlightRequest {
   Queue* queue = nullptr;
   InFlightTable* table = nullptr;
   MapHold* hold = nullptr;
-  SlotRun view;                           // in and out view
-  absl::InlinedVector<SlotRun, 2> extra;  // from fetch and reserve
-  uint32_t late_out = 0;                  // kLate: what it was completed with
+  SlotRun view;  // in and out view
+  // From fetch and reserve; an empty run while slots are waited for.
+  absl::InlinedVector<SlotRun, 2> extra;
+  uint64_t waits_since = 0;  // for slots; 0: it does not
+  uint32_t late_out = 0;     // kLate: what it was completed with
   uint32_t late_written = 0;
   uint32_t io_pending = 0;  // operations that still use the chain
   RequestState state = RequestState::kFree;

@@ -187,6 +187,7 @@ uint16_t Queue::Finish(bool forget) {
   }
   pump_ = nullptr;
   publish_ = nullptr;
+  if (stalled_since_ != 0) slot_waits_.End(std::exchange(stalled_since_, 0));
   shadow_used_.clear();
   if (draining_) loop_->CancelTimers(index_);  // on_timer is for RUNNING and QUIESCING
   ring_.emplace<std::monostate>();
@@ -437,7 +438,7 @@ bool Queue::PumpRing() {
     ring.DisableKicks();
     kicks_armed_ = false;
   }
-  stalled_ = false;
+  const bool was_stalled = std::exchange(stalled_, false);
 
   // Not initialised: only what is filled is touched.
   std::array<virtbay_request*, kBurst> burst;  // NOLINT(cppcoreguidelines-pro-type-member-init)
@@ -459,7 +460,8 @@ bool Queue::PumpRing() {
     burst[count++] = &request->abi;
   }
   for (uint32_t i = 0; i < count; ++i) FillViews(InFlightRequest::From(burst[i]));
-  if (stalled_) slot_waits_.Add();
+  if (stalled_ || was_stalled) [[unlikely]]
+    CountStall(was_stalled, taken > 0);
   if (MemoryGone()) {
     for (uint32_t i = 0; i < count; ++i) Free(InFlightRequest::From(burst[i]));
     Break(kMemoryGone);
@@ -600,8 +602,7 @@ int32_t Queue::Requeue(InFlightRequest* request) {
     Free(request);
     return VIRTBAY_OK;
   }
-  for (const SlotRun& run : request->extra) cache_->Free(run.data, run.count);
-  request->extra.clear();
+  FreeExtra(request);
   request->state = RequestState::kRequeued;
   requeued_.push_back(request);
   return VIRTBAY_OK;
@@ -610,13 +611,37 @@ int32_t Queue::Requeue(InFlightRequest* request) {
 void Queue::Free(InFlightRequest* request) {
   if (request->view.data != nullptr) cache_->Free(request->view.data, request->view.count);
   request->view = SlotRun();
-  for (const SlotRun& run : request->extra) cache_->Free(run.data, run.count);
-  request->extra.clear();
+  if (!request->extra.empty()) [[unlikely]]
+    FreeExtra(request);
   MapHold* hold = request->hold;
   request->hold = nullptr;
   if (--hold->users == 0 && hold != hold_) ReleaseMap(hold);
   request->state = RequestState::kFree;
   --request->table->count;
+}
+
+std::byte* Queue::AllocateExtra(InFlightRequest* request, uint32_t count) {
+  std::byte* const slots = cache_->Allocate(count);
+  if (slots != nullptr) {
+    if (request->waits_since != 0) slot_waits_.End(std::exchange(request->waits_since, 0));
+    request->extra.push_back({slots, count});
+  } else if (request->waits_since == 0) {
+    request->waits_since = slot_waits_.Begin();
+    request->extra.push_back({});
+  }
+  return slots;
+}
+
+void Queue::FreeExtra(InFlightRequest* request) {
+  for (const SlotRun& run : request->extra) cache_->Free(run.data, run.count);
+  request->extra.clear();
+  if (request->waits_since != 0) slot_waits_.End(std::exchange(request->waits_since, 0));
+}
+
+void Queue::CountStall(bool was_stalled, bool took) {
+  // A burst that took something has ended the wait before it, whatever it met then.
+  if (stalled_since_ != 0 && (took || !stalled_)) slot_waits_.End(std::exchange(stalled_since_, 0));
+  if (stalled_ && (took || !was_stalled)) stalled_since_ = slot_waits_.Begin();
 }
 
 void Queue::ReleaseMap(MapHold* hold) {
@@ -644,12 +669,8 @@ int32_t Queue::Fetch(InFlightRequest* request, uint32_t offset, uint32_t len,
     }
   }
   const uint32_t count = SlotsFor(len);
-  std::byte* slots = cache_->Allocate(count);
-  if (slots == nullptr) {
-    slot_waits_.Add();
-    return VIRTBAY_RESOURCE_EXHAUSTED;
-  }
-  request->extra.push_back({slots, count});
+  std::byte* slots = AllocateExtra(request, count);
+  if (slots == nullptr) return VIRTBAY_RESOURCE_EXHAUSTED;
   CopyFromSegments(request->chain.readable(), offset, slots, len);
   bytes_in_.Add(len);
   *data = reinterpret_cast<const uint8_t*>(slots);
@@ -670,12 +691,8 @@ int32_t Queue::Reserve(InFlightRequest* request, uint32_t len) {
     }
   }
   const uint32_t count = SlotsFor(len);
-  std::byte* slots = cache_->Allocate(count);
-  if (slots == nullptr) {
-    slot_waits_.Add();
-    return VIRTBAY_RESOURCE_EXHAUSTED;
-  }
-  request->extra.push_back({slots, count});
+  std::byte* slots = AllocateExtra(request, count);
+  if (slots == nullptr) return VIRTBAY_RESOURCE_EXHAUSTED;
   request->abi.out = reinterpret_cast<uint8_t*>(slots);
   request->abi.out_len = len;
   return VIRTBAY_OK;
@@ -727,7 +744,9 @@ QueueStats Queue::Stats() const {
   stats.batches = batches_.value();
   stats.poll_hits = poll_hits_.value();
   stats.poll_misses = poll_misses_.value();
-  stats.slot_waits = slot_waits_.value();
+  const SlotWaits::Totals waits = slot_waits_.Read();
+  stats.slot_waits = waits.times;
+  stats.slot_wait_ns = waits.ns;
   stats.bytes_copied_in = bytes_in_.value();
   stats.bytes_copied_out = bytes_out_.value();
   stats.bytes_direct = bytes_direct_.value();

@@ -22,6 +22,7 @@
 #include "framework/device/callback_monitor.h"
 #include "framework/device/device_core.h"
 #include "framework/device/in_flight.h"
+#include "framework/device/slot_waits.h"
 #include "framework/io/loop.h"
 #include "framework/memory/memory_map.h"
 #include "framework/memory/slot_allocator.h"
@@ -152,6 +153,11 @@ class Queue {
   void FillViews(InFlightRequest* request);
   void Refuse(uint16_t head, ChainError error);
   void Free(InFlightRequest* request);
+  // For fetch and reserve; nullptr: the request waits for them.
+  std::byte* AllocateExtra(InFlightRequest* request, uint32_t count);
+  void FreeExtra(InFlightRequest* request);
+  // After a burst that met a full arena, or the first one after that.
+  void CountStall(bool was_stalled, bool took);
   void ReleaseMap(MapHold* hold);
   uint32_t outstanding() const;
   // An empty table of that size; tables stay, so that a request which the plugin ends too late or
@@ -225,7 +231,8 @@ class Queue {
   StatCell batches_;
   StatCell poll_hits_;
   StatCell poll_misses_;
-  StatCell slot_waits_;
+  SlotWaits slot_waits_;
+  uint64_t stalled_since_ = 0;
   StatCell bytes_in_;
   StatCell bytes_out_;
   StatCell bytes_direct_;

@@ -61,15 +61,17 @@ void PrintList(const json& devices) {
 }
 
 void PrintStats(const json& devices) {
-  absl::PrintF("%-20s %12s %12s %12s %12s %10s %10s %12s\n", "NAME", "REQUESTS", "DIRECT",
-               "COPIED IN", "COPIED OUT", "CALLS", "CPU ms", "ARENA PEAK");
+  absl::PrintF("%-20s %12s %12s %12s %12s %10s %10s %12s %10s %10s\n", "NAME", "REQUESTS", "DIRECT",
+               "COPIED IN", "COPIED OUT", "CALLS", "CPU ms", "ARENA PEAK", "SLOT WAITS",
+               "WAITED ms");
   for (const json& device : devices) {
     const json& total = Part(device, "total");
-    absl::PrintF("%-20s %12d %12s %12s %12s %10d %10d %12s\n", Text(device, "name"),
+    absl::PrintF("%-20s %12d %12s %12s %12s %10d %10d %12s %10d %10d\n", Text(device, "name"),
                  Number(total, "requests"), Bytes(Number(total, "bytes_direct")),
                  Bytes(Number(total, "bytes_copied_in")), Bytes(Number(total, "bytes_copied_out")),
                  Number(total, "calls"), Number(device, "cpu_ns") / 1'000'000,
-                 Bytes(Number(Part(device, "arena"), "slots_high_water") * 2048));
+                 Bytes(Number(Part(device, "arena"), "slots_high_water") * 2048),
+                 Number(total, "slot_waits"), Number(total, "slot_wait_ns") / 1'000'000);
   }
 }
 

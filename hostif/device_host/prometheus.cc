@@ -43,6 +43,10 @@ std::string MetricWord(absl::string_view text) {
   return out;
 }
 
+std::string Seconds(uint64_t ns) {
+  return absl::StrFormat("%d.%09d", ns / 1'000'000'000, ns % 1'000'000'000);
+}
+
 void Begin(std::string* out, absl::string_view name, absl::string_view type,
            absl::string_view help) {
   absl::StrAppend(out, "# HELP ", name, " ", EscapeHelp(help), "\n# TYPE ", name, " ", type, "\n");
@@ -60,6 +64,7 @@ struct QueueFamily {
   const char* type;
   const char* help;
   uint64_t (*value)(const QueueStats&);
+  bool ns = false;  // the value, which is shown in seconds
 };
 
 constexpr DeviceFamily kDeviceFamilies[] = {
@@ -100,8 +105,12 @@ constexpr QueueFamily kQueueFamilies[] = {
      [](const QueueStats& q) { return q.poll_hits; }},
     {"virtbay_queue_poll_misses_total", "counter", "Poll windows that closed without work.",
      [](const QueueStats& q) { return q.poll_misses; }},
-    {"virtbay_queue_slot_waits_total", "counter", "Times the queue waited for an arena slot.",
+    {"virtbay_queue_slot_waits_total", "counter",
+     "Times the queue or a request in it waited for arena slots.",
      [](const QueueStats& q) { return q.slot_waits; }},
+    {"virtbay_queue_slot_wait_seconds_total", "counter",
+     "Time in which the queue or a request in it waited for arena slots.",
+     [](const QueueStats& q) { return q.slot_wait_ns; }, true},
     {"virtbay_queue_copied_in_bytes_total", "counter", "Bytes copied from the guest to the arena.",
      [](const QueueStats& q) { return q.bytes_copied_in; }},
     {"virtbay_queue_copied_out_bytes_total", "counter", "Bytes copied from the arena to the guest.",
@@ -223,8 +232,10 @@ std::string PrometheusText(const std::vector<DeviceReport>& devices) {
     Begin(&out, family.name, family.type, family.help);
     for (const DeviceReport& device : devices) {
       for (size_t i = 0; i < device.info.queues.size(); ++i) {
+        const uint64_t value = family.value(device.info.queues[i]);
         absl::StrAppend(&out, family.name, "{device=\"", EscapeLabel(device.info.name),
-                        "\",queue=\"", i, "\"} ", family.value(device.info.queues[i]), "\n");
+                        "\",queue=\"", i, "\"} ", family.ns ? Seconds(value) : absl::StrCat(value),
+                        "\n");
       }
     }
   }

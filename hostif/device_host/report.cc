@@ -19,6 +19,7 @@ json QueueJson(const QueueStats& queue) {
               {"poll_hits", queue.poll_hits},
               {"poll_misses", queue.poll_misses},
               {"slot_waits", queue.slot_waits},
+              {"slot_wait_ns", queue.slot_wait_ns},
               {"bytes_copied_in", queue.bytes_copied_in},
               {"bytes_copied_out", queue.bytes_copied_out},
               {"bytes_direct", queue.bytes_direct},
@@ -102,6 +103,7 @@ QueueStats SumQueues(const DeviceInfo& info) {
     sum.poll_hits += queue.poll_hits;
     sum.poll_misses += queue.poll_misses;
     sum.slot_waits += queue.slot_waits;
+    sum.slot_wait_ns += queue.slot_wait_ns;
     sum.bytes_copied_in += queue.bytes_copied_in;
     sum.bytes_copied_out += queue.bytes_copied_out;
     sum.bytes_direct += queue.bytes_direct;

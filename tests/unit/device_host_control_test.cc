@@ -47,6 +47,8 @@ class FakeTarget final : public ControlTarget {
     report.info.queues[1].requests = 4;
     report.info.queues[1].ring_size = 128;
     report.info.queues[1].ring_avail = 0x5c00'0800;
+    report.info.queues[0].slot_wait_ns = 5;
+    report.info.queues[1].slot_wait_ns = 6;
     report.socket = config.socket_path;
     if (!devices_.emplace(config.spec.name, report).second) {
       return absl::AlreadyExistsError("device " + config.spec.name + ": already exists");
@@ -125,6 +127,7 @@ TEST(ControlProtocol, DeviceLifetime) {
   EXPECT_EQ(device["result"]["queues"][1]["ring"]["avail"], "0x5c000800");
   const json stats = Ask(&target, R"({"command":"stats"})");
   EXPECT_EQ(stats["result"][0]["total"]["requests"], 7);
+  EXPECT_EQ(stats["result"][0]["total"]["slot_wait_ns"], 11);
   EXPECT_EQ(stats["result"][0]["queues"].size(), 2u);
   EXPECT_THAT(
       Ask(&target, R"({"command":"stats","format":"prometheus"})")["result"].get<std::string>(),

@@ -149,6 +149,8 @@ DeviceReport Device(const std::string& name) {
   report.info.state = "running";
   report.info.queues.resize(2);
   report.info.queues[1].requests = 18446744073709551615u;
+  report.info.queues[1].slot_waits = 2;
+  report.info.queues[1].slot_wait_ns = 3'000'000'004;
   report.info.cpu_ns = 1'500'000'000;
   report.info.metrics = {{"lookups_total", 5}, {"errors", 3}, {"open_files", 2}};
   report.info.metric_help = {{"lookups_total", "Names\nlooked \\ up"}, {"open_files", "Open"}};
@@ -171,6 +173,9 @@ TEST(Prometheus, Values) {
   const std::string text = PrometheusText({Device("x")});
   EXPECT_THAT(text, HasSubstr("virtbay_queue_requests_total{device=\"x\",queue=\"1\"} "
                               "18446744073709551615\n"));
+  EXPECT_THAT(text, HasSubstr("virtbay_queue_slot_waits_total{device=\"x\",queue=\"1\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("virtbay_queue_slot_wait_seconds_total{device=\"x\",queue=\"1\"} "
+                              "3.000000004\n"));
   EXPECT_THAT(text, HasSubstr("virtbay_device_cpu_seconds_total{device=\"x\"} 1.5\n"));
   EXPECT_THAT(text, HasSubstr("# HELP virtbay_virtiofs_lookups_total Names\\nlooked \\\\ up\n"
                               "# TYPE virtbay_virtiofs_lookups_total counter\n"

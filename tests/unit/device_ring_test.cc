@@ -567,12 +567,51 @@ TEST_F(DeviceTest, AFullArenaWaitsForTheRequestsThatHoldIt) {
     const uint64_t waits = client->Send({.op = Op::kEcho}, "x", 64, 1);
     ASSERT_TRUE(Eventually([&] { return device.Inspect()->queues[1].slot_waits > 0; }));
     EXPECT_FALSE(client->Has(waits, 1));
+    // A wait is one wait however often the ring looks again, and is shown while it goes on.
+    const uint64_t so_far = device.Inspect()->queues[1].slot_wait_ns;
+    ASSERT_TRUE(
+        Eventually([&] { return device.Inspect()->queues[1].slot_wait_ns > so_far + 3'000'000; }));
+    EXPECT_EQ(device.Inspect()->queues[1].slot_waits, 1u);
     // Room comes from the other queue's end: StopQueue fails what it holds.
     ASSERT_OK(client->port().StopQueue(0));
     ASSERT_OK(client->Take(waits, 1));
     for (const uint64_t token : held) EXPECT_TRUE(client->Has(token, 0));
+    const QueueStats after = device.Inspect()->queues[1];
     EXPECT_EQ(device.Inspect()->arena_slots_high_water, 1024u);
+    EXPECT_EQ(after.slot_waits, 1u);
+    EXPECT_GT(after.slot_wait_ns, so_far + 3'000'000);
+    ASSERT_OK(client->Check(1));
+    EXPECT_EQ(device.Inspect()->queues[1].slot_wait_ns, after.slot_wait_ns) << "it is over";
   }
+}
+
+TEST_F(DeviceTest, ARequestThatWaitsForSlotsIsCounted) {
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
+  constexpr uint32_t kWhole = 256 * 1024;
+  const auto queue = [&] { return device.Inspect()->queues[0]; };
+  ASSERT_OK(client->Call({.op = Op::kReserve, .a = kWhole}, "", kWhole));
+  EXPECT_EQ(queue().slot_waits, 0u);
+  EXPECT_EQ(queue().slot_wait_ns, 0u);
+  // Whatever a request holds of seven runs leaves no eighth: this one's view lies in the last.
+  std::vector<uint64_t> held;
+  for (int i = 0; i < 7; ++i) {
+    held.push_back(client->Send({.op = Op::kReserveHold, .a = kWhole}, "", kWhole));
+  }
+  const uint64_t waits = client->Send({.op = Op::kReserveHold, .a = kWhole}, "", kWhole);
+  ASSERT_TRUE(Eventually([&] { return queue().slot_waits == 1; }));
+  const uint64_t so_far = queue().slot_wait_ns;
+  ASSERT_TRUE(Eventually([&] { return queue().slot_wait_ns > so_far; }));
+  // It is the same wait when it asks again, and ends with the request that gives up.
+  ASSERT_OK_AND_ASSIGN(const Reply released, client->Call({.op = Op::kRelease}));
+  EXPECT_EQ(released.result, 8);
+  for (const uint64_t token : held) ASSERT_OK(client->Take(token));
+  ASSERT_OK(client->Take(waits));
+  const uint64_t in_all = queue().slot_wait_ns;
+  EXPECT_GT(in_all, so_far);
+  ASSERT_OK(client->Call({.op = Op::kReserve, .a = kWhole}, "", kWhole));
+  EXPECT_EQ(queue().slot_wait_ns, in_all);
+  EXPECT_EQ(queue().slot_waits, 1u);
 }
 
 TEST_F(DeviceTest, ManyRequestsAtOnceOnManyQueues) {

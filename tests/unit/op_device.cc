@@ -219,6 +219,10 @@ class OpDevice : public Device {
         std::memset(request.out().data(), static_cast<int>(command.b), command.a);
         return request.Complete(command.a);
       }
+      case Op::kReserveHold:
+        if (!request.Reserve(command.a)) static_cast<void>(request.Reserve(command.a));
+        kept_[queue].push_back({Op::kHold, std::move(request)});
+        return;
       case Op::kReadNow:
       case Op::kReadBlocking: {
         const bool now = command.op == Op::kReadNow;

@@ -9,15 +9,16 @@
 namespace virtbay::testing {
 
 enum class Op : uint32_t {
-  kEcho,       // the bytes behind the command come back behind the result
-  kNothing,    // completed with nothing written
-  kHold,       // kept until kRelease or the queue's end, which fails it
-  kHoldStill,  // kept until kRelease, whatever happens
-  kPark,       // kept; the queue's end requeues it
-  kRelease,    // ends what queue `a` holds with result 1; its own result is how many those were
-  kFetch,      // result: sum of the readable bytes [a, a + b), or -1
-  kReserve,    // a writable bytes, all with the value b; result -1 if there is no room
-  kReadNow,    // `b` bytes of the file at `offset` to the writable bytes at `a`
+  kEcho,         // the bytes behind the command come back behind the result
+  kNothing,      // completed with nothing written
+  kHold,         // kept until kRelease or the queue's end, which fails it
+  kHoldStill,    // kept until kRelease, whatever happens
+  kPark,         // kept; the queue's end requeues it
+  kRelease,      // ends what queue `a` holds with result 1; its own result is how many those were
+  kFetch,        // result: sum of the readable bytes [a, a + b), or -1
+  kReserve,      // a writable bytes, all with the value b; result -1 if there is no room
+  kReserveHold,  // asks twice for a writable bytes if need be, and is kept as by kHold
+  kReadNow,      // `b` bytes of the file at `offset` to the writable bytes at `a`
   kReadBlocking,
   kWriteNow,
   kWriteBlocking,

@@ -76,7 +76,8 @@ struct QueueStats {
   uint64_t batches = 0;           // bursts that took at least one chain
   uint64_t poll_hits = 0;         // poll windows that saw work
   uint64_t poll_misses = 0;       // poll windows that closed without
-  uint64_t slot_waits = 0;        // times the ring waited for an arena slot
+  uint64_t slot_waits = 0;        // times the ring, or a request in it, waited for arena slots
+  uint64_t slot_wait_ns = 0;      // for how long, the waits that go on included
   uint64_t bytes_copied_in = 0;   // guest -> arena
   uint64_t bytes_copied_out = 0;  // arena -> guest
   uint64_t bytes_direct = 0;      // payload moved without a copy of ours
