@@ -26,10 +26,6 @@ namespace {
 constexpr uint32_t kMaxQueues = 256;
 constexpr uint32_t kMaxConfigSize = 4096;
 constexpr uint32_t kOffloadThreads = 16;
-constexpr size_t kMaxControlText = 1u << 20;
-constexpr uint32_t kFirstControlAnswer = 64u << 10;
-constexpr uint32_t kMaxControlAnswer = 64u << 20;
-static_assert(kFirstControlAnswer >= VIRTBAY_CONTROL_ANSWER_MIN);
 constexpr char kCreated[] = "created";
 constexpr uint64_t Bit(unsigned n) { return uint64_t{1} << n; }
 
@@ -330,52 +326,6 @@ absl::Status Device::Start() {
   state_ = "ready";
   core_->ClearFailure();
   return absl::OkStatus();
-}
-
-const virtbay_device_control* Device::ControlTable() {
-  if (core_->ops.extension == nullptr) return nullptr;
-  const void* found = nullptr;
-  CallOnControl(core_.get(), "extension", [&](virtbay_error*) {
-    found = core_->ops.extension(core_->device, VIRTBAY_EXTENSION_CONTROL);
-    return VIRTBAY_OK;
-  }).IgnoreError();
-  const auto* table = static_cast<const virtbay_device_control*>(found);
-  if (table == nullptr || table->struct_size < sizeof(*table) || table->control == nullptr) {
-    return nullptr;
-  }
-  return table;
-}
-
-absl::StatusOr<std::string> Device::Control(const std::string& command, absl::string_view text) {
-  if (text.size() > kMaxControlText) {
-    return absl::InvalidArgumentError(absl::StrCat("a command's text of ", text.size(), " bytes"));
-  }
-  absl::MutexLock lock(&mutex_);
-  VIRTBAY_RETURN_IF_ERROR(CheckServing());
-  const virtbay_device_control* table = ControlTable();
-  if (table == nullptr) {
-    return absl::UnimplementedError(absl::StrCat("device ", core_->spec.name, ": devices of type ",
-                                                 type_, " take no commands"));
-  }
-  std::string answer(kFirstControlAnswer, '\0');
-  for (;;) {
-    uint32_t length = 0;
-    const absl::Status status = CallOnControl(core_.get(), command, [&](virtbay_error* error) {
-      return table->control(core_->device, command.c_str(), text.data(),
-                            static_cast<uint32_t>(text.size()), answer.data(),
-                            static_cast<uint32_t>(answer.size()), &length, error);
-    });
-    if (status.ok() && length <= answer.size()) {
-      answer.resize(length);
-      return answer;
-    }
-    if (status.ok()) return absl::InternalError(absl::StrCat(command, ": the answer's size lies"));
-    if (!absl::IsOutOfRange(status) || length <= answer.size() || length > kMaxControlAnswer) {
-      return Annotate(status, absl::StrCat("device ", core_->spec.name));
-    }
-    // What it looks at may have grown in between, so this is not the last time for sure.
-    answer.assign(length, '\0');
-  }
 }
 
 absl::Status Device::Retire() {
