@@ -26,7 +26,6 @@ namespace {
 constexpr uint32_t kMaxQueues = 256;
 constexpr uint32_t kMaxConfigSize = 4096;
 constexpr uint32_t kOffloadThreads = 16;
-constexpr char kCreated[] = "created";
 constexpr uint64_t Bit(unsigned n) { return uint64_t{1} << n; }
 
 // Bits 0 to 23 and 50 to 63 belong to the device type (virtio 1.3 2.2).
@@ -66,8 +65,7 @@ absl::Status CheckDma(const DeviceSpec& spec) {
 Device::Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log)
     : plugin_(std::move(plugin)),
       core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))),
-      host_device_{core_.get()},
-      state_(kCreated) {}
+      host_device_{core_.get()} {}
 
 Device::~Device() { Retire().IgnoreError(); }
 
@@ -168,6 +166,7 @@ absl::StatusOr<std::unique_ptr<DevicePort>> Device::Attach(DevicePortEvents* eve
         absl::StrCat("device ", core_->spec.name, " is in use by another front-end"));
   }
   attached_ = true;
+  served_ = true;
   attached_shown_ = true;
   core_->SetEvents(events);
   return MakeDevicePort(shared_from_this());
@@ -333,8 +332,8 @@ absl::Status Device::Retire() {
   if (retired_) return absl::OkStatus();
   retired_ = true;
   EndSession(/*forget=*/true);
-  // Of a device that was made, and not stopped before.
-  if (state_.load() != kCreated && !stopped_) {
+  // A device that served nobody has nothing to account for, and Stop has said it already.
+  if (served_ && !stopped_) {
     core_->log.Info(absl::StrCat("removed; ", AccountLine(Inspect())));
   }
   state_ = "removed";

@@ -103,6 +103,7 @@ class Device : public std::enable_shared_from_this<Device> {
   bool attached_ ABSL_GUARDED_BY(mutex_) = false;
   bool session_ ABSL_GUARDED_BY(mutex_) = false;  // ACTIVE or RUNNING
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // by the embedder
+  bool served_ ABSL_GUARDED_BY(mutex_) = false;   // a front-end was attached at some time
   bool retired_ ABSL_GUARDED_BY(mutex_) = false;
   bool stuck_ ABSL_GUARDED_BY(mutex_) = false;      // a callback does not return
   bool leaked_io_ ABSL_GUARDED_BY(mutex_) = false;  // nor does the kernel from some I/O
@@ -124,7 +125,7 @@ class Device : public std::enable_shared_from_this<Device> {
     bool reported = false;
   };
   std::map<const QueueThread*, Watch> watches_ ABSL_GUARDED_BY(threads_mutex_);
-  std::atomic<const char*> state_;
+  std::atomic<const char*> state_{"created"};
   std::atomic<bool> attached_shown_{false};
   std::atomic<uint64_t> features_shown_{0};
 };
