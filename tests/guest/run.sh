@@ -8,6 +8,7 @@ HERE=$(cd "$(dirname "$0")" && pwd)
 ROOT=$(cd "$HERE/../.." && pwd)
 BUILD=$ROOT/build/release
 . "$ROOT/scripts/lib/guest.sh"
+. "$HERE/qemu.sh"
 
 suites=()
 while [ $# -gt 0 ]; do
@@ -86,18 +87,22 @@ service_check() {
 }
 
 # share TAG DIRECTORY [KEY VALUE]...: adds a device to the suite's file; to be called in
-# suite_shares. Values are TOML.
+# suite_shares. Values are TOML; keys are the plugin's, or the device's own with a dot before them.
 share() {
-  local tag=$1 dir=$2
+  local tag=$1 dir=$2 own="" options=""
   shift 2
   mkdir -p "$dir"
+  while [ $# -gt 0 ]; do
+    case $1 in
+      .*) own+="${1#.} = $2"$'\n' ;;
+      *) options+="$1 = $2"$'\n' ;;
+    esac
+    shift 2
+  done
   {
-    printf '\n[[device]]\nname = "%s"\nplugin = "virtiofs"\nsocket = "%s"\n' "$tag" "$WORK/$tag.sock"
-    printf '[device.options]\ntag = "%s"\nshared-dir = "%s"\n' "$tag" "$dir"
-    while [ $# -gt 0 ]; do
-      printf '%s = %s\n' "$1" "$2"
-      shift 2
-    done
+    printf '\n[[device]]\nname = "%s"\nplugin = "virtiofs"\nsocket = "%s"\n%s' \
+      "$tag" "$WORK/$tag.sock" "$own"
+    printf '[device.options]\ntag = "%s"\nshared-dir = "%s"\n%s' "$tag" "$dir" "$options"
   } >>"$WORK/virtbay.toml"
   GUEST_SHARES+=("$tag=$WORK/$tag.sock")
 }

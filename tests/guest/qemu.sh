@@ -1,0 +1,75 @@
+# Boots QEMU guests for the suites of run.sh, which sources it after scripts/lib/guest.sh. They are
+# ended like the others, by guest_kill.
+
+# qemu_start PROGRAM OPTION...: boots with the console on descriptors GUEST_OUT and GUEST_IN.
+qemu_start() {
+  local hold
+  rm -f "$WORK/in" "$WORK/out"
+  mkfifo "$WORK/in" "$WORK/out"
+  exec {GUEST_IN}<>"$WORK/in"
+  exec {hold}<>"$WORK/out"
+  setsid "$@" -nodefaults -no-user-config -nographic -no-reboot -serial stdio \
+    <"$WORK/in" >"$WORK/out" 2>&1 {hold}<&- {GUEST_IN}<&- &
+  UML_PID=$!
+  exec {GUEST_OUT}<"$WORK/out"
+  # From here the guest alone holds the other end: its end is the end of the file.
+  exec {hold}<&-
+}
+
+# A Debian kernel for x86-64: the cloud kernel's package unpacked in the build directory (no root
+# needed). Sets KERNEL and MODULES.
+debian_kernel() {
+  local dir=$BUILD/guest/kernel package
+  if ! ls "$dir"/boot/vmlinuz-* >/dev/null 2>&1; then
+    package=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+      sed -n 's/^ *Depends: *\(linux-image-.*\)$/\1/p' | head -n 1)
+    [ -n "$package" ] || return 1
+    mkdir -p "$dir.new"
+    (cd "$dir.new" && timeout 120 apt-get download -qq "$package" >/dev/null 2>&1 &&
+      dpkg-deb -x "$package"_*.deb . && rm -f ./*.deb) || { rm -rf "$dir.new"; return 1; }
+    rm -rf "$dir"
+    mv "$dir.new" "$dir"
+  fi
+  KERNEL=$(ls "$dir"/boot/vmlinuz-* | head -n 1)
+  MODULES=$(ls -d "$dir"/lib/modules/* | head -n 1)
+  # The package has no module index of its own.
+  [ -e "$MODULES/modules.dep" ] || depmod -b "$dir" "$(basename "$MODULES")"
+}
+
+# debian_initramfs FILE: busybox and virtiofs for debian_kernel; /init loads the modules and goes on
+# with the script on standard input, which has `result STATUS NAME`.
+debian_initramfs() {
+  local out=$1 tree module path dependency
+  tree=$(mktemp -d)
+  mkdir -p "$tree/bin" "$tree/lib" "$tree/mnt"
+  cp /bin/busybox "$tree/bin/"
+  : >"$tree/lib/order"
+  # Each with what it needs first; modprobe prints them in the order to load them in.
+  for module in virtio_pci virtiofs; do
+    modprobe -d "$BUILD/guest/kernel" -S "$(basename "$MODULES")" --show-depends "$module" |
+      sed -n 's/^insmod //p'
+  done | awk '{ print $1 }' | while read -r path; do
+    dependency=$(basename "$path")
+    grep -qxF "$dependency" "$tree/lib/order" && continue
+    cp "$path" "$tree/lib/$dependency"
+    echo "$dependency" >>"$tree/lib/order"
+  done
+  cat >"$tree/init" <<'INIT'
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+PATH=/bin
+mkdir -p /proc /sys /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+while read -r module; do insmod "/lib/$module"; done </lib/order
+stty -echo 2>/dev/null
+# The firmware's escape sequences stand on the console's first line.
+echo
+result() { if [ "$1" = 0 ]; then echo "@@PASS $2"; else echo "@@FAIL $2"; fi; }
+INIT
+  cat >>"$tree/init"
+  chmod 755 "$tree/init"
+  (cd "$tree" && find . | cpio -o -H newc --quiet) >"$out"
+  rm -rf "$tree"
+}
