@@ -16,6 +16,44 @@ qemu_start() {
   exec {hold}<&-
 }
 
+# For the guest's "@@HOST look", while it waits: what virtbay says of its devices, and what it maps.
+host_look() {
+  local name
+  for name in $(sed -n 's/^name = "\(.*\)"$/\1/p' "$WORK/virtbay.toml"); do
+    timeout 30 "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" --json inspect \
+      "$name" >"$WORK/$name.json" || return
+  done
+  cp "/proc/$VIRTBAY_PID/maps" "$WORK/maps"
+}
+
+# backend_check NAME ARGUMENT...: one result, of dma_pools/check.py with these arguments.
+backend_check() {
+  local name=$1 reason
+  shift
+  if reason=$("$HERE/dma_pools/check.py" "$@" 2>&1); then
+    pass "$name"
+  else
+    fail "$name: $(tail -n 1 <<<"$reason")"
+  fi
+}
+
+# amd64_with TOOL...: whether the suite can run. Where only the other architecture is in the way it is
+# skipped; a tool that is missing is a failure, so that nobody loses the suite unawares.
+amd64_with() {
+  local tool missing=
+  if [ "$(dpkg --print-architecture 2>/dev/null)" != amd64 ]; then
+    skip "only on Debian's amd64"
+    return 1
+  fi
+  PATH=$PATH:/usr/sbin:/sbin
+  for tool; do
+    command -v "$tool" >/dev/null || missing="$missing $tool"
+  done
+  [ -n "$missing" ] || return 0
+  fail "needs$missing (scripts/setup.sh installs them)"
+  return 1
+}
+
 # A Debian kernel for x86-64: the cloud kernel's package unpacked in the build directory (no root
 # needed). Sets KERNEL and MODULES.
 debian_kernel() {
