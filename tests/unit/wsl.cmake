@@ -1,0 +1,4 @@
+virtbay_add_test(wsl_test
+  SOURCES wsl_ini_test.cc wsl_net_adapter_test.cc wsl_option_string_test.cc wsl_share_test.cc
+          wslconfig_test.cc
+  LIBRARIES virtbay_wsl)
