@@ -226,6 +226,52 @@ TEST_F(PluginContractTest, LiesAboutSizesReachNobody) {
       "bad: queue 0: request 0 completed with sizes that lie (4294967295 of 4294967295 bytes, room "
       "for 128)"));
   EXPECT_FALSE(client_->NeedsReset());
+
+  // Each bound by itself, with room behind the view and guest bytes behind the room.
+  constexpr uint32_t kView = 1024;
+  constexpr uint32_t kRoom = 4000;
+  ASSERT_OK_AND_ASSIGN(const guest::GuestRange range, client_->memory().Allocate(8 + 8192));
+  const auto complete = [&](uint32_t view, uint32_t written) {
+    const uint32_t sizes[2] = {view, written};
+    std::memcpy(range.host, sizes, 8);
+    std::memset(range.host + 8, 'g', 8192);
+    const guest::Segment in{range.address, 8};
+    const guest::Segment out{range.address + 8, kRoom};
+    EXPECT_TRUE(client_->queue().Add({&in, 1}, {&out, 1}, 4711));
+    client_->queue().Publish();
+    EXPECT_OK(client_->queue().Wait(guest::WaitMode::kSleep));
+    std::array<guest::UsedBuffer, 1> used;
+    EXPECT_EQ(client_->queue().TakeUsed(used), 1u);
+    return used[0].written;
+  };
+  // Bytes of the plugin's that the guest sees; the last one must be followed by its own.
+  const auto seen = [&] {
+    const auto* bytes = reinterpret_cast<const char*>(range.host + 8);
+    const auto n = static_cast<size_t>(std::find(bytes, bytes + 8192, 'g') - bytes);
+    EXPECT_EQ(std::count(bytes, bytes + 8192, 'v'), static_cast<std::ptrdiff_t>(n));
+    return n;
+  };
+  const std::pair<uint32_t, uint32_t> truths[] = {{0, 0},         {1, 1},         {0, kRoom},
+                                                  {kView, kView}, {kView, kRoom}, {7, 8}};
+  for (const auto& [view, written] : truths) {
+    EXPECT_EQ(complete(view, written), written) << view;
+    EXPECT_EQ(seen(), view);
+  }
+  const size_t before = log_.lines().size();
+  const std::pair<uint32_t, uint32_t> lies[] = {
+      {0, kRoom + 1},       // more written than the chain takes
+      {0, UINT32_MAX},      //
+      {kView + 1, kRoom},   // more view than there is
+      {kRoom, kRoom},       //
+      {UINT32_MAX, kRoom},  //
+      {1, 0},               // more view than written
+      {kView, kView - 1}};  //
+  for (const auto& [view, written] : lies) {
+    EXPECT_EQ(complete(view, written), 0u) << view << " of " << written;
+    EXPECT_EQ(seen(), 0u) << view << " of " << written;
+  }
+  EXPECT_EQ(log_.lines().size(), before + std::size(lies));
+  EXPECT_FALSE(client_->NeedsReset());
 }
 
 TEST_F(PluginContractTest, OnlyTheQueuesThreadMayEndRequests) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 #include <atomic>
 #include <filesystem>
@@ -49,6 +50,7 @@ class VirtioFsHostile : public ::testing::Test {
     ASSERT_TRUE(share_.ready());
     stdfs::create_directory(share_.dir() / "dir");
     share_.dir().Write("file", "content");
+    share_.dir().Write("other", "");
     file_ = share_.Node("file");
     dir_ = share_.Node("dir");
     fh_ = share_.OpenPath("file", O_RDWR);
@@ -195,13 +197,18 @@ TEST_F(VirtioFsHostile, NamesThatAreNoNames) {
 
 TEST_F(VirtioFsHostile, FourGiBSizes) {
   for (const uint32_t size : {0xffffffffu, 0x80000000u, 0xffffefffu, 0x00ffffffu}) {
-    const auto read = fs().Read(file_, fh_, 0, std::min(size, 4096u));
-    EXPECT_EQ(read.error, 0);
     fuse_read_in in = {};
     in.fh = fh_;
     in.size = size;
     const auto bytes = std::as_bytes(std::span(&in, 1));
-    EXPECT_EQ(ErrorOf(fs().Raw(Request(FUSE_READ, file_, bytes), 16 + 4096)), 0);
+    const auto read = fs().Raw(Request(FUSE_READ, file_, bytes), 16 + 4096);
+    EXPECT_EQ(ErrorOf(read), 0);
+    // What there is, and no more than there is room for.
+    ASSERT_EQ(read.written, 16 + 7u);
+    EXPECT_EQ(std::memcmp(read.bytes.data() + 16, "content", 7), 0);
+    const auto narrow = fs().Raw(Request(FUSE_READ, file_, bytes), 16 + 3);
+    EXPECT_EQ(ErrorOf(narrow), 0);
+    EXPECT_EQ(narrow.written, 16 + 3u);
     in.fh = dir_fh_;
     EXPECT_EQ(ErrorOf(fs().Raw(Request(FUSE_READDIR, dir_, bytes), 16 + 4096)), 0);
     EXPECT_EQ(ErrorOf(fs().Raw(Request(FUSE_READDIRPLUS, dir_, bytes), 16 + 4096)), 0);
@@ -211,6 +218,11 @@ TEST_F(VirtioFsHostile, FourGiBSizes) {
     EXPECT_EQ(
         ErrorOf(fs().Raw(Request(FUSE_WRITE, file_, std::as_bytes(std::span(&write, 1))), 64)),
         EINVAL);
+    // Bytes that are there do not make up for those that are not.
+    std::vector<std::byte> short_write(sizeof(write) + 4, std::byte{'x'});
+    std::memcpy(short_write.data(), &write, sizeof(write));
+    EXPECT_EQ(ErrorOf(fs().Raw(Request(FUSE_WRITE, file_, short_write), 64)), EINVAL);
+    EXPECT_EQ(testing::ReadFile(share_.dir() / "file"), "content");
     fuse_getxattr_in get = {};
     get.size = size;
     std::vector<std::byte> arguments(sizeof(get));
@@ -224,11 +236,22 @@ TEST_F(VirtioFsHostile, FourGiBSizes) {
     std::memcpy(arguments.data() + sizeof(set), "user.xyz", 9);
     EXPECT_THAT(ErrorOf(fs().Raw(Request(FUSE_SETXATTR, file_, arguments), 64)),
                 ::testing::AnyOf(E2BIG, EINVAL));
+    EXPECT_EQ(::getxattr((share_.dir() / "file").c_str(), "user.xyz", nullptr, 0), -1);
     fuse_batch_forget_in forget = {};
     forget.count = size;
     EXPECT_EQ(
         ErrorOf(fs().Raw(Request(FUSE_BATCH_FORGET, 0, std::as_bytes(std::span(&forget, 1))), 64)),
         -1);
+    // One entry where billions are announced: that one is forgotten, and nothing that is not there.
+    const uint64_t other = share_.Node("other");
+    const fuse_forget_one one = {other, 1};
+    std::vector<std::byte> forgets(sizeof(forget) + sizeof(one) + 8);
+    std::memcpy(forgets.data(), &forget, sizeof(forget));
+    std::memcpy(forgets.data() + sizeof(forget), &one, sizeof(one));
+    std::memcpy(forgets.data() + sizeof(forget) + sizeof(one), &file_, 8);
+    EXPECT_EQ(ErrorOf(fs().Raw(Request(FUSE_BATCH_FORGET, 0, forgets), 64)), -1);
+    EXPECT_EQ(fs().GetAttr(other).error, ESTALE);
+    EXPECT_EQ(fs().GetAttr(file_).error, 0);
   }
   ExpectAlive();
 }

@@ -286,6 +286,117 @@ TEST_P(DifferentialTest, NoNotificationIsLost) {
   EXPECT_EQ(taken, kChains);
 }
 
+// The same where each notification is needed: both sides have nothing else to do when they sleep,
+// so that none makes up for another that was lost.
+TEST_P(DifferentialTest, EachNotificationCounts) {
+  const PairOptions options = GetParam();
+  constexpr uint32_t kRounds = VIRTBAY_TEST_SANITIZED ? 10'000 : 60'000;
+  ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
+  ASSERT_OK_AND_ASSIGN(
+      auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
+                                                               .indirect_max = options.indirect_max,
+                                                               .event_idx = options.event_idx}}));
+  ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
+  const guest::RingAddresses where = driver->ring().addresses();
+  ASSERT_OK_AND_ASSIGN(
+      const SplitRingMemory ring_memory,
+      SplitRingMemory::Create(*map, {options.size, where.descriptors, where.avail, where.used}));
+  ASSERT_OK_AND_ASSIGN(const GuestRange data, memory->Allocate(64));
+
+  const int kick = driver->kick_fd();
+  const int call = driver->call_fd();
+  std::atomic<bool> failed{false};
+  std::atomic<bool> stop{false};
+  std::thread device_thread([&] {
+    DeviceRing device(ring_memory, options.event_idx, options.indirect_max != 0);
+    std::mt19937 random(3);
+    Chain chain;
+    while (!stop && !failed) {
+      device.With([](auto& ring) { ring.DisableKicks(); });
+      while (device.With([](auto& ring) { return ring.Available(); }) > 0) {
+        device.With([&](auto& ring) {
+          if (ring.Pop(*map, &chain) != ChainError::kNone) failed = true;
+          ring.PushUsed(chain.head(), 0);
+        });
+      }
+      // The driver falls asleep at any moment of what follows.
+      for (auto n = random() % 256; n > 0; --n) CpuRelax();
+      const bool notify =
+          device.With([](auto& ring) { return ring.PublishUsed() > 0 && ring.ShouldNotify(); });
+      const uint64_t one = 1;
+      if (notify && write(call, &one, sizeof(one)) != sizeof(one)) failed = true;
+      for (auto n = random() % 256; n > 0; --n) CpuRelax();
+      if (device.With([](auto& ring) { return ring.EnableKicks(); })) continue;
+      pollfd wait{.fd = kick, .events = POLLIN, .revents = 0};
+      if (poll(&wait, 1, 20'000) != 1) {
+        failed = true;
+        return;
+      }
+      uint64_t count = 0;
+      if (read(kick, &count, sizeof(count)) != sizeof(count)) failed = true;
+    }
+  });
+
+  std::mt19937 random(7);
+  const Segment out{data.address, 8};
+  const uint16_t most = std::min<uint16_t>(options.size, 4);
+  absl::Status status;
+  for (uint32_t round = 0; round < kRounds && status.ok() && !failed; ++round) {
+    auto left = static_cast<uint32_t>(random() % most + 1);
+    for (uint32_t n = 0; n < left; ++n) ASSERT_TRUE(driver->Add({&out, 1}, {}, n));
+    driver->Publish();
+    while (left > 0 && status.ok()) {
+      for (auto n = random() % 256; n > 0; --n) CpuRelax();
+      status = driver->Wait(guest::WaitMode::kSleep, absl::Seconds(20));
+      std::array<UsedBuffer, 4> used;
+      left -= static_cast<uint32_t>(driver->TakeUsed(used));
+    }
+  }
+  EXPECT_OK(status) << "the device's notification was lost";
+  stop = true;
+  driver->Kick();
+  device_thread.join();
+  EXPECT_FALSE(failed) << "the driver's notification was lost";
+}
+
+// What the two rules of virtio 1.3 2.7.7 and 2.7.10 say, over a whole turn of the indexes and every
+// wish of the driver.
+TEST(NotificationRuleTest, ShouldNotifyIsTheSpecifications) {
+  ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(256 * kKiB));
+  ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
+  ASSERT_OK_AND_ASSIGN(const GuestRange range, memory->Allocate(8192, 4096));
+  constexpr uint16_t kSize = 16;
+  const RingAddresses where{kSize, range.address, range.address + 1024, range.address + 2048};
+  ASSERT_OK_AND_ASSIGN(const SplitRingMemory ring_memory, SplitRingMemory::Create(*map, where));
+  uint16_t* const flags = ring_memory.avail;
+  uint16_t* const used_event = ring_memory.avail + 2 + kSize;
+  SplitRing<true> event(ring_memory, 0, false);
+  std::mt19937 random(11);
+  uint16_t before = 0;
+  for (uint32_t i = 0; i < 300'000; ++i) {
+    const auto count = static_cast<uint16_t>(random() % kSize + 1);
+    // Near the entries of this burst, and anywhere.
+    const auto wish = static_cast<uint16_t>(i % 4 == 0 ? random() : before - 2 + random() % 20);
+    *used_event = wish;
+    *flags = static_cast<uint16_t>(random());  // means nothing here
+    for (uint16_t n = 0; n < count; ++n) event.PushUsed(0, 0);
+    ASSERT_EQ(event.PublishUsed(), count);
+    // Whether the entry that the driver wants to hear of is among the new ones.
+    bool wanted = false;
+    for (uint16_t n = 0; n < count; ++n) wanted |= static_cast<uint16_t>(before + n) == wish;
+    ASSERT_EQ(event.ShouldNotify(), wanted) << before << " +" << count << ", event " << wish;
+    before = static_cast<uint16_t>(before + count);
+  }
+  SplitRing<false> plain(ring_memory, 0, false);
+  for (const bool quiet : {false, true}) {
+    *flags = quiet ? VRING_AVAIL_F_NO_INTERRUPT : 0;
+    *used_event = static_cast<uint16_t>(plain.used_index());  // means nothing here
+    plain.PushUsed(0, 0);
+    ASSERT_EQ(plain.PublishUsed(), 1u);
+    EXPECT_EQ(plain.ShouldNotify(), !quiet);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Rings, DifferentialTest,
                          ::testing::Values(PairOptions{1, 0, false}, PairOptions{2, 0, true},
                                            PairOptions{8, 4, false}, PairOptions{16, 0, true},
