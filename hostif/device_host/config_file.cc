@@ -17,6 +17,7 @@
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/device_keys.h"
+#include "hostif/device_host/guest_address.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -100,6 +101,12 @@ class Reader {
         if (value == nullptr) return At(key, text, "must be a string");
         if (value->get().empty()) return At(key, text, "must not be empty");
         config_.control_socket = value->get();
+      } else if (text == "guest-channel") {
+        const auto* value = node.as_string();
+        if (value == nullptr) return At(key, text, "must be a string");
+        const auto address = ParseGuestAddress(value->get());
+        if (!address.ok()) return At(key, text, address.status().message());
+        config_.guest_channel = *address;
       } else if (text == "plugin-path") {
         VIRTBAY_RETURN_IF_ERROR(ReadPluginPath(key, node));
       } else if (text == "rlimit-nofile") {

@@ -5,6 +5,7 @@
 #include "framework/base/status.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/config_file.h"
+#include "hostif/device_host/guest_address.h"
 #include "hostif/device_host/run_service.h"
 
 namespace virtbay::device_host {
@@ -19,6 +20,9 @@ class RunCommand final : public Command {
         ->type_name("FILE");
     app_->add_option("--log-level", log_level_, "Overrides the file's log-level");
     app_->add_option("--control-socket", control_socket_, "Overrides the file's control-socket");
+    app_->add_option("--guest-channel", guest_channel_,
+                     "Overrides the file's guest-channel: unix:PATH, vsock:[CID:]PORT or "
+                     "tcp:ADDRESS:PORT, where virtbay-guest reports");
     app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect");
     app_->add_flag("--check", check_, "Only check the file, its plugins and their options");
   }
@@ -31,6 +35,11 @@ class RunCommand final : public Command {
       VIRTBAY_ASSIGN_OR_RETURN(config.log_level, ParseLogLevel(log_level_));
     }
     if (!control_socket_.empty()) config.control_socket = control_socket_;
+    if (!guest_channel_.empty()) {
+      const auto address = ParseGuestAddress(guest_channel_);
+      if (!address.ok()) return Annotate(address.status(), "--guest-channel");
+      config.guest_channel = *address;
+    }
     config.ready_fd = ready_fd_;
     if (check_) return CheckService(config);
     return RunService(std::move(config));
@@ -41,6 +50,7 @@ class RunCommand final : public Command {
   std::string file_;
   std::string log_level_;
   std::string control_socket_;
+  std::string guest_channel_;
   int ready_fd_ = -1;
   bool check_ = false;
 };

@@ -17,6 +17,7 @@
 #include "framework/isolation/sigbus_guard.h"
 #include "hostif/device_host/control_server.h"
 #include "hostif/device_host/device_keys.h"
+#include "hostif/device_host/guest_channel.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
 #include "hostif/vhost_user/socket.h"
@@ -89,6 +90,10 @@ absl::Status CheckService(const ServiceConfig& config) {
     VIRTBAY_RETURN_IF_ERROR(
         Annotate(vhost_user::CheckSocketPath(config.control_socket), "control-socket"));
   }
+  if (config.guest_channel.has_value() && config.guest_channel->kind == GuestAddress::Kind::kUnix) {
+    VIRTBAY_RETURN_IF_ERROR(
+        Annotate(vhost_user::CheckSocketPath(config.guest_channel->name), "guest-channel"));
+  }
   // What a device says of itself while it is made is not asked for.
   const Log log = Log::ToStderr(std::max(config.log_level, LogLevel::kWarn));
   VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
@@ -116,6 +121,10 @@ absl::Status RunService(ServiceConfig config) {
   if (!config.control_socket.empty()) {
     VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service.get()));
   }
+  std::unique_ptr<GuestChannel> guest;
+  if (config.guest_channel.has_value()) {
+    VIRTBAY_ASSIGN_OR_RETURN(guest, GuestChannel::Create(*config.guest_channel, service.get()));
+  }
   for (DeviceConfig& device : config.devices) {
     const DeviceConfig where = device;
     const absl::Status resolved = ResolveActivation(passed, &device);
@@ -137,6 +146,7 @@ absl::Status RunService(ServiceConfig config) {
   log.Info(signal == 0 ? "stopping: the last front-end has gone and no other can come"
                        : absl::StrCat("stopping on signal ", signal));
   if (control != nullptr) control->RemoveSocket();
+  if (guest != nullptr) guest->RemoveSocket();
   service->BeginStop();
   StopSignals::LetThrough();
   return absl::OkStatus();

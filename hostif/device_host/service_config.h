@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "framework/base/log.h"
+#include "hostif/device_host/guest_address.h"
 #include "virtbay/host.h"
 
 namespace virtbay::device_host {
@@ -36,8 +37,9 @@ struct DeviceConfig {
 
 struct ServiceConfig {
   LogLevel log_level = LogLevel::kInfo;
-  bool syslog = false;         // the log goes to syslog(3) instead of stderr
-  std::string control_socket;  // empty: none
+  bool syslog = false;                        // the log goes to syslog(3) instead of stderr
+  std::string control_socket;                 // empty: none
+  std::optional<GuestAddress> guest_channel;  // where the guest reports; none: nowhere
   std::vector<std::filesystem::path> plugin_dirs;
   // Wanted RLIMIT_NOFILE; 0 leaves it alone, none: as many as allowed, at most 1,000,000.
   std::optional<uint64_t> rlimit_nofile;
