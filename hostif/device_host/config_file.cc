@@ -1,10 +1,7 @@
 #include "hostif/device_host/config_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <toml++/toml.h>
 
-#include <cerrno>
 #include <cstddef>
 #include <exception>
 #include <map>
@@ -15,14 +12,13 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
-#include "framework/base/unique_fd.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/guest_address.h"
+#include "hostif/device_host/text_file.h"
 
 namespace virtbay::device_host {
 namespace {
 
-constexpr off_t kMaxFileSize = 1 << 20;
 constexpr size_t kMaxDevices = 4096;
 
 // toml++ speaks std::string_view, which is a type of its own beside absl's.
@@ -159,7 +155,10 @@ class Reader {
       const absl::Status set =
           value.ok() ? SetDeviceKey(View(key.str()), *value, &device) : UnknownOr(key.str(), value);
       if (!set.ok()) return At(key, key.str(), set.message());
-      if (key.str() == "name") name_key = &key;
+      // The name may come with the device's string.
+      if (key.str() == "name" || (key.str() == "device-string" && name_key == nullptr)) {
+        name_key = &key;
+      }
       if (key.str() == "socket" || key.str() == "fd") socket_key = &key;
     }
     const absl::Status finished = FinishDevice(&device);
@@ -228,27 +227,7 @@ absl::StatusOr<ServiceConfig> ParseConfig(absl::string_view text, absl::string_v
 }
 
 absl::StatusOr<ServiceConfig> ReadConfigFile(const std::filesystem::path& path) {
-  // O_NONBLOCK: opening a FIFO must not hang before the type can be checked.
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!fd) return ErrnoStatus(errno, path.string());
-  struct stat info = {};
-  if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, path.string());
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not a regular file"));
-  }
-  if (info.st_size > kMaxFileSize) {
-    return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is larger than 1 MiB"));
-  }
-  std::string text(static_cast<size_t>(info.st_size), '\0');
-  size_t filled = 0;
-  while (filled < text.size()) {
-    const ssize_t n = ::read(fd.get(), text.data() + filled, text.size() - filled);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, path.string());
-    if (n == 0) break;
-    filled += static_cast<size_t>(n);
-  }
-  text.resize(filled);
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
   return ParseConfig(text, path.string());
 }
 

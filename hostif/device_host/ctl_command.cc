@@ -115,7 +115,9 @@ class CtlCommand final : public Command {
     inspect_->add_option("name", name_, "Device")->required();
     add_ = Sub("add", "Add a device");
     add_->add_option("plugin", plugin_, "Name or path of the plugin")->required();
-    add_->add_option("--name", name_, "Name of the new device")->required();
+    add_->add_option("--name", name_, "Name of the new device; that of --device-string without it");
+    add_->add_option("--device-string", device_string_,
+                     "The options of the device as WSL writes them: NAME;KEY=VALUE;FLAG");
     add_->add_option("--socket-path", socket_path_, "Socket to listen on")->required();
     add_->add_option("--shared-dir", shared_dir_, "The same as --option shared-dir=DIR");
     add_->add_option("--option", options_, "KEY=VALUE for the plugin")
@@ -164,6 +166,7 @@ class CtlCommand final : public Command {
       if (!name_.empty()) request["name"] = name_;
       return request;
     }
+    if (name_.empty() && device_string_.empty()) throw CLI::RequiredError("--name");
     json options = json::object();
     for (const std::string& text : options_) {
       auto [key, value] = KeyAndValue("--option", text);
@@ -171,11 +174,12 @@ class CtlCommand final : public Command {
     }
     // The service has a working directory of its own.
     if (!shared_dir_.empty()) options["shared-dir"] = Absolute(shared_dir_);
-    json device{{"name", name_},
-                {"plugin", plugin_.find('/') == std::string::npos ? plugin_ : Absolute(plugin_)},
+    json device{{"plugin", plugin_.find('/') == std::string::npos ? plugin_ : Absolute(plugin_)},
                 // Left as it is for the service to refuse.
                 {"socket", NamesPassedSocket(socket_path_) ? socket_path_ : Absolute(socket_path_)},
                 {"options", std::move(options)}};
+    if (!name_.empty()) device["name"] = name_;
+    if (!device_string_.empty()) device["device-string"] = device_string_;
     for (const std::string& text : keys_) {
       auto [key, value] = KeyAndValue("--set", text);
       device[key] = Typed(value);
@@ -216,6 +220,7 @@ class CtlCommand final : public Command {
   std::string shared_dir_;
   std::string level_text_;
   std::string pool_;
+  std::string device_string_;
   std::vector<std::string> options_;
   std::vector<std::string> keys_;
 };

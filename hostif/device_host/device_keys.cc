@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "hostif/device_host/device_string.h"
 #include "hostif/swiotlb/option.h"
 
 namespace virtbay::device_host {
@@ -169,8 +170,12 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
     VIRTBAY_ASSIGN_OR_RETURN(const int64_t fd,
                              AsInteger(value, 3, std::numeric_limits<int32_t>::max()));
     config->socket_fd = static_cast<int>(fd);
-  } else if (key == "arena-size") {
+  } else if (key == "device-string") {
+    VIRTBAY_ASSIGN_OR_RETURN(config->device_string, AsNonEmpty(value));
+  } else if (key == "arena-size" || key == "arena") {
+    if (config->arena_given) return Invalid("is given twice, as arena and as arena-size");
     VIRTBAY_ASSIGN_OR_RETURN(spec.arena_size, AsSize(value));
+    config->arena_given = true;
     if (spec.arena_size == 0 || spec.arena_size > kMaxArena) {
       return Invalid("must be between 1 byte and 1T (rounded up to 2M)");
     }
@@ -252,6 +257,11 @@ bool NamesPassedSocket(absl::string_view socket) {
 
 absl::Status FinishDevice(DeviceConfig* config) {
   DeviceSpec& spec = config->spec;
+  VIRTBAY_RETURN_IF_ERROR(ApplyDeviceString(config));
+  // Its request memory is the slice then; this process makes none.
+  if (config->pool_slice && config->slice_size == 0 && config->arena_given) {
+    config->slice_size = spec.arena_size;
+  }
   if ((spec.aperture.size != 0 || config->pool_slice) && config->dma_given) {
     return Invalid("dma: cannot be given together with swiotlb");
   }

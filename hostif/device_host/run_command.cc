@@ -1,23 +1,54 @@
+#include <unistd.h>
+
+#include <cstdint>
+#include <iostream>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "framework/base/status.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/config_file.h"
 #include "hostif/device_host/guest_address.h"
 #include "hostif/device_host/run_service.h"
+#include "hostif/device_host/wsl_service.h"
 
 namespace virtbay::device_host {
 namespace {
 
+uint64_t HostMemory() {
+  const long pages = ::sysconf(_SC_PHYS_PAGES);
+  const long size = ::sysconf(_SC_PAGESIZE);
+  return pages > 0 && size > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(size) : 0;
+}
+
 class RunCommand final : public Command {
  public:
   explicit RunCommand(CLI::App* app)
-      : app_(app->add_subcommand("run", "Serve the devices of a TOML file from one process")) {
-    app_->add_option("file", file_, "The file; docs/usage.md lists its keys")
-        ->required()
-        ->type_name("FILE");
+      : app_(app->add_subcommand("run", "Serve many devices from one process")) {
+    CLI::Option* file =
+        app_->add_option("file", file_, "A TOML file of devices; docs/usage.md lists its keys")
+            ->type_name("FILE");
+    constexpr char kGroup[] = "Instead of a file";
+    CLI::Option* instead[] = {
+        app_->add_option("--share", request_.shares,
+                         "A virtiofs device: its name, its directory, options as WSL writes them")
+            ->type_name("NAME=DIR[;OPTION]..."),
+        app_->add_option("--device-string", request_.device_strings,
+                         "A device by its option string; TYPE is virtiofs or virtio-net")
+            ->type_name("TYPE:STRING"),
+        app_->add_option("--wslconfig", request_.wslconfig,
+                         "A .wslconfig, which says what is served of these; prints what the "
+                         "guest's kernel has to be started with")
+            ->type_name("FILE"),
+        app_->add_option("--socket-dir", request_.socket_dir, "The device NAME is at DIR/NAME.sock")
+            ->type_name("DIR"),
+        app_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
+            ->type_name("DIR")};
+    for (CLI::Option* option : instead) {
+      option->excludes(file)->allow_extra_args(false)->group(kGroup);
+    }
     app_->add_option("--log-level", log_level_, "Overrides the file's log-level");
     app_->add_option("--control-socket", control_socket_, "Overrides the file's control-socket");
     app_->add_option("--guest-channel", guest_channel_,
@@ -30,7 +61,12 @@ class RunCommand final : public Command {
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
-    VIRTBAY_ASSIGN_OR_RETURN(ServiceConfig config, ReadConfigFile(file_));
+    ServiceConfig config;
+    if (!file_.empty()) {
+      VIRTBAY_ASSIGN_OR_RETURN(config, ReadConfigFile(file_));
+    } else {
+      VIRTBAY_ASSIGN_OR_RETURN(config, FromCommandLine());
+    }
     if (!log_level_.empty()) {
       VIRTBAY_ASSIGN_OR_RETURN(config.log_level, ParseLogLevel(log_level_));
     }
@@ -46,8 +82,24 @@ class RunCommand final : public Command {
   }
 
  private:
+  absl::StatusOr<ServiceConfig> FromCommandLine() {
+    if (request_.shares.empty() && request_.device_strings.empty() && request_.wslconfig.empty()) {
+      throw CLI::RequiredError("file, --share, --device-string or --wslconfig");
+    }
+    if (request_.socket_dir.empty()) throw CLI::RequiredError("--socket-dir");
+    request_.host_memory = HostMemory();
+    VIRTBAY_ASSIGN_OR_RETURN(WslService service, MakeWslService(request_));
+    for (const std::string& dir : plugin_path_) service.config.plugin_dirs.emplace_back(dir);
+    if (!service.kernel_command_line.empty()) {
+      std::cout << service.kernel_command_line << std::endl;
+    }
+    return std::move(service.config);
+  }
+
   CLI::App* const app_;
   std::string file_;
+  WslRequest request_;
+  std::vector<std::string> plugin_path_;
   std::string log_level_;
   std::string control_socket_;
   std::string guest_channel_;

@@ -98,6 +98,7 @@ absl::Status CheckService(const ServiceConfig& config) {
   const Log log = Log::ToStderr(std::max(config.log_level, LogLevel::kWarn));
   VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
                            Service::Create(config.plugin_dirs, log));
+  for (const std::string& warning : config.warnings) log.Warn(warning);
   for (const DeviceConfig& device : config.devices) {
     VIRTBAY_RETURN_IF_ERROR(AtOrigin(device, service->CheckDevice(device)));
   }
@@ -121,10 +122,12 @@ absl::Status RunService(ServiceConfig config) {
   if (!config.control_socket.empty()) {
     VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service.get()));
   }
+  if (config.pool_requested) service->RequestPool();
   std::unique_ptr<GuestChannel> guest;
   if (config.guest_channel.has_value()) {
     VIRTBAY_ASSIGN_OR_RETURN(guest, GuestChannel::Create(*config.guest_channel, service.get()));
   }
+  for (const std::string& warning : config.warnings) log.Warn(warning);
   for (DeviceConfig& device : config.devices) {
     const DeviceConfig where = device;
     const absl::Status resolved = ResolveActivation(passed, &device);

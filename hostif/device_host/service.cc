@@ -117,7 +117,14 @@ absl::Status Service::TakeSlice(DeviceConfig* config) {
   return absl::OkStatus();
 }
 
+void Service::Warn(const DeviceConfig& config) const {
+  for (const std::string& warning : config.warnings) {
+    log_.Warn(absl::StrCat("device ", config.spec.name, ": ", warning));
+  }
+}
+
 absl::Status Service::CheckDevice(DeviceConfig config) {
+  Warn(config);
   if (!config.socket_path.empty() && !NamesPassedSocket(config.socket_path)) {
     VIRTBAY_RETURN_IF_ERROR(vhost_user::CheckSocketPath(config.socket_path));
   }
@@ -140,6 +147,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
       return absl::AlreadyExistsError(absl::StrCat("device ", name, ": already exists"));
     }
   }
+  Warn(config);
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> server =
       absl::UnknownError("not listening yet");
   absl::Status status = TakeSlice(&config);

@@ -41,6 +41,9 @@ class Service final : public ControlTarget {
   Service(const Service&) = delete;
   Service& operator=(const Service&) = delete;
 
+  // [any] The guest's kernel was asked for a bounce pool: a report without one is worth a warning.
+  void RequestPool() { pool_.Request(); }
+
   // [any] Makes the device and ends it again, without a socket: what AddDevice would say of it, as
   // far as that is known before.
   absl::Status CheckDevice(DeviceConfig config);
@@ -66,6 +69,7 @@ class Service final : public ControlTarget {
         ended_(std::move(ended)),
         pool_(log_, /*requested=*/false) {}
 
+  void Warn(const DeviceConfig& config) const;
   // The device's slice of the guest's pool, if it asks for one.
   absl::Status TakeSlice(DeviceConfig* config);
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> Listen(const DeviceConfig& config,

@@ -28,7 +28,13 @@ struct DeviceConfig {
   // equal share for 0. Without a pool the device bounces.
   bool pool_slice = false;
   uint64_t slice_size = 0;
-  bool dma_given = false;  // `dma` was, which says something else
+  bool dma_given = false;    // `dma` was, which says something else
+  bool arena_given = false;  // `arena-size` was: the size of the slice as well
+
+  // `device-string`: the device's options as WSL writes them; FinishDevice puts them in their
+  // place.
+  std::string device_string;
+  std::vector<std::string> warnings;  // of what it ignored, said when the device is made
 
   // "FILE:LINE" of the device, for errors found after the file was read; empty elsewhere.
   std::string origin;
@@ -48,6 +54,8 @@ struct ServiceConfig {
   // Gets a newline once every device listens, and is closed; -1: none.
   int ready_fd = -1;
   std::vector<DeviceConfig> devices;
+  bool pool_requested = false;        // the guest's kernel was asked for a bounce pool
+  std::vector<std::string> warnings;  // said at the start
 };
 
 }  // namespace virtbay::device_host

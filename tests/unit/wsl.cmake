@@ -6,5 +6,5 @@ virtbay_add_test(guest_tool_test
   SOURCES guest_tool_pools_test.cc guest_tool_send_test.cc
   LIBRARIES virtbay_guest_tool_parts)
 virtbay_add_test(guest_channel_test
-  SOURCES guest_channel_test.cc guest_report_test.cc
+  SOURCES guest_channel_test.cc guest_report_test.cc wsl_service_test.cc
   LIBRARIES virtbay_device_host_parts)
