@@ -20,10 +20,11 @@ std::string AccountLine(const DeviceInfo& info) {
     direct += queue.bytes_direct;
   }
   return absl::StrFormat(
-      "arena of %d bytes: %d of %d slots in use, %d at most, %d waits for slots (%.3f ms); "
+      "%s arena of %d bytes: %d of %d slots in use, %d at most, %d waits for slots (%.3f ms); "
       "bytes copied in %d, copied out %d, moved without a copy %d; DMA violations %d",
-      info.arena_size, info.arena_slots_used, info.arena_slots, info.arena_slots_high_water, waits,
-      static_cast<double>(wait_ns) / 1e6, in, out, direct, info.dma_violations);
+      info.arena_policy, info.arena_size, info.arena_slots_used, info.arena_slots,
+      info.arena_slots_high_water, waits, static_cast<double>(wait_ns) / 1e6, in, out, direct,
+      info.dma_violations);
 }
 
 }  // namespace virtbay

@@ -71,13 +71,14 @@ Device::~Device() { Retire().IgnoreError(); }
 
 absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        std::shared_ptr<Plugin> plugin,
-                                                       const Log& log) {
+                                                       const Log& log,
+                                                       std::shared_ptr<SlotPool> shared_pool) {
   std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
-  VIRTBAY_RETURN_IF_ERROR(device->Init());
+  VIRTBAY_RETURN_IF_ERROR(device->Init(std::move(shared_pool)));
   return device;
 }
 
-absl::Status Device::Init() {
+absl::Status Device::Init(std::shared_ptr<SlotPool> shared_pool) {
   const DeviceSpec& spec = core_->spec;
   uint32_t index = 0;
   VIRTBAY_ASSIGN_OR_RETURN(const virtbay_device_type* type, plugin_->FindType(spec.type, &index));
@@ -91,12 +92,11 @@ absl::Status Device::Init() {
         absl::StrCat("queue_size_max ", spec.queue_size_max, " is not a power of two up to 32768"));
   }
   VIRTBAY_RETURN_IF_ERROR(CheckDma(spec));
-  constexpr uint64_t kArenaUnit = 2u << 20;
-  const uint64_t arena_size = (spec.arena_size + kArenaUnit - 1) / kArenaUnit * kArenaUnit;
-  if (arena_size < spec.arena_size) return absl::InvalidArgumentError("arena_size is absurd");
-  VIRTBAY_ASSIGN_OR_RETURN(Arena arena, Arena::Create(spec.name, arena_size));
-  core_->arena.emplace(std::move(arena));
-  core_->slots.emplace(*core_->arena);
+  if (core_->shares_pool()) {
+    core_->pool = std::move(shared_pool);
+  } else {
+    VIRTBAY_ASSIGN_OR_RETURN(core_->pool, SlotPool::Create(spec.name, spec.arena_size));
+  }
   core_->offload.emplace(absl::StrCat("vb-off-", spec.name), kOffloadThreads);
 
   VIRTBAY_RETURN_IF_ERROR(CheckOptionKinds(*plugin_, index, spec));
@@ -614,10 +614,11 @@ DeviceInfo Device::Inspect() const {
   info.needs_reset = core_->needs_reset();
   info.failure = core_->failure();
   if (core_->failed() && info.state == "running") info.state = "failed";
-  info.arena_size = core_->arena->size();
-  info.arena_slots = core_->slots->slots();
-  info.arena_slots_used = core_->slots->used();
-  info.arena_slots_high_water = core_->slots->high_water();
+  info.arena_policy = core_->shares_pool() ? "shared" : "private";
+  info.arena_size = core_->pool->arena().size();
+  info.arena_slots = core_->pool->slots().slots();
+  info.arena_slots_used = core_->slot_account().used();
+  info.arena_slots_high_water = core_->slot_account().high_water();
   info.dma_violations = core_->dma_violations.load(std::memory_order_relaxed);
   info.metrics = core_->metrics.Values();
   info.metric_help = core_->metrics.Help();

@@ -31,9 +31,11 @@ namespace virtbay {
 class Device : public std::enable_shared_from_this<Device> {
  public:
   // Makes the plugin's device and brings it to READY.
+  // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
   static absl::StatusOr<std::shared_ptr<Device>> Create(const DeviceSpec& spec,
                                                         std::shared_ptr<Plugin> plugin,
-                                                        const Log& log);
+                                                        const Log& log,
+                                                        std::shared_ptr<SlotPool> shared_pool);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
@@ -70,7 +72,7 @@ class Device : public std::enable_shared_from_this<Device> {
 
  private:
   Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log);
-  absl::Status Init();
+  absl::Status Init(std::shared_ptr<SlotPool> shared_pool);
   absl::Status CreateQueues();
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

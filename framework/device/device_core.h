@@ -20,9 +20,8 @@
 #include "framework/base/log_limiter.h"
 #include "framework/device/metrics.h"
 #include "framework/device/offload_pool.h"
-#include "framework/memory/arena.h"
 #include "framework/memory/memory_map.h"
-#include "framework/memory/slot_allocator.h"
+#include "framework/memory/slot_pool.h"
 #include "virtbay/host.h"
 #include "virtbay/sdk/abi.h"
 
@@ -49,9 +48,9 @@ class DeviceCore {
   const Log log;
   std::vector<std::string> option_keys;
   virtbay_device* device = nullptr;
-  virtbay_device_ops ops{};  // members beyond the plugin's struct_size are null
-  std::optional<Arena> arena;
-  std::optional<SlotAllocator> slots;
+  virtbay_device_ops ops{};        // members beyond the plugin's struct_size are null
+  std::shared_ptr<SlotPool> pool;  // its own, or the one that it shares
+  SlotAccount shared_slots;        // its part of a shared one
   std::optional<OffloadPool> offload;
   Metrics metrics;
   std::vector<std::unique_ptr<Queue>> queues;
@@ -63,6 +62,11 @@ class DeviceCore {
   // [any] Tells the front-end, if one is attached, that the configuration or the status changed.
   void NotifyConfigChanged();
   bool needs_reset() const { return needs_reset_.load(std::memory_order_acquire); }
+  bool shares_pool() const { return spec.arena_policy == ArenaPolicy::kShared; }
+  // The slots that this device has.
+  const SlotAccount& slot_account() const {
+    return shares_pool() ? shared_slots : pool->slots().account();
+  }
   bool failed() const { return failed_.load(std::memory_order_relaxed); }
   std::string failure() const {
     absl::MutexLock lock(&mutex_);

@@ -18,6 +18,7 @@
 #include "framework/base/status.h"
 #include "framework/device/device.h"
 #include "framework/device/services.h"
+#include "framework/memory/slot_pool.h"
 #include "framework/plugin/plugin.h"
 
 namespace virtbay {
@@ -124,7 +125,20 @@ class HostImpl final : public Host {
   absl::StatusOr<std::shared_ptr<Device>> MakeDevice(DeviceSpec spec) {
     VIRTBAY_ASSIGN_OR_RETURN(std::filesystem::path path, FindPlugin(spec.plugin, search_));
     VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> plugin, LoadImage(path));
-    return Device::Create(std::move(spec), std::move(plugin), options_.log);
+    std::shared_ptr<SlotPool> shared;
+    if (spec.arena_policy == ArenaPolicy::kShared) {
+      VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
+    }
+    return Device::Create(std::move(spec), std::move(plugin), options_.log, std::move(shared));
+  }
+
+  absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {
+    absl::MutexLock lock(&mutex_);
+    if (shared_pool_ == nullptr) {
+      VIRTBAY_ASSIGN_OR_RETURN(shared_pool_,
+                               SlotPool::Create("shared", options_.shared_arena_size));
+    }
+    return shared_pool_;
   }
 
   // Devices of the same file share one image; the last one to go unloads it.
@@ -159,6 +173,7 @@ class HostImpl final : public Host {
   mutable absl::Mutex mutex_;
   std::map<std::string, std::shared_ptr<Device>, std::less<>> devices_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> adding_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<SlotPool> shared_pool_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Mutex images_mutex_;
   std::map<ImageKey, std::weak_ptr<Plugin>> images_ ABSL_GUARDED_BY(images_mutex_);

@@ -57,7 +57,9 @@ Queue::Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& p
       in_view_(properties.in_view),
       out_view_(properties.out_view),
       view_slots_(SlotsFor(uint64_t{AlignView(properties.in_view)} + properties.out_view)),
-      cache_(std::make_unique<SlotCache>(&*core->slots)),
+      cache_(core->shares_pool()
+                 ? std::make_unique<SlotCache>(&core->pool->slots(), &core->shared_slots)
+                 : std::make_unique<SlotCache>(&core->pool->slots())),
       refusals_(core->log) {}
 
 void Queue::BindToThread(Loop* loop, CallbackMonitor* monitor) {

@@ -43,15 +43,6 @@ uint32_t FindRun(Bits used, uint32_t count) {
 SlotAllocator::SlotAllocator(const Arena& arena)
     : base_(arena.data()), slots_(arena.slots()), segments_(arena.slots() / kSlotsPerSegment) {}
 
-void SlotAllocator::Account(uint32_t count) {
-  // Written under the lock only, so plain arithmetic does; atomic for those who read the figures.
-  const uint32_t used = used_.load(std::memory_order_relaxed) + count;
-  used_.store(used, std::memory_order_relaxed);
-  if (used > high_water_.load(std::memory_order_relaxed)) {
-    high_water_.store(used, std::memory_order_relaxed);
-  }
-}
-
 void SlotAllocator::ClearBits(const std::byte* data, uint32_t count) {
   const uint64_t offset = static_cast<uint64_t>(data - base_);
   const uint64_t slot = offset / kSlotSize;
@@ -61,20 +52,20 @@ void SlotAllocator::ClearBits(const std::byte* data, uint32_t count) {
   const Bits run = Run(static_cast<uint32_t>(slot % kSlotsPerSegment), count);
   assert((Join(segment.bits) & run) == run);
   Split(Join(segment.bits) & ~run, segment.bits);
-  used_.store(used_.load(std::memory_order_relaxed) - count, std::memory_order_relaxed);
   hint_ = index;
 }
 
-std::byte* SlotAllocator::Allocate(uint32_t count) {
+std::byte* SlotAllocator::Allocate(uint32_t count, SlotAccount* account) {
   if (count == 0 || count > kSlotsPerSegment) return nullptr;
   absl::MutexLock lock(&mutex_);
-  if (slots_ - used_.load(std::memory_order_relaxed) < count) return nullptr;
+  if (slots_ - account_.used() < count) return nullptr;
   for (size_t i = 0, index = hint_; i < segments_.size(); ++i) {
     Segment& segment = segments_[index];
     const uint32_t first = FindRun(Join(segment.bits), count);
     if (first < kSlotsPerSegment) {
       Split(Join(segment.bits) | Run(first, count), segment.bits);
-      Account(count);
+      account_.Take(count);
+      if (account != nullptr) account->Take(count);
       hint_ = index;
       return base_ + (index * kSlotsPerSegment + first) * kSlotSize;
     }
@@ -83,13 +74,15 @@ std::byte* SlotAllocator::Allocate(uint32_t count) {
   return nullptr;
 }
 
-void SlotAllocator::Free(std::byte* data, uint32_t count) {
+void SlotAllocator::Free(std::byte* data, uint32_t count, SlotAccount* account) {
   if (data == nullptr || count == 0) return;
   absl::MutexLock lock(&mutex_);
   ClearBits(data, count);
+  account_.Give(count);
+  if (account != nullptr) account->Give(count);
 }
 
-size_t SlotAllocator::AllocateSingles(std::span<std::byte*> to) {
+size_t SlotAllocator::AllocateSingles(std::span<std::byte*> to, SlotAccount* account) {
   absl::MutexLock lock(&mutex_);
   size_t found = 0;
   for (size_t i = 0, index = hint_; i < segments_.size() && found < to.size(); ++i) {
@@ -104,29 +97,41 @@ size_t SlotAllocator::AllocateSingles(std::span<std::byte*> to) {
     hint_ = index;
     if (++index == segments_.size()) index = 0;
   }
-  Account(static_cast<uint32_t>(found));
+  const auto count = static_cast<uint32_t>(found);
+  account_.Take(count);
+  if (account != nullptr) account->Take(count);
   return found;
 }
 
-void SlotAllocator::FreeSingles(std::span<std::byte* const> slots) {
+void SlotAllocator::FreeSingles(std::span<std::byte* const> slots, SlotAccount* account) {
   absl::MutexLock lock(&mutex_);
   for (const std::byte* slot : slots) ClearBits(slot, 1);
+  const auto count = static_cast<uint32_t>(slots.size());
+  account_.Give(count);
+  if (account != nullptr) account->Give(count);
 }
 
-SlotCache::SlotCache(SlotAllocator* allocator) : allocator_(allocator) {}
+SlotCache::SlotCache(SlotAllocator* allocator)
+    : allocator_(allocator), account_(nullptr), limit_(kStock) {}
+
+SlotCache::SlotCache(SlotAllocator* allocator, SlotAccount* account)
+    : allocator_(allocator), account_(account), limit_(0) {}
 
 SlotCache::~SlotCache() { Trim(); }
 
 std::byte* SlotCache::Allocate(uint32_t count) {
   if (count == 1) {
-    if (stocked_ == 0) stocked_ = allocator_->AllocateSingles({stock_, kRefill});
+    if (stocked_ == 0) {
+      const size_t refill = limit_ == 0 ? 1 : kRefill;
+      stocked_ = allocator_->AllocateSingles({stock_, refill}, account_);
+    }
     return stocked_ == 0 ? nullptr : stock_[--stocked_];
   }
-  std::byte* data = allocator_->Allocate(count);
+  std::byte* data = allocator_->Allocate(count, account_);
   if (data == nullptr && stocked_ != 0) {
     // The stock may be what breaks up the last run.
     Trim();
-    data = allocator_->Allocate(count);
+    data = allocator_->Allocate(count, account_);
   }
   return data;
 }
@@ -134,13 +139,17 @@ std::byte* SlotCache::Allocate(uint32_t count) {
 void SlotCache::Free(std::byte* data, uint32_t count) {
   if (data == nullptr) return;
   if (count != 1) {
-    allocator_->Free(data, count);
+    allocator_->Free(data, count, account_);
     return;
   }
-  if (stocked_ == kStock) {
+  if (stocked_ == limit_) {
+    if (limit_ == 0) {
+      allocator_->FreeSingles({&data, 1}, account_);
+      return;
+    }
     // The older half goes back in one lock; the newer is warm.
     constexpr size_t kHalf = kStock / 2;
-    allocator_->FreeSingles({stock_, kHalf});
+    allocator_->FreeSingles({stock_, kHalf}, account_);
     std::copy(stock_ + kHalf, stock_ + kStock, stock_);
     stocked_ -= kHalf;
   }
@@ -149,7 +158,7 @@ void SlotCache::Free(std::byte* data, uint32_t count) {
 
 void SlotCache::Trim() {
   if (stocked_ == 0) return;
-  allocator_->FreeSingles({stock_, stocked_});
+  allocator_->FreeSingles({stock_, stocked_}, account_);
   stocked_ = 0;
 }
 

@@ -16,23 +16,43 @@
 
 namespace virtbay {
 
+// How many slots are out. Written under the lock of an allocator; reading is [any].
+class SlotAccount {
+ public:
+  uint32_t used() const { return used_.load(std::memory_order_relaxed); }
+  uint32_t high_water() const { return high_water_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class SlotAllocator;
+  void Take(uint32_t count) {
+    // One writer at a time, so plain arithmetic does.
+    const uint32_t used = this->used() + count;
+    used_.store(used, std::memory_order_relaxed);
+    if (used > high_water()) high_water_.store(used, std::memory_order_relaxed);
+  }
+  void Give(uint32_t count) { used_.store(used() - count, std::memory_order_relaxed); }
+
+  std::atomic<uint32_t> used_{0};
+  std::atomic<uint32_t> high_water_{0};
+};
+
+// Functions with an `account` count there as well: the share of one user among several.
 class SlotAllocator {
  public:
   explicit SlotAllocator(const Arena& arena);
 
   // `count` (1..128) contiguous slots inside one 128-slot segment, or nullptr when there are none.
-  std::byte* Allocate(uint32_t count);
+  std::byte* Allocate(uint32_t count, SlotAccount* account = nullptr);
   // Gives back what Allocate gave.
-  void Free(std::byte* data, uint32_t count);
+  void Free(std::byte* data, uint32_t count, SlotAccount* account = nullptr);
 
   // Single slots, as many as there are up to to.size(); returns how many. One lock for all.
-  size_t AllocateSingles(std::span<std::byte*> to);
-  void FreeSingles(std::span<std::byte* const> slots);
+  size_t AllocateSingles(std::span<std::byte*> to, SlotAccount* account = nullptr);
+  void FreeSingles(std::span<std::byte* const> slots, SlotAccount* account = nullptr);
 
   uint32_t slots() const { return slots_; }
-  // Slots that are out, those in the stock of a SlotCache included.
-  uint32_t used() const { return used_.load(std::memory_order_relaxed); }
-  uint32_t high_water() const { return high_water_.load(std::memory_order_relaxed); }
+  // Those in the stock of a SlotCache included.
+  const SlotAccount& account() const { return account_; }
 
  private:
   // One bit per slot, set = in use; two words a segment.
@@ -40,7 +60,6 @@ class SlotAllocator {
     uint64_t bits[2] = {0, 0};
   };
 
-  void Account(uint32_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ClearBits(const std::byte* data, uint32_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   std::byte* const base_;
@@ -48,13 +67,15 @@ class SlotAllocator {
   absl::Mutex mutex_;
   std::vector<Segment> segments_ ABSL_GUARDED_BY(mutex_);
   size_t hint_ ABSL_GUARDED_BY(mutex_) = 0;  // the segment where something was last found or freed
-  std::atomic<uint32_t> used_{0};
-  std::atomic<uint32_t> high_water_{0};
+  SlotAccount account_;
 };
 
 class SlotCache {
  public:
   explicit SlotCache(SlotAllocator* allocator);
+  // For a pool that devices share: without a stock, so that every slot goes through the pool's
+  // lock, and counted in `account`.
+  SlotCache(SlotAllocator* allocator, SlotAccount* account);
   ~SlotCache();  // gives everything back
   SlotCache(const SlotCache&) = delete;
   SlotCache& operator=(const SlotCache&) = delete;
@@ -66,9 +87,11 @@ class SlotCache {
   void Trim();
 
  private:
-  static constexpr uint32_t kStock = 64;
-  static constexpr uint32_t kRefill = 16;  // small: what lies in the stock counts as used
+  static constexpr size_t kStock = 64;
+  static constexpr size_t kRefill = 16;  // small: what lies in the stock counts as used
   SlotAllocator* const allocator_;
+  SlotAccount* const account_;  // nullptr: the allocator's own is enough
+  const size_t limit_;          // of the stock
   size_t stocked_ = 0;
   std::byte* stock_[kStock] = {};
 };

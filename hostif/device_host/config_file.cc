@@ -112,6 +112,12 @@ class Reader {
           return At(key, text, "must be between 0 and 1000000000");
         }
         config_.rlimit_nofile = static_cast<uint64_t>(value->get());
+      } else if (text == "shared-arena-size") {
+        const auto value = Scalar(node);
+        const auto size =
+            value.ok() ? AsArenaSize(*value) : absl::StatusOr<uint64_t>(value.status());
+        if (!size.ok()) return At(key, text, size.status().message());
+        config_.shared_arena_size = *size;
       } else if (text == "sigbus-guard") {
         const auto* value = node.as_boolean();
         if (value == nullptr) return At(key, text, "must be true or false");

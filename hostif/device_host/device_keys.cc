@@ -15,7 +15,7 @@
 namespace virtbay::device_host {
 namespace {
 
-constexpr uint64_t kMaxArena = uint64_t{1} << 40;
+constexpr uint64_t kMaxArena = uint64_t{4} << 30;
 constexpr size_t kMaxOptionKey = 64;
 constexpr size_t kMaxOptionValue = 4096;
 constexpr size_t kMaxOptions = 256;
@@ -151,6 +151,14 @@ absl::StatusOr<absl::Duration> ParseDuration(absl::string_view text) {
   return duration;
 }
 
+absl::StatusOr<uint64_t> AsArenaSize(const KeyValue& value) {
+  VIRTBAY_ASSIGN_OR_RETURN(const uint64_t size, AsSize(value));
+  if (size == 0 || size > kMaxArena) {
+    return Invalid("must be between 1 byte and 4G (rounded up to 2M)");
+  }
+  return size;
+}
+
 absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceConfig* config) {
   DeviceSpec& spec = config->spec;
   if (key == "name") {
@@ -172,13 +180,16 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
     config->socket_fd = static_cast<int>(fd);
   } else if (key == "device-string") {
     VIRTBAY_ASSIGN_OR_RETURN(config->device_string, AsNonEmpty(value));
+  } else if (key == "arena-policy") {
+    VIRTBAY_ASSIGN_OR_RETURN(const std::string policy, AsString(value));
+    if (policy != "private" && policy != "shared") {
+      return Invalid(absl::StrCat("'", policy, "' is not one of private, shared"));
+    }
+    spec.arena_policy = policy == "shared" ? ArenaPolicy::kShared : ArenaPolicy::kPrivate;
   } else if (key == "arena-size" || key == "arena") {
     if (config->arena_given) return Invalid("is given twice, as arena and as arena-size");
-    VIRTBAY_ASSIGN_OR_RETURN(spec.arena_size, AsSize(value));
+    VIRTBAY_ASSIGN_OR_RETURN(spec.arena_size, AsArenaSize(value));
     config->arena_given = true;
-    if (spec.arena_size == 0 || spec.arena_size > kMaxArena) {
-      return Invalid("must be between 1 byte and 1T (rounded up to 2M)");
-    }
   } else if (key == "queue-size") {
     VIRTBAY_ASSIGN_OR_RETURN(const int64_t size, AsInteger(value, 1, 32768));
     if ((size & (size - 1)) != 0) return Invalid("must be a power of two");
@@ -267,6 +278,9 @@ absl::Status FinishDevice(DeviceConfig* config) {
   }
   if (spec.aperture.size == 0 && !config->pool_slice && spec.rings != RingPlacement::kAnywhere) {
     return Invalid("rings: needs swiotlb");
+  }
+  if (spec.arena_policy == ArenaPolicy::kShared && config->arena_given) {
+    return Invalid("arena-size: is the shared arena's, shared-arena-size in [host]");
   }
   if (spec.plugin.empty()) return Invalid("plugin: is missing");
   if (spec.name.empty()) return Invalid("name: is missing");

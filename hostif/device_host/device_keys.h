@@ -20,7 +20,7 @@ namespace virtbay::device_host {
 using KeyValue = std::variant<std::string, int64_t, double, bool>;
 
 // [any] Sets one key of a device (all but `options`). InvalidArgument with the reason, without the
-// key's name: "unknown key", "must be a string", "must be between 2M and 1T", ...
+// key's name: "unknown key", "must be a string", "must be a size, such as \"64M\"", ...
 absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceConfig* config);
 
 // [any] Sets one key of the device's `options`, which go to the plugin as text.
@@ -32,6 +32,9 @@ bool NamesPassedSocket(absl::string_view socket);
 // [any] What must hold once every key is set: a name, a plugin, exactly one socket. Fills in the
 // type and the name where they follow from others.
 absl::Status FinishDevice(DeviceConfig* config);
+
+// [any] The size of an arena, bytes, from a number or a text as below.
+absl::StatusOr<uint64_t> AsArenaSize(const KeyValue& value);
 
 // [any] "64M", "2GiB", "4096" -> bytes (powers of 1024). InvalidArgument with the reason.
 absl::StatusOr<uint64_t> ParseSize(absl::string_view text);

@@ -38,7 +38,8 @@ json RingJson(const QueueStats& queue) {
 }
 
 json ArenaJson(const DeviceInfo& info) {
-  return json{{"bytes", info.arena_size},
+  return json{{"policy", info.arena_policy},
+              {"bytes", info.arena_size},
               {"slots", info.arena_slots},
               {"slots_used", info.arena_slots_used},
               {"slots_high_water", info.arena_slots_high_water}};

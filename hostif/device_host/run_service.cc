@@ -116,7 +116,7 @@ absl::Status RunService(ServiceConfig config) {
   const Log log =
       config.syslog ? Log::ToSyslog("virtbay", config.log_level) : Log::ToStderr(config.log_level);
   VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
-                           Service::Create(config.plugin_dirs, log));
+                           Service::Create(config.plugin_dirs, log, config.shared_arena_size));
   // Before the devices: a second process with the same file stops here, not half-way.
   std::unique_ptr<ControlServer> control;
   if (!config.control_socket.empty()) {

@@ -52,7 +52,7 @@ class ServeCommand final : public Command {
       return absl::OkStatus();
     }
     ServiceConfig config;
-    DeviceConfig device;
+    DeviceConfig device = keys_;
     for (const std::string& list : compat_) ApplyCompat(list);
     if (shared_dir_.empty()) throw CLI::RequiredError("--shared-dir");
     FillSocket(&device);
@@ -146,6 +146,7 @@ class ServeCommand final : public Command {
                   "Offer VIRTIO_F_ACCESS_PLATFORM (not for user-mode Linux)")
         ->group(kGroup);
     Key("--arena-size", "arena-size", "Private memory of the device (default 64M)", kGroup);
+    Key("--arena-policy", "arena-policy", "private (default), or shared, to compare with", kGroup);
     Key("--poll-window", "poll-window", "Longest look for more work after work, or off", kGroup);
     Key("--poll-share", "poll-share", "Percent of a core that looking may cost", kGroup);
     Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device; or pool",
@@ -226,7 +227,6 @@ class ServeCommand final : public Command {
   }
 
   void FillSpec(DeviceConfig* device) {
-    device->spec = keys_.spec;
     device->spec.plugin = "virtiofs";
     device->spec.offer_access_platform = access_platform_;
     device->spec.transfer_helper = transfer_helper_;
@@ -245,6 +245,8 @@ class ServeCommand final : public Command {
     text("negative-timeout", negative_timeout_);
     text("max-write", max_write_);
     if (request_queues_ > 0) options["request-queues"] = absl::StrCat(request_queues_);
+    const absl::Status finished = FinishDevice(device);
+    if (!finished.ok()) Usage(absl::StrCat("--", finished.message()));
   }
 
   // The C virtiofsd's -o list. Explicit options win over it.

@@ -27,7 +27,8 @@ class Service final : public ControlTarget {
   // [control] A service without devices. Plugins are looked for in VIRTBAY_PLUGIN_PATH, then
   // `plugin_dirs`, then beside the executable (installed or in a build tree).
   static absl::StatusOr<std::unique_ptr<Service>> Create(
-      std::vector<std::filesystem::path> plugin_dirs, Log log);
+      std::vector<std::filesystem::path> plugin_dirs, Log log,
+      uint64_t shared_arena_size = HostOptions().shared_arena_size);
   // [control] Removes the sockets first, then ends the devices, all at the same time: requests in
   // flight are finished within the stop deadlines.
   ~Service() override;

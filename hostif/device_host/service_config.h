@@ -51,6 +51,8 @@ struct ServiceConfig {
   std::optional<uint64_t> rlimit_nofile;
   // A fault on a truncated guest file stops that ring instead of the process.
   bool sigbus_guard = true;
+  // Of the arena that devices with `arena-policy = "shared"` have together.
+  uint64_t shared_arena_size = HostOptions().shared_arena_size;
   // Gets a newline once every device listens, and is closed; -1: none.
   int ready_fd = -1;
   std::vector<DeviceConfig> devices;

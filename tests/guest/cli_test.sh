@@ -22,6 +22,9 @@ refuses 2 "--bogus" "${SERVE[@]}" --bogus
 refuses 2 "--cache" "${SERVE[@]}" --cache=sometimes
 refuses 2 "--request-queues" "${SERVE[@]}" --request-queues=9
 refuses 2 "--arena-size" "${SERVE[@]}" --arena-size=huge
+refuses 2 "--arena-policy" "${SERVE[@]}" --arena-policy=none
+refuses 2 "--arena-size" "${SERVE[@]}" --arena-policy=shared --arena-size=4M
+refuses 2 "--rings" "${SERVE[@]}" --rings=pool
 refuses 2 "--poll-window" "${SERVE[@]}" --poll-window=5
 refuses 2 "--log-level" "${SERVE[@]}" --log-level=loud
 refuses 2 "--name" "${SERVE[@]}" --name=a/b

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <random>
 #include <set>
 #include <thread>
@@ -17,6 +18,7 @@
 
 #include "framework/base/unique_fd.h"
 #include "framework/memory/slot_allocator.h"
+#include "framework/memory/slot_pool.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -104,10 +106,10 @@ TEST(SlotAllocator, HandsOutEverySlotOnce) {
   EXPECT_EQ(*seen.begin(), arena.data());
   EXPECT_EQ(*seen.rbegin(), arena.data() + arena.size() - kSlotSize);
   EXPECT_EQ(allocator.Allocate(1), nullptr);
-  EXPECT_EQ(allocator.used(), allocator.slots());
+  EXPECT_EQ(allocator.account().used(), allocator.slots());
   for (std::byte* slot : seen) allocator.Free(slot, 1);
-  EXPECT_EQ(allocator.used(), 0u);
-  EXPECT_EQ(allocator.high_water(), allocator.slots());
+  EXPECT_EQ(allocator.account().used(), 0u);
+  EXPECT_EQ(allocator.account().high_water(), allocator.slots());
 }
 
 TEST(SlotAllocator, CountsOutOfRange) {
@@ -116,7 +118,7 @@ TEST(SlotAllocator, CountsOutOfRange) {
   EXPECT_EQ(allocator.Allocate(0), nullptr);
   EXPECT_EQ(allocator.Allocate(kSlotsPerSegment + 1), nullptr);
   EXPECT_EQ(allocator.Allocate(UINT32_MAX), nullptr);
-  EXPECT_EQ(allocator.used(), 0u);
+  EXPECT_EQ(allocator.account().used(), 0u);
   allocator.Free(nullptr, 3);
 }
 
@@ -176,7 +178,7 @@ TEST(SlotAllocator, AgreesWithAModel) {
       used -= run->second;
       runs.erase(run);
     }
-    ASSERT_EQ(allocator.used(), used);
+    ASSERT_EQ(allocator.account().used(), used);
   }
 }
 
@@ -202,7 +204,7 @@ TEST(SlotAllocator, ThreadsNeverShareASlot) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(allocator.used(), 0u);
+  EXPECT_EQ(allocator.account().used(), 0u);
 }
 
 TEST(SlotAllocator, ManySinglesAtOnce) {
@@ -213,7 +215,7 @@ TEST(SlotAllocator, ManySinglesAtOnce) {
   EXPECT_EQ(std::set<std::byte*>(slots.begin(), slots.begin() + 128).size(), 128u);
   EXPECT_EQ(allocator.AllocateSingles(slots), 0u);
   allocator.FreeSingles({slots.data(), 0});
-  EXPECT_EQ(allocator.used(), 128u);
+  EXPECT_EQ(allocator.account().used(), 128u);
 }
 
 TEST(SlotCache, LastInFirstOut) {
@@ -229,9 +231,9 @@ TEST(SlotCache, LastInFirstOut) {
   cache.Free(a, 1);
   cache.Free(b, 1);
   cache.Free(nullptr, 1);
-  EXPECT_GT(allocator.used(), 0u);  // the stock
+  EXPECT_GT(allocator.account().used(), 0u);  // the stock
   cache.Trim();
-  EXPECT_EQ(allocator.used(), 0u);
+  EXPECT_EQ(allocator.account().used(), 0u);
 }
 
 TEST(SlotCache, UsesTheWholeArenaAndGivesItBack) {
@@ -249,9 +251,55 @@ TEST(SlotCache, UsesTheWholeArenaAndGivesItBack) {
     EXPECT_EQ(cache.Allocate(1), nullptr);
     for (std::byte* slot : slots) cache.Free(slot, 1);
     // The stock is bounded: others get the rest.
-    EXPECT_LE(allocator.used(), 64u);
+    EXPECT_LE(allocator.account().used(), 64u);
   }
-  EXPECT_EQ(allocator.used(), 0u);
+  EXPECT_EQ(allocator.account().used(), 0u);
+}
+
+TEST(SlotCache, ASharedPoolIsAskedForEverySlot) {
+  const Arena arena = MakeArena(kMappingMax);
+  SlotAllocator allocator(arena);
+  SlotAccount first_account, second_account;
+  {
+    SlotCache first(&allocator, &first_account);
+    SlotCache second(&allocator, &second_account);
+    std::byte* const one = first.Allocate(1);
+    std::byte* const run = first.Allocate(16);
+    std::byte* const other = second.Allocate(1);
+    ASSERT_NE(one, nullptr);
+    ASSERT_NE(run, nullptr);
+    ASSERT_NE(other, nullptr);
+    EXPECT_EQ(first_account.used(), 17u) << "nothing is kept in stock";
+    EXPECT_EQ(second_account.used(), 1u);
+    EXPECT_EQ(allocator.account().used(), 18u);
+    second.Free(other, 1);
+    EXPECT_EQ(second_account.used(), 0u);
+    first.Free(one, 1);
+    first.Free(run, 16);
+    EXPECT_EQ(first_account.used(), 0u);
+    EXPECT_EQ(allocator.account().used(), 0u);
+    // All that there is, to the last slot, and what the one has the other lacks.
+    std::vector<std::byte*> all;
+    for (uint32_t i = 0; i < kSlotsPerSegment; ++i) all.push_back(first.Allocate(1));
+    EXPECT_EQ(std::set<std::byte*>(all.begin(), all.end()).size(), kSlotsPerSegment);
+    EXPECT_EQ(second.Allocate(1), nullptr);
+    first.Free(all.back(), 1);
+    EXPECT_EQ(second.Allocate(1), all.back());
+    second.Free(all.back(), 1);
+    all.pop_back();
+    for (std::byte* slot : all) first.Free(slot, 1);
+  }
+  EXPECT_EQ(first_account.high_water(), kSlotsPerSegment);
+  EXPECT_EQ(second_account.high_water(), 1u);
+  EXPECT_EQ(allocator.account().used(), 0u);
+}
+
+TEST(SlotPool, SizesAreRoundedUp) {
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<SlotPool> pool, SlotPool::Create("p", 1));
+  EXPECT_EQ(pool->arena().size(), 2u << 20);
+  EXPECT_EQ(pool->slots().slots(), 1024u);
+  EXPECT_THAT(SlotPool::Create("p", 0), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(SlotPool::Create("p", UINT64_MAX), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(SlotCache, StockDoesNotBreakUpRuns) {
@@ -259,7 +307,7 @@ TEST(SlotCache, StockDoesNotBreakUpRuns) {
   SlotAllocator allocator(arena);
   SlotCache cache(&allocator);
   cache.Free(cache.Allocate(1), 1);
-  ASSERT_GT(allocator.used(), 0u);
+  ASSERT_GT(allocator.account().used(), 0u);
   std::byte* const whole = cache.Allocate(kSlotsPerSegment);
   EXPECT_EQ(whole, arena.data());
   cache.Free(whole, kSlotsPerSegment);

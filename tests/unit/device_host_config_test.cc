@@ -54,6 +54,7 @@ control-socket = "/run/virtbay.sock"
 plugin-path = ["/a", "/b"]
 rlimit-nofile = 4096
 sigbus-guard = false
+shared-arena-size = "32M"
 
 [[device]]
 name = "source"
@@ -76,9 +77,16 @@ name = "other"
 plugin = "./other.so"
 fd = 7
 arena-size = 4194304
+arena-policy = "private"
 poll-window = "off"
 [device.options]
 key = "value"
+
+[[device]]
+name = "third"
+plugin = "virtiofs"
+socket = "/run/third.sock"
+arena-policy = "shared"
 )",
                                   "f.toml");
   ASSERT_TRUE(config.ok()) << config.status();
@@ -87,7 +95,8 @@ key = "value"
   ASSERT_EQ(config->plugin_dirs.size(), 2u);
   EXPECT_EQ(config->rlimit_nofile, 4096u);
   EXPECT_FALSE(config->sigbus_guard);
-  ASSERT_EQ(config->devices.size(), 2u);
+  EXPECT_EQ(config->shared_arena_size, 32u << 20);
+  ASSERT_EQ(config->devices.size(), 3u);
   const DeviceConfig& source = config->devices[0];
   EXPECT_EQ(source.spec.arena_size, 16u << 20);
   EXPECT_EQ(source.spec.queue_size_max, 256);
@@ -107,6 +116,23 @@ key = "value"
   EXPECT_EQ(other.socket_fd, 7);
   EXPECT_EQ(other.spec.arena_size, 4u << 20);
   EXPECT_EQ(other.spec.poll_window_max, absl::ZeroDuration());
+  EXPECT_EQ(other.spec.arena_policy, ArenaPolicy::kPrivate);
+  EXPECT_EQ(config->devices[2].spec.arena_policy, ArenaPolicy::kShared);
+}
+
+TEST(DeviceHostConfig, Arenas) {
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "arena-policy = \"global\"\n"),
+            "f.toml:5: arena-policy: 'global' is not one of private, shared");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "arena-policy = \"shared\"\narena-size = \"4M\"\n"),
+            "f.toml:1: arena-size: is the shared arena's, shared-arena-size in [host]");
+  for (const char* size : {"0", "-1", "\"5G\"", "\"x\"", "[1]", "1.5"}) {
+    EXPECT_THAT(ErrorOf(std::string("[host]\nshared-arena-size = ") + size + "\n"),
+                StartsWith("f.toml:2: shared-arena-size: "))
+        << size;
+    EXPECT_THAT(ErrorOf(std::string(kMinimal) + "arena-size = " + size + "\n"),
+                StartsWith("f.toml:5: arena-size: "))
+        << size;
+  }
 }
 
 TEST(DeviceHostConfig, Swiotlb) {

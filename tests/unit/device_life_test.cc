@@ -578,18 +578,19 @@ TEST_F(DeviceTest, ADeviceAccountsForItsMemoryWhenItStops) {
   ASSERT_OK(client->Check());
   EXPECT_TRUE(lines("arena of").empty());
   ASSERT_OK(device.Stop());
-  ASSERT_EQ(lines("stopped; arena of").size(), 1u);
-  EXPECT_THAT(lines("stopped; arena of")[0],
-              HasSubstr("arena of 2097152 bytes: 0 of 1024 slots in use, 16 at most, 0 waits for "
-                        "slots (0.000 ms); bytes copied in 28, copied out 12, moved without a copy "
-                        "0; DMA violations 0"));
+  ASSERT_EQ(lines("stopped; private arena of").size(), 1u);
+  EXPECT_THAT(
+      lines("stopped; private arena of")[0],
+      HasSubstr("private arena of 2097152 bytes: 0 of 1024 slots in use, 16 at most, 0 waits for "
+                "slots (0.000 ms); bytes copied in 28, copied out 12, moved without a copy "
+                "0; DMA violations 0"));
   ASSERT_OK(host_->Remove("a"));
   EXPECT_EQ(lines("arena of").size(), 1u) << "it was stopped already";
   ASSERT_OK_AND_ASSIGN(const DeviceHandle other, host_->Add(Spec("b")));
   ASSERT_OK_AND_ASSIGN(client, Client::Create(other));
   ASSERT_OK(client->Check());
   ASSERT_OK(host_->Remove("b"));
-  EXPECT_EQ(lines("removed; arena of").size(), 1u);
+  EXPECT_EQ(lines("removed; private arena of").size(), 1u);
   ASSERT_OK(host_->Add(Spec("c")));
   ASSERT_OK(host_->Remove("c"));
   EXPECT_EQ(lines("arena of").size(), 2u) << "it served nobody";

@@ -17,7 +17,7 @@ virtbay_add_test(device_parts_test
   LIBRARIES virtbay_device)
 virtbay_add_test(device_test
   SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc
-          device_control_test.cc
+          device_control_test.cc device_isolation_test.cc
   LIBRARIES virtbay_guest)
 target_compile_definitions(device_test PRIVATE
   VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"

@@ -223,6 +223,9 @@ class OpDevice : public Device {
         if (!request.Reserve(command.a)) static_cast<void>(request.Reserve(command.a));
         kept_[queue].push_back({Op::kHold, std::move(request)});
         return;
+      case Op::kOverrun:
+        std::memset(request.out().data(), 0xee, command.offset);
+        return Answer(std::move(request), 0);
       case Op::kReadNow:
       case Op::kReadBlocking: {
         const bool now = command.op == Op::kReadNow;

@@ -18,6 +18,7 @@ enum class Op : uint32_t {
   kFetch,        // result: sum of the readable bytes [a, a + b), or -1
   kReserve,      // a writable bytes, all with the value b; result -1 if there is no room
   kReserveHold,  // asks twice for a writable bytes if need be, and is kept as by kHold
+  kOverrun,      // writes `offset` bytes from its view on, whatever lies there
   kReadNow,      // `b` bytes of the file at `offset` to the writable bytes at `a`
   kReadBlocking,
   kWriteNow,

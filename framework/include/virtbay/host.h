@@ -26,6 +26,9 @@ struct HostOptions {
   Log log;                                         // default: drops everything
   std::vector<std::filesystem::path> plugin_dirs;  // after VIRTBAY_PLUGIN_PATH
   absl::Duration stuck_callback_warning = absl::Seconds(10);
+  // Bytes, rounded up to 2 MiB, of the arena that devices with ArenaPolicy::kShared have together;
+  // made with the first of them.
+  uint64_t shared_arena_size = 64u << 20;
 };
 
 // How a device reaches guest memory; see docs/life-of-a-request.md.
@@ -41,6 +44,11 @@ enum class OptionKind { kText, kBoolean, kInteger, kNumber };
 // An error of Host::Add that is about one option carries its name as this payload.
 inline constexpr char kOptionPayload[] = "virtbay/option";
 
+// Whose arena a device takes its slots from. kShared is there to be compared with: one arena with
+// one lock for all devices that have it, as a guest's single SWIOTLB, so that one device can keep
+// the others waiting, and their plugins can reach each other's requests.
+enum class ArenaPolicy { kPrivate, kShared };
+
 struct DeviceSpec {
   std::string name;    // unique in the Host; letters, digits, '-', '_', '.', at most 64
   std::string plugin;  // a name to look up, or a path
@@ -52,7 +60,8 @@ struct DeviceSpec {
   DmaMode dma_mode = DmaMode::kBounce;
   Aperture aperture;  // kAperture: all of guest memory that is mapped for the device, rings apart
   RingPlacement rings = RingPlacement::kAnywhere;
-  uint64_t arena_size = 64u << 20;     // bytes, rounded up to 2 MiB
+  ArenaPolicy arena_policy = ArenaPolicy::kPrivate;
+  uint64_t arena_size = 64u << 20;     // kPrivate: bytes, rounded up to 2 MiB
   uint16_t queue_size_max = 1024;      // power of two
   bool offer_access_platform = false;  // VIRTIO_F_ACCESS_PLATFORM (virtio 1.3 6); kAperture: always
   // Adaptive polling: a queue thread keeps looking at its rings for up to this long after work
@@ -111,9 +120,10 @@ struct DeviceInfo {
   bool needs_reset = false;
   std::string failure;  // why it needs a reset
   uint64_t features = 0;
-  uint64_t arena_size = 0;
+  std::string arena_policy;  // "private" or "shared"
+  uint64_t arena_size = 0;   // bytes; of the whole arena, as arena_slots
   uint32_t arena_slots = 0;
-  uint32_t arena_slots_used = 0;
+  uint32_t arena_slots_used = 0;  // by this device, as the high-water mark
   uint32_t arena_slots_high_water = 0;
   uint64_t cpu_ns = 0;  // of its queue threads
   uint64_t dma_violations = 0;
