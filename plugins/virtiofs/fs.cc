@@ -130,6 +130,7 @@ Status Fs::Init(const sdk::Host* the_host) {
   counters.submitted_io = counter("submitted_io", "operations that went through the ring");
   counters.slow_writes = counter("slow_writes", "inline writes that took more than 2 ms");
   counters.parked_locks = counter("parked_locks", "SETLKW requests that had to wait");
+  counters.lock_deadlocks = counter("lock_deadlocks", "SETLKW requests that would wait for ever");
   counters.stale = counter("stale_inodes", "inodes that the host had renamed or replaced");
   inodes.set_counter(host->Gauge("inodes", "inodes that the guest knows"));
   handles.set_counter(host->Gauge("open_handles", "files and directories that the guest has open"));

@@ -12,6 +12,7 @@
 #include "plugins/virtiofs/fd_budget.h"
 #include "plugins/virtiofs/handle_table.h"
 #include "plugins/virtiofs/inode_table.h"
+#include "plugins/virtiofs/lock_waiters.h"
 #include "plugins/virtiofs/locks.h"
 #include "plugins/virtiofs/options.h"
 #include "virtbay/sdk/host.h"
@@ -31,6 +32,7 @@ struct Counters {
   uint64_t* submitted_io = nullptr;
   uint64_t* slow_writes = nullptr;
   uint64_t* parked_locks = nullptr;
+  uint64_t* lock_deadlocks = nullptr;
   uint64_t* stale = nullptr;
 };
 

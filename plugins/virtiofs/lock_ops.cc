@@ -6,6 +6,7 @@
 #include <chrono>
 #include <new>
 
+#include "plugins/virtiofs/lock_waiters.h"
 #include "plugins/virtiofs/locks.h"
 #include "plugins/virtiofs/ops.h"
 
@@ -67,7 +68,15 @@ void Park(Call& c, HandleRef handle, const fuse_lk_in& in, bool flock) {
   waiter->backoff_ns = kFirstBackoffNs;
   const uint64_t now = fs.host->NowNs();
   waiter->next_try_ns = now + waiter->backoff_ns;
-  if (!fs.lock_waiters.Add(waiter.get())) return c.Error(ENOLCK);
+  switch (fs.lock_waiters.Add(waiter.get(), fs.lock_owners)) {
+    case LockWaiters::Added::kWaits:
+      break;
+    case LockWaiters::Added::kTooMany:
+      return c.Error(ENOLCK);
+    case LockWaiters::Added::kDeadlock:
+      sdk::Host::Add(fs.counters.lock_deadlocks);
+      return c.Error(EDEADLK);
+  }
   // Whoever gave the lock up between the try and Add did not see this waiter.
   waiter->poked.store(true, std::memory_order_relaxed);
   waiter->request = c.request().Release();
@@ -125,9 +134,15 @@ void RetryParked(Fs& fs, Worker& worker) {
     int result = EAGAIN;
     if (waiter.interrupted.load(std::memory_order_acquire)) {
       result = EINTR;
-    } else if (waiter.poked.exchange(false, std::memory_order_acq_rel) ||
-               now >= waiter.next_try_ns) {
+    } else if (const bool poked = waiter.poked.exchange(false, std::memory_order_acq_rel);
+               poked || now >= waiter.next_try_ns) {
       result = TryLock(fs, *waiter.handle, waiter.owner, waiter.lock, waiter.flock);
+      // Somebody else was faster, and may wait (on another thread) for what this owner holds.
+      if (result == EAGAIN && poked &&
+          fs.lock_waiters.RemoveIfDeadlocked(&waiter, fs.lock_owners)) {
+        sdk::Host::Add(fs.counters.lock_deadlocks);
+        result = EDEADLK;
+      }
       waiter.backoff_ns = std::min(waiter.backoff_ns * 2, kLastBackoffNs);
       waiter.next_try_ns = now + waiter.backoff_ns;
     }

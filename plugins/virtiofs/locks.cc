@@ -1,7 +1,5 @@
 #include "plugins/virtiofs/locks.h"
 
-#include <sys/eventfd.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,18 +13,33 @@ namespace virtbay::virtiofs {
 namespace {
 
 constexpr uint64_t kOffsetMax = INT64_MAX;
-constexpr size_t kMaxOwnersAsked = 16;
+
+struct flock HostLock(short type, uint64_t start, uint64_t end) {
+  struct flock lock = {};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = static_cast<off_t>(start);
+  lock.l_len = end == kOffsetMax ? 0 : static_cast<off_t>(end - start + 1);
+  return lock;
+}
+
+// F_OFD_SETLK: 0 or errno.
+int SetOn(int fd, const struct flock& lock) {
+  if (::fcntl(fd, F_OFD_SETLK, &lock) == 0) return 0;
+  return errno == EACCES ? EAGAIN : errno;
+}
+
+// The description cannot be opened so, but perhaps with less.
+bool Refused(int error) {
+  return error == EACCES || error == EROFS || error == EPERM || error == ETXTBSY;
+}
 
 }  // namespace
 
 bool LockOwners::ToHost(const fuse_file_lock& in, struct flock* out) {
   if (in.start > in.end || in.start > kOffsetMax || in.end > kOffsetMax) return false;
   if (in.type != F_RDLCK && in.type != F_WRLCK && in.type != F_UNLCK) return false;
-  *out = {};
-  out->l_type = static_cast<short>(in.type);
-  out->l_whence = SEEK_SET;
-  out->l_start = static_cast<off_t>(in.start);
-  out->l_len = in.end == kOffsetMax ? 0 : static_cast<off_t>(in.end - in.start + 1);
+  *out = HostLock(static_cast<short>(in.type), in.start, in.end);
   return true;
 }
 
@@ -51,29 +64,45 @@ LockOwner* LockOwners::Find(Inode& inode, uint64_t owner) {
   return nullptr;
 }
 
+int LockOwners::Open(Fs& fs, Handle& handle, LockDescription* out) {
+  // A write lock needs a description open for writing, a read lock one for reading.
+  *out = {-1, true, true, 0};
+  const auto reopen = [&](int mode) {
+    return fs.OpenCounted(false, [&] { return Reopen(fs.proc_fd, handle.fd, mode | O_NONBLOCK); });
+  };
+  out->fd = reopen(O_RDWR);
+  if (out->fd >= 0 || !Refused(-out->fd)) return -std::min(out->fd, 0);
+  out->readable = handle.readable;
+  out->writable = handle.writable;
+  if (!handle.readable || !handle.writable) {
+    out->fd = reopen(handle.writable ? O_WRONLY : O_RDONLY);
+    if (out->fd >= 0 || !Refused(-out->fd)) return -std::min(out->fd, 0);
+  }
+  // It was created with a mode that lets nobody open it so again.
+  out->shared_fh = handle.fh();
+  out->fd = fs.OpenCounted(false, [&] {
+    const int copy = ::fcntl(handle.fd, F_DUPFD_CLOEXEC, 0);
+    return copy < 0 ? -errno : copy;
+  });
+  return -std::min(out->fd, 0);
+}
+
 LockOwner* LockOwners::FindOrOpen(Fs& fs, Handle& handle, uint64_t owner, int* error) {
   Inode& inode = *handle.inode;
   if (LockOwner* found = Find(inode, owner)) return found;
-  // A write lock needs a description open for writing, a read lock one for reading.
-  int fd =
-      fs.OpenCounted(false, [&] { return Reopen(fs.proc_fd, handle.fd, O_RDWR | O_NONBLOCK); });
-  if (fd == -EACCES || fd == -EROFS || fd == -EPERM || fd == -ETXTBSY) {
-    const int mode = handle.writable ? O_WRONLY : O_RDONLY;
-    fd = fs.OpenCounted(false, [&] { return Reopen(fs.proc_fd, handle.fd, mode | O_NONBLOCK); });
-  }
-  if (fd < 0) {
-    *error = fd == -ENFILE ? ENOLCK : -fd;
-    return nullptr;
-  }
+  LockDescription description;
+  *error = Open(fs, handle, &description);
+  if (*error == ENFILE) *error = ENOLCK;
+  if (*error != 0) return nullptr;
   auto* fresh = new (std::nothrow) LockOwner;
   if (fresh == nullptr) {
-    fs.budget.Close(fd, false);
+    fs.budget.Close(description.fd, false);
     *error = ENOLCK;
     return nullptr;
   }
   fresh->owner = owner;
   fresh->fh = handle.fh();
-  fresh->fd = fd;
+  fresh->description = description;
   fresh->refs.store(2, std::memory_order_relaxed);
   LockOwner* winner = nullptr;
   {
@@ -88,76 +117,216 @@ LockOwner* LockOwners::FindOrOpen(Fs& fs, Handle& handle, uint64_t owner, int* e
     }
     winner->refs.fetch_add(1, std::memory_order_relaxed);
   }
-  fs.budget.Close(fd, false);
+  fs.budget.Close(description.fd, false);
   delete fresh;
   return winner;
 }
 
 void LockOwners::Unref(Fs& fs, LockOwner* owner) {
   if (owner->refs.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  fs.budget.Close(owner->fd, false);
+  fs.budget.Close(owner->description.fd, false);
+  ranges_.fetch_sub(static_cast<uint32_t>(owner->ranges.size()), std::memory_order_relaxed);
   delete owner;
 }
 
 int LockOwners::Set(Fs& fs, Handle& handle, uint64_t owner, const fuse_file_lock& wire) {
   struct flock lock;
   if (!ToHost(wire, &lock)) return EINVAL;
-  LockOwner* entry = nullptr;
-  if (lock.l_type == F_UNLCK) {
-    entry = Find(*handle.inode, owner);
-    if (entry == nullptr) return 0;
-  } else {
+  // A second time when somebody else has dropped the owner in between.
+  for (int tries = 0; tries < 2; ++tries) {
     int error = 0;
-    entry = FindOrOpen(fs, handle, owner, &error);
+    LockOwner* entry =
+        lock.l_type == F_UNLCK ? Find(*handle.inode, owner) : FindOrOpen(fs, handle, owner, &error);
     if (entry == nullptr) return error;
-    entry->pid.store(wire.pid, std::memory_order_relaxed);
+    bool dropped = false;
+    {
+      const std::lock_guard<std::mutex> op(entry->op_mu);
+      dropped = entry->dropped;
+      if (!dropped) error = Apply(fs, handle, *entry, lock);
+    }
+    if (!dropped && error == 0 && lock.l_type != F_UNLCK) {
+      entry->pid.store(wire.pid, std::memory_order_relaxed);
+    }
+    Unref(fs, entry);
+    if (!dropped) return error;
   }
-  int result = ::fcntl(entry->fd, F_OFD_SETLK, &lock) == 0 ? 0 : errno;
-  if (result == EACCES) result = EAGAIN;
-  Unref(fs, entry);
-  return result;
+  return lock.l_type == F_UNLCK ? 0 : ENOLCK;
 }
 
-uint32_t LockOwners::PidOfHolder(Fs& fs, Inode& inode, const struct flock& held) {
-  // The kernel does not say whose open file description it is. An owner is never in conflict with
-  // itself, so the one that sees no conflict over the held range holds it.
-  std::array<LockOwner*, kMaxOwnersAsked> owners;
-  size_t count = 0;
+int LockOwners::Apply(Fs& fs, Handle& handle, LockOwner& entry, const struct flock& lock) {
+  Inode& inode = *handle.inode;
+  const uint64_t start = static_cast<uint64_t>(lock.l_start);
+  const uint64_t end = lock.l_len == 0 ? kOffsetMax : start + static_cast<uint64_t>(lock.l_len) - 1;
+  const LockRange range = {start, end, lock.l_type == F_WRLCK};
+  if (lock.l_type != F_UNLCK) {
+    if (ranges_.load(std::memory_order_relaxed) > kMaxRanges - LockRanges::kGrowth) return ENOLCK;
+    const LockDescription& have = entry.description;
+    if (range.write ? !have.writable : !have.readable) {
+      if (const int error = Widen(fs, handle, entry, range.write); error != 0) return error;
+    }
+  }
+  if (entry.description.shared_fh == 0) {
+    return lock.l_type == F_UNLCK ? GiveUp(inode, entry, range) : Take(inode, entry, lock, range);
+  }
+  const std::lock_guard<std::mutex> group(StripeOf(inode).group_mu);
+  if (lock.l_type == F_UNLCK) return GiveUp(inode, entry, range);
+  if (SharedConflict(inode, entry, range)) return EAGAIN;
+  return Take(inode, entry, lock, range);
+}
+
+// The owner's description, made for another handle, does not allow what this handle does.
+int LockOwners::Widen(Fs& fs, Handle& handle, LockOwner& entry, bool write) {
+  if (write ? !handle.writable : !handle.readable) return EBADF;
+  const auto& held = entry.ranges.all();
+  // Read locks of two descriptions go together, so that nobody can come between when they move.
+  // Write locks do not.
+  if (std::any_of(held.begin(), held.end(), [](const LockRange& range) { return range.write; })) {
+    return ENOLCK;
+  }
+  LockDescription wider;
+  int error = Open(fs, handle, &wider);
+  if (error != 0) return error == ENFILE ? ENOLCK : error;
+  Inode& inode = *handle.inode;
+  Stripe& stripe = StripeOf(inode);
+  const std::lock_guard<std::mutex> group(stripe.group_mu);
+  for (size_t i = 0; i < held.size() && error == 0; ++i) {
+    error = SetOn(wider.fd, HostLock(F_RDLCK, held[i].start, held[i].end));
+  }
+  std::vector<LockRange> undone;
   {
-    const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
-    LockOwner* at = inode.lock_owners.load();
-    for (; at != nullptr && count < owners.size(); at = at->next) {
-      at->refs.fetch_add(1, std::memory_order_relaxed);
-      owners[count++] = at;
+    const std::lock_guard<std::mutex> lock(stripe.mu);
+    if (error == 0) {
+      std::swap(entry.description, wider);
+    } else if (wider.shared_fh != 0) {
+      undone = OwnParts(inode, entry, wider.shared_fh, {0, kOffsetMax, false});
     }
   }
-  uint32_t pid = 0;
-  for (size_t i = 0; i < count; ++i) {
-    struct flock probe = held;
-    probe.l_type = F_WRLCK;
-    probe.l_pid = 0;
-    if (pid == 0 && ::fcntl(owners[i]->fd, F_OFD_GETLK, &probe) == 0 && probe.l_type == F_UNLCK) {
-      pid = owners[i]->pid.load(std::memory_order_relaxed);
-    }
-    Unref(fs, owners[i]);
+  for (const LockRange& part : undone) SetOn(wider.fd, HostLock(F_UNLCK, part.start, part.end));
+  fs.budget.Close(wider.fd, false);
+  return error == EAGAIN ? ENOLCK : error;
+}
+
+void LockOwners::Record(LockOwner& entry, const LockRange& range, bool held) {
+  const size_t before = entry.ranges.size();
+  if (held) {
+    entry.ranges.Set(range);
+  } else {
+    entry.ranges.Clear(range.start, range.end);
   }
-  return pid;
+  ranges_.fetch_add(static_cast<uint32_t>(entry.ranges.size() - before), std::memory_order_relaxed);
+}
+
+int LockOwners::Take(Inode& inode, LockOwner& entry, const struct flock& lock,
+                     const LockRange& range) {
+  Stripe& stripe = StripeOf(inode);
+  {
+    const std::lock_guard<std::mutex> guard(stripe.mu);
+    entry.ranges.Reserve();
+  }
+  const int error = SetOn(entry.description.fd, lock);
+  if (error != 0) return error;
+  const std::lock_guard<std::mutex> guard(stripe.mu);
+  Record(entry, range, true);
+  return 0;
+}
+
+int LockOwners::GiveUp(Inode& inode, LockOwner& entry, const LockRange& range) {
+  std::vector<LockRange> parts;
+  {
+    const std::lock_guard<std::mutex> guard(StripeOf(inode).mu);
+    if (entry.description.shared_fh == 0) {
+      parts.push_back(range);
+    } else {
+      parts = OwnParts(inode, entry, entry.description.shared_fh, range);
+    }
+    // Before the kernel: whoever takes it then must not be seen waiting for this owner.
+    Record(entry, range, false);
+  }
+  int error = 0;
+  for (const LockRange& part : parts) {
+    const int result = SetOn(entry.description.fd, HostLock(F_UNLCK, part.start, part.end));
+    if (error == 0) error = result;
+  }
+  return error;
+}
+
+bool LockOwners::SharedConflict(Inode& inode, const LockOwner& entry, const LockRange& range) {
+  const std::lock_guard<std::mutex> guard(StripeOf(inode).mu);
+  for (LockOwner* at = inode.lock_owners.load(); at != nullptr; at = at->next) {
+    if (at == &entry || at->description.shared_fh != entry.description.shared_fh) continue;
+    uint32_t steps = UINT32_MAX;
+    if (at->ranges.Conflict(range, &steps) != nullptr) return true;
+  }
+  return false;
+}
+
+std::vector<LockRange> LockOwners::OwnParts(Inode& inode, const LockOwner& entry,
+                                            uint64_t shared_fh, const LockRange& range) {
+  LockRanges own;
+  for (const LockRange& held : entry.ranges.Within(range.start, range.end)) {
+    own.Set({std::max(held.start, range.start), std::min(held.end, range.end), held.write});
+  }
+  for (LockOwner* at = inode.lock_owners.load(); at != nullptr; at = at->next) {
+    if (at == &entry || at->description.shared_fh != shared_fh) continue;
+    for (const LockRange& held : at->ranges.Within(range.start, range.end)) {
+      own.Clear(held.start, held.end);
+    }
+  }
+  return own.all();
 }
 
 int LockOwners::Get(Fs& fs, Handle& handle, uint64_t owner, const fuse_file_lock& wire,
                     fuse_file_lock* out) {
   struct flock lock;
   if (!ToHost(wire, &lock) || lock.l_type == F_UNLCK) return EINVAL;
-  // Without state of its own the owner holds nothing, and the handle's description, on which no
-  // such lock is ever set, sees the same conflicts.
-  LockOwner* entry = Find(*handle.inode, owner);
-  const int fd = entry != nullptr ? entry->fd : handle.fd;
-  const int result = ::fcntl(fd, F_OFD_GETLK, &lock) == 0 ? 0 : errno;
+  Inode& inode = *handle.inode;
+  if (inode.lock_owners.load(std::memory_order_acquire) != nullptr) {
+    const std::lock_guard<std::mutex> guard(StripeOf(inode).mu);
+    for (LockOwner* at = inode.lock_owners.load(); at != nullptr; at = at->next) {
+      if (at->owner == owner) continue;
+      uint32_t steps = UINT32_MAX;
+      if (const LockRange* held = at->ranges.Conflict(RangeOf(wire), &steps)) {
+        const short type = held->write ? F_WRLCK : F_RDLCK;
+        *out = FromHost(HostLock(type, held->start, held->end),
+                        at->pid.load(std::memory_order_relaxed));
+        return 0;
+      }
+    }
+  }
+  // What is in the way now is the host's. Without state of its own the owner holds nothing; another
+  // owner may share the handle's description, but has just been looked at.
+  LockOwner* entry = Find(inode, owner);
+  int result = 0;
+  if (entry != nullptr) {
+    const std::lock_guard<std::mutex> op(entry->op_mu);
+    result = ::fcntl(entry->description.fd, F_OFD_GETLK, &lock) == 0 ? 0 : errno;
+  } else {
+    result = ::fcntl(handle.fd, F_OFD_GETLK, &lock) == 0 ? 0 : errno;
+  }
   if (entry != nullptr) Unref(fs, entry);
-  if (result != 0) return result;
-  const uint32_t pid = lock.l_type == F_UNLCK ? 0 : PidOfHolder(fs, *handle.inode, lock);
-  *out = FromHost(lock, pid);
-  return 0;
+  if (result == 0) *out = FromHost(lock, 0);
+  return result;
+}
+
+// Ends the owners of a list that is the inode's no more.
+void LockOwners::Retire(Fs& fs, Inode& inode, LockOwner* list) {
+  while (list != nullptr) {
+    LockOwner* const next = list->next;
+    {
+      // A description of its own gives everything up when it is closed, which an operation that is
+      // about to start may delay; one that is shared lives on with the handle.
+      const std::lock_guard<std::mutex> op(list->op_mu);
+      list->dropped = true;
+      if (list->description.shared_fh != 0) {
+        const std::lock_guard<std::mutex> group(StripeOf(inode).group_mu);
+        GiveUp(inode, *list, {0, kOffsetMax, false});
+      } else if (list->refs.load(std::memory_order_acquire) > 1) {
+        SetOn(list->description.fd, HostLock(F_UNLCK, 0, kOffsetMax));
+      }
+    }
+    Unref(fs, list);
+    list = next;
+  }
 }
 
 bool LockOwners::Drop(Fs& fs, Inode& inode, uint64_t owner) {
@@ -175,8 +344,9 @@ bool LockOwners::Drop(Fs& fs, Inode& inode, uint64_t owner) {
       inode.lock_owners.store(at->next, std::memory_order_release);
     }
     found = at;
+    found->next = nullptr;
   }
-  Unref(fs, found);
+  Retire(fs, inode, found);
   return true;
 }
 
@@ -195,11 +365,7 @@ void LockOwners::DropOf(Fs& fs, Inode& inode, uint64_t fh) {
     }
     inode.lock_owners.store(kept, std::memory_order_release);
   }
-  while (dropped != nullptr) {
-    LockOwner* const next = dropped->next;
-    Unref(fs, dropped);
-    dropped = next;
-  }
+  Retire(fs, inode, dropped);
 }
 
 bool LockOwners::DropAll(Fs& fs, Inode& inode) {
@@ -209,114 +375,8 @@ bool LockOwners::DropAll(Fs& fs, Inode& inode) {
     const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
     list = inode.lock_owners.exchange(nullptr);
   }
-  while (list != nullptr) {
-    LockOwner* next = list->next;
-    Unref(fs, list);
-    list = next;
-  }
+  Retire(fs, inode, list);
   return true;
-}
-
-// ---- waiters ------------------------------------------------------------------------------------
-
-LockWaiters::~LockWaiters() {
-  for (auto& fd : event_fds_) {
-    if (fd.load() >= 0) ::close(fd.load());
-  }
-}
-
-bool LockWaiters::Add(LockWaiter* waiter) {
-  const std::lock_guard<std::mutex> lock(mu_);
-  if (waiters_.size() >= limit_) return false;
-  waiters_.push_back(waiter);
-  count_.store(static_cast<uint32_t>(waiters_.size()), std::memory_order_release);
-  return true;
-}
-
-void LockWaiters::Remove(LockWaiter* waiter) {
-  const std::lock_guard<std::mutex> lock(mu_);
-  waiters_.erase(std::remove(waiters_.begin(), waiters_.end(), waiter), waiters_.end());
-  count_.store(static_cast<uint32_t>(waiters_.size()), std::memory_order_release);
-}
-
-bool LockWaiters::Interrupt(uint64_t unique, uint32_t own_queue, bool* own) {
-  *own = false;
-  if (count() == 0) return false;
-  uint32_t queues = 0;
-  bool found = false;
-  {
-    const std::lock_guard<std::mutex> lock(mu_);
-    for (LockWaiter* waiter : waiters_) {
-      if (waiter->unique != unique) continue;
-      found = true;
-      waiter->interrupted.store(true, std::memory_order_release);
-      if (waiter->queue == own_queue) {
-        *own = true;
-      } else {
-        queues |= 1u << waiter->queue;
-      }
-    }
-  }
-  Signal(queues);
-  return found;
-}
-
-bool LockWaiters::Poke(const Inode& inode, uint32_t own_queue) {
-  if (count() == 0) return false;
-  uint32_t queues = 0;
-  {
-    const std::lock_guard<std::mutex> lock(mu_);
-    for (LockWaiter* waiter : waiters_) {
-      if (waiter->handle->inode != &inode) continue;
-      waiter->poked.store(true, std::memory_order_release);
-      queues |= 1u << waiter->queue;
-    }
-  }
-  const uint32_t own = own_queue < kMaxQueues ? 1u << own_queue : 0;
-  Signal(queues & ~own);
-  return (queues & own) != 0;
-}
-
-bool LockWaiters::InterruptAll(uint32_t own_queue) {
-  if (count() == 0) return false;
-  uint32_t queues = 0;
-  {
-    const std::lock_guard<std::mutex> lock(mu_);
-    for (LockWaiter* waiter : waiters_) {
-      waiter->interrupted.store(true, std::memory_order_release);
-      queues |= 1u << waiter->queue;
-    }
-  }
-  const uint32_t own = own_queue < kMaxQueues ? 1u << own_queue : 0;
-  Signal(queues & ~own);
-  return (queues & own) != 0;
-}
-
-int LockWaiters::EventFd(uint32_t queue) {
-  std::atomic<int>& slot = event_fds_[queue];
-  int fd = slot.load(std::memory_order_acquire);
-  if (fd >= 0) return fd;
-  fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  slot.store(fd, std::memory_order_release);
-  return fd;
-}
-
-void LockWaiters::Drain(uint32_t queue) {
-  uint64_t value = 0;
-  const int fd = event_fds_[queue].load(std::memory_order_acquire);
-  if (fd >= 0) [[maybe_unused]]
-    const auto n = ::read(fd, &value, sizeof(value));
-}
-
-void LockWaiters::Signal(uint32_t queues) {
-  for (uint32_t queue = 0; queues != 0; ++queue, queues >>= 1) {
-    if ((queues & 1) == 0) continue;
-    const int fd = event_fds_[queue].load(std::memory_order_acquire);
-    const uint64_t one = 1;
-    // A full counter is a signal already.
-    if (fd >= 0) [[maybe_unused]]
-      const auto n = ::write(fd, &one, sizeof(one));
-  }
 }
 
 }  // namespace virtbay::virtiofs

@@ -1,6 +1,6 @@
-// File locks on the host: open file descriptions that carry a lock owner's POSIX locks (OFD
-// locks), and the SETLKW requests that wait for one.
-// Owned by Fs. LockOwners is [any]; LockWaiters' thread tags are at the functions.
+// LockOwners: record locks of the guest's lock owners on the host, as locks of open file
+// descriptions (OFD locks), and what each owner holds.
+// Owned by Fs; every function is [any].
 #ifndef VIRTBAY_PLUGINS_VIRTIOFS_LOCKS_H_
 #define VIRTBAY_PLUGINS_VIRTIOFS_LOCKS_H_
 
@@ -10,25 +10,41 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "plugins/virtiofs/handle_table.h"
 #include "plugins/virtiofs/inode.h"
+#include "plugins/virtiofs/lock_ranges.h"
 #include "plugins/virtiofs/wire.h"
-#include "virtbay/sdk/abi.h"
 
 namespace virtbay::virtiofs {
 
 class Fs;
 
-// One lock owner of one inode: its locks belong to the open file description of `fd`.
+// An open file description by which an owner's locks are taken.
+struct LockDescription {
+  int fd = -1;
+  bool readable = false;
+  bool writable = false;
+  // 0: it is this owner's alone. Else it is the description of that handle, which no other could be
+  // opened beside (its mode allows less than it was created with), and other owners may use it too:
+  // what these hold is told apart here, because the kernel cannot.
+  uint64_t shared_fh = 0;
+};
+
+// One lock owner of one inode. Once it is in the inode's list, its description changes under
+// op_mu and the stripe's mutex, its ranges under the latter.
 struct LockOwner {
   uint64_t owner = 0;
   uint64_t fh = 0;  // the handle that it was made for
-  int fd = -1;
   std::atomic<uint32_t> pid{0};
   std::atomic<uint32_t> refs{1};  // one of the inode's list, one per operation at work
-  LockOwner* next = nullptr;
+  LockOwner* next = nullptr;      // guarded by the stripe
+  std::mutex op_mu;               // one operation at a time, so that `ranges` follows the kernel
+  bool dropped = false;           // guarded by op_mu: its locks have been given up for good
+  LockDescription description;
+  LockRanges ranges;
 };
 
 class LockOwners {
@@ -49,69 +65,53 @@ class LockOwners {
   // Gives up the locks of all owners.
   bool DropAll(Fs& fs, Inode& inode);
 
+  // Calls found(owner) for every owner that holds something which keeps `owner` from that lock,
+  // until it returns true, or *steps owners and ranges have been looked at. True: found did.
+  template <typename Found>
+  bool AnyHolder(Inode& inode, uint64_t owner, const fuse_file_lock& wanted, uint32_t* steps,
+                 Found&& found) {
+    if (inode.lock_owners.load(std::memory_order_acquire) == nullptr) return false;
+    const LockRange range = RangeOf(wanted);
+    const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
+    for (LockOwner* at = inode.lock_owners.load(); at != nullptr && *steps != 0; at = at->next) {
+      --*steps;
+      if (at->owner == owner || at->ranges.Conflict(range, steps) == nullptr) continue;
+      if (found(at->owner)) return true;
+    }
+    return false;
+  }
+
  private:
+  // Ranges of all owners together: each costs the host's kernel memory as well.
+  static constexpr uint32_t kMaxRanges = 1u << 18;
   static constexpr uint32_t kStripes = 16;
   struct alignas(64) Stripe {
-    std::mutex mu;
+    std::mutex mu;        // the lists and what owners hold; no system call under it
+    std::mutex group_mu;  // operations on shared descriptions; taken after an owner's op_mu
   };
+  static LockRange RangeOf(const fuse_file_lock& wire) {
+    return {wire.start, wire.end, wire.type == F_WRLCK};
+  }
   Stripe& StripeOf(const Inode& inode) { return stripes_[inode.index % kStripes]; }
   LockOwner* Find(Inode& inode, uint64_t owner);  // with a reference, or nullptr
   LockOwner* FindOrOpen(Fs& fs, Handle& handle, uint64_t owner, int* error);
-  static void Unref(Fs& fs, LockOwner* owner);
-  uint32_t PidOfHolder(Fs& fs, Inode& inode, const struct flock& held);
+  static int Open(Fs& fs, Handle& handle, LockDescription* out);
+  // Of an owner that holds its op_mu.
+  int Apply(Fs& fs, Handle& handle, LockOwner& entry, const struct flock& lock);
+  int Widen(Fs& fs, Handle& handle, LockOwner& entry, bool write);
+  int Take(Inode& inode, LockOwner& entry, const struct flock& lock, const LockRange& range);
+  int GiveUp(Inode& inode, LockOwner& entry, const LockRange& range);
+  bool SharedConflict(Inode& inode, const LockOwner& entry, const LockRange& range);
+  // Parts of what the entry holds in that range that no (other) owner holds by the shared
+  // description. Stripe held.
+  std::vector<LockRange> OwnParts(Inode& inode, const LockOwner& entry, uint64_t shared_fh,
+                                  const LockRange& range);
+  void Record(LockOwner& entry, const LockRange& range, bool held);  // stripe held
+  void Retire(Fs& fs, Inode& inode, LockOwner* list);
+  void Unref(Fs& fs, LockOwner* owner);
 
   std::array<Stripe, kStripes> stripes_;
-};
-
-// A SETLKW request that waits. Belongs to the queue whose thread may end the request.
-struct LockWaiter {
-  virtbay_request* request = nullptr;
-  uint64_t unique = 0;
-  uint64_t owner = 0;
-  fuse_file_lock lock = {};
-  bool flock = false;
-  HandleRef handle;
-  uint32_t queue = 0;
-  uint64_t backoff_ns = 0;
-  uint64_t next_try_ns = 0;
-  std::atomic<bool> poked{false};        // a lock on the inode was given up
-  std::atomic<bool> interrupted{false};  // INTERRUPT, or the session is over
-};
-
-// The waiters of all queues, so that one thread can wake another's.
-class LockWaiters {
- public:
-  static constexpr uint32_t kMaxQueues = 9;
-  ~LockWaiters();
-
-  // [control] Makes no descriptors yet.
-  void Configure(uint32_t limit) { limit_ = limit; }
-  // [queue] False: too many wait (ENOLCK).
-  bool Add(LockWaiter* waiter);
-  // [queue] The waiter's own.
-  void Remove(LockWaiter* waiter);
-  // [any] The request was interrupted; true if it waits. *queue: whose it is.
-  bool Interrupt(uint64_t unique, uint32_t own_queue, bool* own);
-  // [any] A lock on the inode was given up. True when a waiter of own_queue should try again.
-  bool Poke(const Inode& inode, uint32_t own_queue);
-  // [any] The session is over: all waiters end with EINTR.
-  bool InterruptAll(uint32_t own_queue);
-
-  // [queue] The event descriptor by which others wake this queue; -1 on failure.
-  int EventFd(uint32_t queue);
-  // [queue] Clears what was signalled.
-  void Drain(uint32_t queue);
-  uint32_t count() const { return count_.load(std::memory_order_acquire); }
-  static constexpr uint32_t kNoQueue = 0xffffffffu;
-
- private:
-  void Signal(uint32_t queues);
-
-  uint32_t limit_ = 1024;
-  std::atomic<uint32_t> count_{0};
-  std::mutex mu_;
-  std::vector<LockWaiter*> waiters_;  // in order of arrival; guarded by mu_
-  std::array<std::atomic<int>, kMaxQueues> event_fds_ = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
+  std::atomic<uint32_t> ranges_{0};
 };
 
 }  // namespace virtbay::virtiofs

@@ -12,7 +12,7 @@
 
 #include "plugins/virtiofs/credentials.h"
 #include "plugins/virtiofs/handle_table.h"
-#include "plugins/virtiofs/locks.h"
+#include "plugins/virtiofs/lock_waiters.h"
 #include "virtbay/sdk/abi.h"
 
 namespace virtbay::virtiofs {

@@ -60,6 +60,10 @@ guest() {
   check "flock: a blocked lock is granted later" waits flock
   # Not here: interrupting a blocked lock. Linux's virtiofs never sends FUSE_INTERRUPT, so such a
   # process cannot even be killed; the in-process guest tests it.
+  mkdir $M/a/circles
+  check "posix: two processes in a deadlock" $FSPROBE deadlock $M/a/circles 2
+  check "posix: three processes in a deadlock" $FSPROBE deadlock $M/a/circles 3
+  check "posix: ten processes in a deadlock" $FSPROBE deadlock $M/a/circles 10
   check "the host takes locks" host takes_locks
   check "flock of the host refuses the guest" not $FSPROBE lock $M/a/host-flock flock wr 0 0
   check "record lock of the host refuses the guest" not $FSPROBE lock $M/a/host-posix posix wr 5 1

@@ -1,0 +1,89 @@
+// LockWaiters: the SETLKW requests of a device that wait for a lock, woken across queues, and the
+// search for owners that wait for each other in a circle.
+// Owned by Fs. Thread tags are at the functions.
+#ifndef VIRTBAY_PLUGINS_VIRTIOFS_LOCK_WAITERS_H_
+#define VIRTBAY_PLUGINS_VIRTIOFS_LOCK_WAITERS_H_
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "plugins/virtiofs/handle_table.h"
+#include "plugins/virtiofs/inode.h"
+#include "plugins/virtiofs/locks.h"
+#include "plugins/virtiofs/wire.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay::virtiofs {
+
+// A SETLKW request that waits. Belongs to the queue whose thread may end the request.
+struct LockWaiter {
+  virtbay_request* request = nullptr;
+  uint64_t unique = 0;
+  uint64_t owner = 0;
+  fuse_file_lock lock = {};
+  bool flock = false;
+  HandleRef handle;
+  uint32_t queue = 0;
+  uint64_t backoff_ns = 0;
+  uint64_t next_try_ns = 0;
+  std::atomic<bool> poked{false};        // a lock on the inode was given up
+  std::atomic<bool> interrupted{false};  // INTERRUPT, or the session is over
+
+  // Of the search for circles, guarded by LockWaiters.
+  uint64_t searched = 0;  // the search that came here last
+  LockWaiter* next_visit = nullptr;
+};
+
+// The waiters of all queues, so that one thread can wake another's.
+class LockWaiters {
+ public:
+  static constexpr uint32_t kMaxQueues = 9;
+  ~LockWaiters();
+
+  // [control] Makes no descriptors yet.
+  void Configure(uint32_t limit) { limit_ = limit; }
+  enum class Added { kWaits, kTooMany, kDeadlock };
+  // [queue] kTooMany: ENOLCK. kDeadlock: whoever holds what it wants waits, if through others, for
+  // a lock of the same owner (EDEADLK). Only record locks are searched, as everywhere in Linux, and
+  // only those of this device: what the host's processes wait for nobody can tell.
+  Added Add(LockWaiter* waiter, LockOwners& owners);
+  // [queue] The same search for one that waits already, because others hold the lock by now. True:
+  // it is removed.
+  bool RemoveIfDeadlocked(LockWaiter* waiter, LockOwners& owners);
+  // [queue] The waiter's own.
+  void Remove(LockWaiter* waiter);
+  // [any] The request was interrupted; true if it waits. *queue: whose it is.
+  bool Interrupt(uint64_t unique, uint32_t own_queue, bool* own);
+  // [any] A lock on the inode was given up. True when a waiter of own_queue should try again.
+  bool Poke(const Inode& inode, uint32_t own_queue);
+  // [any] The session is over: all waiters end with EINTR.
+  bool InterruptAll(uint32_t own_queue);
+
+  // [queue] The event descriptor by which others wake this queue; -1 on failure.
+  int EventFd(uint32_t queue);
+  // [queue] Clears what was signalled.
+  void Drain(uint32_t queue);
+  uint32_t count() const { return count_.load(std::memory_order_acquire); }
+  static constexpr uint32_t kNoQueue = 0xffffffffu;
+
+ private:
+  void Signal(uint32_t queues);
+  void RemoveLocked(LockWaiter* waiter);                         // mu_ held
+  bool Deadlocks(const LockWaiter& wanted, LockOwners& owners);  // mu_ held
+
+  uint32_t limit_ = 1024;
+  std::atomic<uint32_t> count_{0};
+  std::mutex mu_;
+  // Guarded by mu_, which is taken before the locks of LockOwners.
+  std::vector<LockWaiter*> waiters_;   // in order of arrival
+  std::vector<LockWaiter*> by_owner_;  // those for record locks, sorted
+  uint64_t searches_ = 0;
+  std::array<std::atomic<int>, kMaxQueues> event_fds_ = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
+};
+
+}  // namespace virtbay::virtiofs
+
+#endif  // VIRTBAY_PLUGINS_VIRTIOFS_LOCK_WAITERS_H_
