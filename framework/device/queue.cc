@@ -443,7 +443,7 @@ bool Queue::PumpRing() {
   const bool was_stalled = std::exchange(stalled_, false);
 
   // Not initialised: only what is filled is touched.
-  std::array<virtbay_request*, kBurst> burst;  // NOLINT(cppcoreguidelines-pro-type-member-init)
+  std::array<virtbay_request*, kBurst> burst;
   uint32_t count = 0;
   uint32_t taken = 0;
   ChainError error = ChainError::kNone;
@@ -709,7 +709,7 @@ int64_t Queue::Transfer(InFlightRequest* request, bool read, int fd, uint64_t fi
     return TransferWithHelper(request, fd, file_offset, offset, len, rw_flags);
   }
   // Not initialised: only what is filled is touched.
-  std::array<iovec, IOV_MAX> segments;  // NOLINT(cppcoreguidelines-pro-type-member-init)
+  std::array<iovec, IOV_MAX> segments;
   const auto chain = read ? request->chain.writable() : request->chain.readable();
   const size_t count = SliceSegments(chain, offset, len, segments);
   if (count == 0) return -ERANGE;

@@ -159,7 +159,7 @@ void TransferHelper::Work(uint32_t job) {
 
 int64_t TransferHelper::Copy(uint32_t at, uint32_t len) const {
   // Not initialised: only what is filled is touched.
-  std::array<iovec, IOV_MAX> segments;  // NOLINT(cppcoreguidelines-pro-type-member-init)
+  std::array<iovec, IOV_MAX> segments;
   const size_t count = SliceSegments(job_.chain, job_.offset + at, len, segments);
   if (count == 0) return -ERANGE;
   const ssize_t n =

@@ -83,7 +83,7 @@ std::string Absolute(const std::string& path) {
 
 std::pair<std::string, std::string> KeyAndValue(const std::string& option,
                                                 const std::string& text) {
-  const std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits('=', 1));
+  std::pair<std::string, std::string> parts = absl::StrSplit(text, absl::MaxSplits('=', 1));
   if (parts.first.empty() || parts.first.size() == text.size()) {
     throw CLI::ValidationError(absl::StrCat(option, ": '", text, "' is not KEY=VALUE"),
                                CLI::ExitCodes::ValidationError);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <iostream>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -132,7 +133,7 @@ int Main(const std::string& tree_socket, const std::string& file_socket) {
   other.join();
   for (const absl::Status& status : {tree, file}) {
     if (!status.ok()) {
-      std::fprintf(stderr, "virtbay_demo_guest: %s\n", std::string(status.message()).c_str());
+      std::cerr << "virtbay_demo_guest: " << status.message() << '\n';
     }
   }
   return tree.ok() && file.ok() ? 0 : 1;
@@ -143,7 +144,7 @@ int Main(const std::string& tree_socket, const std::string& file_socket) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: virtbay_demo_guest TREE_SOCKET FILE_SOCKET\n");
+    std::cerr << "usage: virtbay_demo_guest TREE_SOCKET FILE_SOCKET\n";
     return 2;
   }
   return virtbay::guest::Main(argv[1], argv[2]);

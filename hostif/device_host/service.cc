@@ -189,7 +189,7 @@ absl::Status Service::RemoveDevice(absl::string_view name) {
     server = std::move(it->second.server);
   }
   server.reset();
-  const absl::Status removed = host_->Remove(name);
+  absl::Status removed = host_->Remove(name);
   if (absl::IsDeadlineExceeded(removed)) {
     pool_.Abandon(name);
   } else {
