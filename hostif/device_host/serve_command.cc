@@ -11,6 +11,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
@@ -121,6 +122,25 @@ class ServeCommand final : public Command {
         ->check(CLI::Range(1, 8))
         ->group(kGroup);
     fs_->add_option("--max-write", max_write_, "Largest write, bytes")->group(kGroup);
+    Text("--vcpus", "vcpus", "CPUs of the guest: as many request queues, at most 4");
+    AddOwnerOptions();
+  }
+
+  void AddOwnerOptions() {
+    Flag("--metadata", "metadata", "Owner, mode and device number are kept beside the host's own");
+    Text("--uid", "uid", "Owner of every file");
+    Text("--gid", "gid", "Group of every file");
+    Text("--default_uid", "default_uid", "Owner of files without metadata");
+    Text("--default_gid", "default_gid", "Group of files without metadata");
+    Text("--mode", "mode", "Permissions of every file, octal");
+    Text("--umask", "umask", "Permissions that are not shown, octal");
+    Text("--fmask", "fmask", "The same of what is no directory");
+    Text("--dmask", "dmask", "The same of directories");
+    Text("--case", "case",
+         "off: names match without regard to case; dir, force: as the host has it");
+    Text("--symlinkroot", "symlinkroot", "Where absolute links of the host lead in the guest");
+    Text("--translate-uid", "translate-uid", "KIND:FROM:TO:COUNT,... as virtiofsd has it");
+    Text("--translate-gid", "translate-gid", "The same for groups");
   }
 
   void AddHostOptions() {
@@ -181,6 +201,18 @@ class ServeCommand final : public Command {
         ->group(kGroup);
     fs_->add_flag("-f,--foreground", foreground_, "No effect: it never goes to the background")
         ->group(kGroup);
+  }
+
+  // An option of the plugin with a value; given again, the values are joined to a list.
+  void Text(const char* name, const char* key, const char* help) {
+    fs_->add_option_function<std::vector<std::string>>(
+           name,
+           [this, key](const std::vector<std::string>& values) {
+             options_[key] = absl::StrJoin(values, ",");
+           },
+           help)
+        ->allow_extra_args(false)
+        ->group("Share");
   }
 
   // An option of the plugin that is true or false; untouched when not given.

@@ -6,6 +6,24 @@
 
 namespace virtbay::virtiofs {
 
+namespace {
+
+// The caller as the host knows it. False: a number that the guest may not use. A supplementary
+// group of that kind is left out.
+bool ToHost(const ShareOptions& o, uint32_t* uid, uint32_t* gid,
+            std::array<uint32_t, Call::kMaxGroups>* groups, size_t* count) {
+  if (*uid != kInvalidId && !o.uid_map.ToHost(*uid, uid)) return false;
+  if (*gid != kInvalidId && !o.gid_map.ToHost(*gid, gid)) return false;
+  size_t kept = 0;
+  for (size_t i = 0; i < *count; ++i) {
+    if (o.gid_map.ToHost((*groups)[i], &(*groups)[kept])) ++kept;
+  }
+  *count = kept;
+  return true;
+}
+
+}  // namespace
+
 void Condemn(const Fs& fs, Worker& worker) {
   if (worker.condemned) return;
   worker.condemned = true;
@@ -22,7 +40,7 @@ mode_t AsCaller::ModeFor(const Call& c, uint32_t mode, uint32_t umask) {
   return mode;
 }
 
-int AsCaller::Enter(Call& c, uint32_t umask) {
+int AsCaller::Enter(Call& c, const Share& share, uint32_t umask) {
   call_ = &c;
   ThreadIdentity& identity = c.worker.identity;
   if (c.fs.has(FUSE_DONT_MASK) && identity.own_umask() && (umask & 0777) != 0) {
@@ -32,6 +50,11 @@ int AsCaller::Enter(Call& c, uint32_t umask) {
   std::array<uint32_t, Call::kMaxGroups> groups;
   size_t count = 0;
   if (const int error = c.Groups(&groups, &count); error != 0) return error;
+  uint32_t uid = c.header().uid, gid = c.header().gid;
+  if (!share.plain) {
+    if (share.options.owns_files()) return 0;
+    if (!ToHost(share.options, &uid, &gid, &groups, &count)) return EPERM;
+  }
   if (!identity.may_switch()) {
     c.fs.WarnOnce(
         &c.fs.said_no_switch,
@@ -42,8 +65,8 @@ int AsCaller::Enter(Call& c, uint32_t umask) {
   // A guest that can send groups sends those that matter. One that cannot has checked the access
   // itself, possibly by a group that is not known here.
   const bool override_dac = !c.fs.has(kInitCreateSuppGroup);
-  const int error = identity.Become(c.header().uid, c.header().gid,
-                                    std::span<const uint32_t>(groups.data(), count), override_dac);
+  const int error =
+      identity.Become(uid, gid, std::span<const uint32_t>(groups.data(), count), override_dac);
   if (error == ENOTRECOVERABLE) {
     Condemn(c.fs, c.worker);
     return EIO;

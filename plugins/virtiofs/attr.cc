@@ -7,7 +7,9 @@
 #include <cerrno>
 
 #include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
+#include "plugins/virtiofs/view.h"
 
 namespace virtbay::virtiofs {
 namespace {
@@ -29,10 +31,13 @@ int Resolve(Call& c, bool use_handle, uint64_t fh, AttrTarget* target) {
   return target->inode ? 0 : ESTALE;
 }
 
-int StatTarget(Fs& fs, const AttrTarget& target, struct statx* st, uint32_t mask = 0,
+int StatTarget(Call& c, const AttrTarget& target, struct statx* st, uint32_t mask = 0,
                int sync_flags = 0) {
-  if (target.handle) return StatFd(target.handle->fd, st, kStatMask | mask, sync_flags);
-  return fs.Stat(*target.inode, st, mask, sync_flags);
+  if (!target.handle) return StatPresented(c, *target.inode, st, mask, sync_flags);
+  const Handle& handle = *target.handle;
+  const int error = StatFd(handle.fd, st, kStatMask | mask, sync_flags);
+  if (error == 0) PresentTo(c, *handle.share, {handle.fd}, st);
+  return error;
 }
 
 void ReplyAttr(Call& c, const struct statx& st) {
@@ -73,8 +78,12 @@ int SetTimes(const fuse_setattr_in& in, int fd) {
   return ::utimensat(fd, "", times, AT_EMPTY_PATH) == 0 ? 0 : errno;
 }
 
-int Apply(Call& c, const fuse_setattr_in& in, const Inode& inode, const FdUse& use) {
+int Apply(Call& c, fuse_setattr_in in, const Inode& inode, const FdUse& use) {
   const int fd = use.fd();
+  constexpr uint32_t kOwnership = FATTR_MODE | FATTR_UID | FATTR_GID;
+  if ((in.valid & kOwnership) != 0 && !inode.share->plain) {
+    if (const int error = ChangeOwnership(c, inode, fd, &in); error != 0) return error;
+  }
   if ((in.valid & FATTR_MODE) != 0) {
     const mode_t mode = in.mode & 07777;
     if (inode.is_symlink()) return EOPNOTSUPP;
@@ -90,6 +99,7 @@ int Apply(Call& c, const fuse_setattr_in& in, const Inode& inode, const FdUse& u
   if ((in.valid & FATTR_SIZE) != 0) {
     const bool kill = (in.valid & FATTR_KILL_SUIDGID) != 0;
     if (const int error = SetSize(c, use, inode, in.size, kill); error != 0) return error;
+    if (kill && Stamps(*inode.share)) DropPrivilegeBits(c, inode, fd);
   }
   if ((in.valid & (FATTR_ATIME | FATTR_MTIME | FATTR_ATIME_NOW | FATTR_MTIME_NOW)) != 0) {
     return SetTimes(in, fd);
@@ -98,6 +108,24 @@ int Apply(Call& c, const fuse_setattr_in& in, const Inode& inode, const FdUse& u
 }
 
 }  // namespace
+
+void PresentTo(Call& c, const Share& share, const FileAt& file, struct statx* st) {
+  if (share.plain) return;
+  Present(c.worker.identity, share, file, st);
+  if (share.garbled.load(std::memory_order_relaxed)) {
+    c.fs.WarnOnce(&share.said_garbled,
+                  "a file carries metadata that is not of the right form, and is shown without");
+  }
+}
+
+int StatPresented(Call& c, Inode& inode, struct statx* st, uint32_t extra_mask, int sync_flags) {
+  if (inode.share->plain) return c.fs.Stat(inode, st, extra_mask, sync_flags);
+  FdUse use;
+  int error = c.fs.AnyFd(inode, &use);
+  if (error == 0) error = StatFd(use.fd(), st, kStatMask | extra_mask, sync_flags);
+  if (error == 0) PresentTo(c, *inode.share, {use.fd()}, st);
+  return error;
+}
 
 void FillAttr(const struct statx& st, fuse_attr* attr) {
   *attr = {};
@@ -140,7 +168,7 @@ void OpGetattr(Call& c) {
   AttrTarget target;
   struct statx st;
   int error = Resolve(c, (in.getattr_flags & FUSE_GETATTR_FH) != 0, in.fh, &target);
-  if (error == 0) error = StatTarget(c.fs, target, &st);
+  if (error == 0) error = StatTarget(c, target, &st);
   if (error != 0) return c.Error(error);
   ReplyAttr(c, st);
 }
@@ -161,6 +189,7 @@ void OpSetattr(Call& c) {
   if (c.worker.condemned) return c.Error(EIO);
   if (error == 0) error = StatFd(use.fd(), &st);
   if (error != 0) return c.Error(error);
+  PresentTo(c, *inode->share, {use.fd()}, &st);
   ReplyAttr(c, st);
 }
 
@@ -171,7 +200,7 @@ void OpStatx(Call& c) {
   const int sync = static_cast<int>(in.sx_flags & AT_STATX_SYNC_TYPE);
   const uint32_t mask = in.sx_mask & static_cast<uint32_t>(STATX_BASIC_STATS | STATX_BTIME);
   int error = Resolve(c, (in.getattr_flags & FUSE_GETATTR_FH) != 0, in.fh, &target);
-  if (error == 0) error = StatTarget(c.fs, target, &st, mask, sync);
+  if (error == 0) error = StatTarget(c, target, &st, mask, sync);
   if (error != 0) return c.Error(error);
   auto time = [](const struct statx_timestamp& t) { return SxTime{t.tv_sec, t.tv_nsec, 0}; };
   StatxOut out = {};
@@ -208,8 +237,10 @@ void OpAccess(Call& c) {
   if (!inode) return;
   if ((mask & ~static_cast<uint32_t>(R_OK | W_OK | X_OK)) != 0) return c.Error(EINVAL);
   struct statx st;
-  if (const int error = c.fs.Stat(*inode, &st); error != 0) return c.Error(error);
-  if ((mask & W_OK) != 0 && c.fs.options.readonly) return c.Error(EROFS);
+  if (const int error = StatPresented(c, *inode, &st); error != 0) {
+    return c.Error(error);
+  }
+  if ((mask & W_OK) != 0 && inode->share->options.readonly) return c.Error(EROFS);
   const fuse_in_header& h = c.header();
   uint32_t granted = st.stx_mode & 7u;
   if (h.uid == st.stx_uid) {
@@ -229,8 +260,9 @@ void OpStatfs(Call& c) {
   if (!inode) return;
   struct statfs info = {};
   int error = 0;
-  if (inode->key.mnt_id == c.fs.root_mnt_id) {
-    error = ::fstatfs(c.fs.root_fd, &info) == 0 ? 0 : errno;
+  const Share& share = *inode->share;
+  if (inode->key.mnt_id == share.root_mnt_id) {
+    error = ::fstatfs(share.root_fd, &info) == 0 ? 0 : errno;
   } else {
     FdUse use;
     error = c.fs.AnyFd(*inode, &use);

@@ -9,6 +9,7 @@
 #include <new>
 
 #include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
 
 namespace virtbay::virtiofs {
@@ -80,7 +81,7 @@ bool FillPlus(Call& c, Handle& handle, const DirEntry& entry, uint64_t ino, fuse
   if (error == ENOENT) return false;
   if (error != 0) return true;
   sdk::Host::Add(c.fs.counters.lookups);
-  EnterInode(c.fs, *handle.inode, entry.name, st, plus);
+  EnterInode(c, *handle.inode, {handle.fd, entry.name.data()}, entry.name, st, plus);
   return true;
 }
 
@@ -117,6 +118,8 @@ void ReadDirectory(Call& c, bool plus) {
     }
     // Above the root of the share there is nothing that the guest may know of.
     const uint64_t ino = root && entry.name == ".." ? c.fs.inodes.root().key.ino : entry.ino;
+    // A regular file of the host may be something else for the guest, which has to look.
+    if (!plus && entry.type == DT_REG && Stamps(*handle->share)) entry.type = DT_UNKNOWN;
     fuse_entry_out attributes;
     if (!plus) {
       writer.Put(entry, ino, nullptr);

@@ -86,8 +86,8 @@ void FdBudget::Close(int fd, bool path) {
   Unreserve(path);
 }
 
-void FdBudget::KeepHandle(Inode& inode, int fd) const {
-  if (!handles_ || inode.key.mnt_id != handle_mnt_id_) return;
+void FdBudget::KeepHandle(Inode& inode, int fd) {
+  if (!inode.share->keep_handles || inode.key.mnt_id != inode.share->root_mnt_id) return;
   if (inode.file_handle.load(std::memory_order_acquire) != nullptr) return;
   FileHandle* handle = FileHandle::Of(fd);
   FileHandle* none = nullptr;

@@ -46,9 +46,6 @@ class FdBudget {
  public:
   // `paths`: most O_PATH descriptors of inodes; `total`: most descriptors of any kind.
   void Configure(InodeTable* table, uint32_t paths, uint32_t total);
-  // Remembers file handles (name_to_handle_at) of evicted inodes of this mount; needs
-  // CAP_DAC_READ_SEARCH to be of use.
-  void RememberHandles(uint64_t mnt_id) { handle_mnt_id_ = mnt_id, handles_ = true; }
   void set_evicted_counter(uint64_t* cell) { evicted_ = cell; }
 
   // The inode's descriptor if it has one.
@@ -85,13 +82,12 @@ class FdBudget {
 
  private:
   void RemoveFromRing(Inode& inode);  // mu_ held
-  void KeepHandle(Inode& inode, int fd) const;
+  // Remembers the file handle of an inode on its share's mount; of use with CAP_DAC_READ_SEARCH.
+  static void KeepHandle(Inode& inode, int fd);
 
   InodeTable* table_ = nullptr;
   uint32_t max_paths_ = 64;
   uint32_t max_total_ = 256;
-  bool handles_ = false;
-  uint64_t handle_mnt_id_ = 0;
   uint64_t* evicted_ = nullptr;
   std::atomic<uint32_t> paths_{0};
   std::atomic<uint32_t> total_{0};

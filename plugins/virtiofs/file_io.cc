@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
 
 namespace virtbay::virtiofs {
@@ -47,7 +48,7 @@ void Submit(Fs& fs, Worker& worker, AsyncOp* op, sdk::Request request) {
       io.payload_len = op->size - op->done;
       io.file_offset = op->offset + op->done;
       io.rw_flags = op->rw_flags;
-      io.arg = fs.remote_fs ? VIRTBAY_IO_WORKER : 0;
+      io.arg = op->handle->share->remote_fs ? VIRTBAY_IO_WORKER : 0;
       break;
     case Kind::kFsync:
       io.op = VIRTBAY_IO_FSYNC;
@@ -111,7 +112,7 @@ int64_t WriteInline(Call& c, Handle& handle, uint64_t offset, uint32_t at, uint3
     // Page cache writes of such a file system are short all the same, unless the host throttles
     // the writer, which is what the clock is for.
     handle.no_nowait.store(true, std::memory_order_relaxed);
-    fs.no_nowait_writes.store(true, std::memory_order_relaxed);
+    handle.share->no_nowait_writes.store(true, std::memory_order_relaxed);
   }
   const uint64_t start = fs.host->NowNs();
   const int64_t n = c.request().WriteBlocking(handle.fd, offset, at, size, rw_flags);
@@ -140,7 +141,8 @@ bool SubmitsWrites(Fs& fs, Handle& handle) {
 }
 
 // A write by somebody who may not keep set-user-ID bits. The bits are rare: look first.
-bool HasPrivilegeBits(const Handle& handle) {
+bool HasPrivilegeBits(Call& c, const Handle& handle) {
+  if (Stamps(*handle.share)) DropPrivilegeBits(c, *handle.inode, handle.fd);
   struct stat st;
   return ::fstat(handle.fd, &st) != 0 || (st.st_mode & (S_ISUID | S_ISGID)) != 0;
 }
@@ -223,15 +225,17 @@ void OpRead(Call& c) {
   if (handle->is_dir) return c.Error(EISDIR);
   const uint32_t size = std::min(in.size, c.room());
   if (!RangeOk(in.offset, size)) return c.Error(EINVAL);
-  if (handle->direct || (fs.no_nowait_reads.load(std::memory_order_relaxed) && !fs.memory_fs)) {
+  Share& share = *handle->share;
+  if (handle->direct ||
+      (share.no_nowait_reads.load(std::memory_order_relaxed) && !share.memory_fs)) {
     return SubmitData(c, Kind::kRead, std::move(handle), in.offset, kOutHeader, size, 0);
   }
   uint32_t done = 0;
   for (;;) {
     int64_t n = c.request().ReadNow(handle->fd, in.offset + done, kOutHeader + done, size - done);
     if (n == -EOPNOTSUPP) {
-      fs.no_nowait_reads.store(true, std::memory_order_relaxed);
-      if (fs.memory_fs) {
+      share.no_nowait_reads.store(true, std::memory_order_relaxed);
+      if (share.memory_fs) {
         n = c.request().ReadBlocking(handle->fd, in.offset + done, kOutHeader + done, size - done);
       }
     }
@@ -259,7 +263,7 @@ void OpWrite(Call& c) {
     return c.Error(EINVAL);
   }
   if (!RangeOk(in.offset, in.size)) return c.Error(EFBIG);
-  const bool kill = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && HasPrivilegeBits(*handle);
+  const bool kill = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && HasPrivilegeBits(c, *handle);
   // At the end of the file as the host knows it. Not for pages of the guest's cache: those have a
   // place of their own, whatever the file was opened with.
   const bool append = (in.flags & O_APPEND) != 0 && (in.write_flags & FUSE_WRITE_CACHE) == 0 &&
@@ -326,9 +330,10 @@ void OpSyncfs(Call& c) {
   if (!inode) return;
   Fs& fs = c.fs;
   int fd = -1;
-  if (inode->key.mnt_id == fs.root_mnt_id) {
+  const Share& share = *inode->share;
+  if (inode->key.mnt_id == share.root_mnt_id) {
     fd = fs.OpenCounted(false, [&] {
-      const int copy = ::fcntl(fs.root_read_fd, F_DUPFD_CLOEXEC, 0);
+      const int copy = ::fcntl(share.root_fd, F_DUPFD_CLOEXEC, 0);
       return copy < 0 ? -errno : copy;
     });
   } else {

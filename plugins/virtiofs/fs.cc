@@ -1,18 +1,13 @@
 #include "plugins/virtiofs/fs.h"
 
 #include <fcntl.h>
-#include <linux/capability.h>
-#include <linux/magic.h>
 #include <sys/file.h>
 #include <sys/resource.h>
-#include <sys/statfs.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -31,33 +26,10 @@ constexpr uint32_t kDefaultPathFds = 16384;
 // directories.
 constexpr size_t kMaxDepth = 16384;
 
-bool HasCapability(int cap) {
-  __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct data[2] = {};
-  if (::syscall(SYS_capget, &header, data) != 0) return false;
-  return (data[cap / 32].effective & (1u << (cap % 32))) != 0;
-}
-
-bool InMemory(int64_t type) {
-  return type == TMPFS_MAGIC || type == RAMFS_MAGIC || type == HUGETLBFS_MAGIC;
-}
-
-// File systems behind a network or a process: close(2) writes back and reports errors, and a read
-// waits even where it is asked not to.
-bool IsRemote(int64_t type) {
-  constexpr int64_t kFuse = 0x65735546, kCifs = 0xff534d42, kSmb2 = 0xfe534d42, kCeph = 0x00c36400,
-                    k9p = 0x01021997;
-  return type == NFS_SUPER_MAGIC || type == AFS_FS_MAGIC || type == AFS_SUPER_MAGIC ||
-         type == SMB_SUPER_MAGIC || type == kFuse || type == kCifs || type == kSmb2 ||
-         type == kCeph || type == k9p || type == CODA_SUPER_MAGIC;
-}
-
 }  // namespace
 
 Fs::~Fs() {
   DropSession();
-  if (root_fd >= 0) ::close(root_fd);
-  if (root_read_fd >= 0) ::close(root_read_fd);
   if (proc_fd >= 0) ::close(proc_fd);
 }
 
@@ -77,25 +49,11 @@ Status Fs::Init(const sdk::Host* the_host) {
     if (bytes >= 4096) options.max_write = std::min(options.max_write, bytes & ~4095u);
   }
 
-  const std::string what = "option shared-dir: " + options.shared_dir;
-  root_fd = ::open(options.shared_dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (root_fd < 0) return Errno(errno, what);
-  root_read_fd = ::open(options.shared_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (root_read_fd < 0) return Errno(errno, what);
   proc_fd = ::open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (proc_fd < 0) return Errno(errno, "/proc/self/fd (needed to open files again)");
-  const int probe = OpenBeneath(root_fd, ".", O_PATH | O_DIRECTORY);
-  if (probe < 0) return Errno(-probe, what + ": openat2 with RESOLVE_BENEATH");
-  ::close(probe);
-
-  struct statx st;
-  if (const int error = StatFd(root_fd, &st); error != 0) return Errno(error, what);
-  struct statfs fs_info = {};
-  if (::fstatfs(root_fd, &fs_info) != 0) return Errno(errno, what);
-  const int64_t fs_type = static_cast<int64_t>(static_cast<uint32_t>(fs_info.f_type));
-  memory_fs = InMemory(fs_type);
-  remote_fs = IsRemote(fs_type);
-  root_mnt_id = KeyOf(st).mnt_id;
+  Status opened =
+      share.Open(options.shared_dir, "option shared-dir: " + options.shared_dir, options.share);
+  if (!opened.ok()) return opened;
 
   struct rlimit limit = {1024, 1024};
   ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -108,12 +66,7 @@ Status Fs::Init(const sdk::Host* the_host) {
   if (options.max_open_inodes != 0) paths = options.max_open_inodes;
   budget.Configure(&inodes, std::min(paths, total / 2), total);
   lock_waiters.Configure(options.max_lock_waiters);
-  if (HasCapability(CAP_DAC_READ_SEARCH)) budget.RememberHandles(root_mnt_id);
-
-  // On overlayfs a file gets a new birth time when it is first written to.
-  const bool check_birth = fs_type != OVERLAYFS_SUPER_MAGIC;
-  if (!inodes.Init(&budget, options.max_inodes, check_birth, st, root_fd) ||
-      !handles.Init(this, total)) {
+  if (!inodes.Init(&budget, options.max_inodes, &share) || !handles.Init(this, total)) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, ENOMEM, "no memory for the inode table"};
   }
 
@@ -160,7 +113,7 @@ PathFd Fs::OpenPathStep(Inode& inode, Inode* parent, int* error) {
           OpenCounted(true, [&] { return OpenBeneath(parent_fd.fd(), name.data(), O_PATH); });
       if (fd >= 0) {
         struct statx st;
-        if (StatFd(fd, &st) == 0 && inodes.Matches(inode, st)) return budget.Install(inode, fd);
+        if (StatFd(fd, &st) == 0 && inode.Matches(st)) return budget.Install(inode, fd);
         budget.Close(fd, true);
       } else if (fd != -ENOENT && fd != -ENOTDIR && fd != -ELOOP && fd != -EXDEV) {
         *error = -fd;
@@ -173,11 +126,11 @@ PathFd Fs::OpenPathStep(Inode& inode, Inode* parent, int* error) {
   if (open) {
     fd = OpenCounted(true, [&] { return Reopen(proc_fd, open->fd, O_PATH); });
   } else if (FileHandle* handle = inode.file_handle.load(std::memory_order_acquire)) {
-    fd = OpenCounted(true, [&] { return handle->Open(root_read_fd, O_PATH | O_CLOEXEC); });
+    fd = OpenCounted(true, [&] { return handle->Open(inode.share->root_fd, O_PATH | O_CLOEXEC); });
   }
   if (fd >= 0) {
     struct statx st;
-    if (StatFd(fd, &st) == 0 && inodes.Matches(inode, st)) return budget.Install(inode, fd);
+    if (StatFd(fd, &st) == 0 && inode.Matches(st)) return budget.Install(inode, fd);
     budget.Close(fd, true);
   }
   sdk::Host::Add(counters.stale);
@@ -236,7 +189,7 @@ int Fs::Stat(Inode& inode, struct statx* st, uint32_t extra_mask, int sync_flags
     const PathFd parent_fd = PathOf(*parent, &error);
     if (parent_fd) {
       error = StatAt(parent_fd.fd(), name.data(), st, mask, sync_flags);
-      if (error == 0 && inodes.Matches(inode, *st)) return 0;
+      if (error == 0 && inode.Matches(*st)) return 0;
       if (error != 0 && error != ENOENT && error != ENOTDIR) return error;
     } else if (error == ENFILE) {
       return error;
@@ -264,7 +217,7 @@ int Fs::OpenByName(Inode& inode, int flags, struct statx* st, int* error) {
     *error = fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP || fd == -ENXIO ? ESTALE : -fd;
     return -1;
   }
-  if (StatFd(fd, st) == 0 && inodes.Matches(inode, *st)) return fd;
+  if (StatFd(fd, st) == 0 && inode.Matches(*st)) return fd;
   budget.Close(fd, false);
   *error = ESTALE;
   return -1;

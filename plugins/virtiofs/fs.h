@@ -15,6 +15,7 @@
 #include "plugins/virtiofs/lock_waiters.h"
 #include "plugins/virtiofs/locks.h"
 #include "plugins/virtiofs/options.h"
+#include "plugins/virtiofs/share.h"
 #include "virtbay/sdk/host.h"
 
 namespace virtbay::virtiofs {
@@ -102,6 +103,7 @@ class Fs : public HandleTable::Closer {
 
   const sdk::Host* host = nullptr;
   Options options;
+  Share share;  // before the tables, whose root belongs to it
   FdBudget budget;
   InodeTable inodes;
   HandleTable handles;
@@ -109,17 +111,10 @@ class Fs : public HandleTable::Closer {
   LockWaiters lock_waiters;
   Counters counters;
 
-  int root_fd = -1;       // O_PATH, the share
-  int root_read_fd = -1;  // the same, for what O_PATH cannot do (file handles, syncfs)
-  int proc_fd = -1;       // /proc/self/fd
-  uint64_t root_mnt_id = 0;
-  bool memory_fs = false;  // the share is in memory: reads never wait
-  bool remote_fs = false;  // it is behind a network or a process (NFS, FUSE ...)
+  int proc_fd = -1;  // /proc/self/fd
 
-  std::atomic<bool> ready{false};             // INIT was answered
-  std::atomic<uint64_t> session_flags{0};     // FUSE_* of INIT that both sides have
-  std::atomic<bool> no_nowait_writes{false};  // hint: RWF_NOWAIT writes were refused
-  std::atomic<bool> no_nowait_reads{false};
+  std::atomic<bool> ready{false};          // INIT was answered
+  std::atomic<uint64_t> session_flags{0};  // FUSE_* of INIT that both sides have
   mutable std::atomic<bool> said_no_switch{false};
   mutable std::atomic<bool> said_inodes{false};
   mutable std::atomic<bool> said_files{false};

@@ -47,6 +47,7 @@ HandleRef HandleTable::Open(InodeRef* inode, const HandleTraits& traits) {
   }
   Inode* owner = inode->Release();
   handle->inode = owner;
+  handle->share = owner->share;
   handle->nodeid = owner->nodeid();
   handle->fd = traits.fd;
   handle->is_dir = owner->is_dir();

@@ -25,6 +25,7 @@ struct Handle {
 
   // Constant while referenced.
   Inode* inode = nullptr;  // referenced
+  Share* share = nullptr;  // the inode's
   uint64_t nodeid = 0;
   int fd = -1;
   bool is_dir = false;

@@ -12,6 +12,8 @@
 #include <string_view>
 #include <utility>
 
+#include "plugins/virtiofs/share.h"
+
 namespace virtbay::virtiofs {
 
 struct Handle;
@@ -55,6 +57,7 @@ struct Inode {
   // Constant while referenced.
   InodeKey key;
   uint64_t btime = 0;
+  Share* share = nullptr;
   uint32_t index = 0;
   uint8_t type = 0;  // S_IFMT >> 12
 
@@ -91,10 +94,10 @@ struct Inode {
     return {name_len <= kInlineName ? inline_name.data() : long_name, name_len};
   }
 
-  // Is this the file that the statx described? `check_birth` off where birth times are not stable.
-  bool Matches(const struct statx& st, bool check_birth) const {
+  // Is this the file that the statx described?
+  bool Matches(const struct statx& st) const {
     return KeyOf(st) == key && (st.stx_mode >> 12) == type &&
-           (!check_birth || btime == 0 || BirthOf(st) == btime);
+           (!share->check_birth || btime == 0 || BirthOf(st) == btime);
   }
 };
 

@@ -48,10 +48,8 @@ struct InodeTable::NameLock {
   NameShard* shard;
 };
 
-bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, bool check_birth,
-                      const struct statx& root, int root_fd) {
+bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, Share* share) {
   budget_ = budget;
-  check_birth_ = check_birth;
   max_inodes_ = max_inodes;
   // Free slots stay with their shard, so leave room for shards that are not evenly filled.
   max_slots_ = (max_inodes + max_inodes / 2) / kChunk * kChunk + kChunk * 64;
@@ -65,11 +63,12 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, bool check_birth,
   chunks_[0] = chunk;
   slots_.store(1, std::memory_order_release);
   root_ = chunk;
-  root_->key = KeyOf(root);
-  root_->btime = BirthOf(root);
+  root_->key = KeyOf(share->root_stat);
+  root_->btime = BirthOf(share->root_stat);
+  root_->share = share;
   root_->type = S_IFDIR >> 12;
   root_->keep_fd.store(true);
-  root_->fd_word.store((static_cast<uint64_t>(root_fd) + 1) << 32);
+  root_->fd_word.store((static_cast<uint64_t>(share->root_fd) + 1) << 32);
   root_->nlookup.store(1);
   root_->word.store(1);
   return true;
@@ -178,7 +177,7 @@ Inode* InodeTable::UnlinkName(NameShard& shard, Inode& inode) {
   return std::exchange(inode.parent, nullptr);
 }
 
-InodeRef InodeTable::Lookup(const struct statx& st) {
+InodeRef InodeTable::Lookup(Share& share, const struct statx& st) {
   const InodeKey key = KeyOf(st);
   const uint64_t hash = HashKey(key);
   KeyShard& shard = keys_[hash % kShards];
@@ -188,11 +187,11 @@ InodeRef InodeTable::Lookup(const struct statx& st) {
     uint32_t index = shard.buckets[(hash >> 6) & (shard.buckets.size() - 1)];
     for (; index != 0; index = inode->next_key) {
       inode = Slot(index);
-      if (inode->key == key) break;
+      if (inode->key == key && inode->share == &share) break;
     }
     if (index == 0) inode = nullptr;
   }
-  if (inode != nullptr && !Matches(*inode, st)) {
+  if (inode != nullptr && !inode->Matches(st)) {
     // The host has given the number to another file: the one the guest knows lives on only in
     // descriptors.
     UnlinkKey(shard, *inode);
@@ -213,6 +212,7 @@ InodeRef InodeTable::Lookup(const struct statx& st) {
   if (inode == nullptr) return {};
   inode->key = key;
   inode->btime = BirthOf(st);
+  inode->share = &share;
   inode->type = static_cast<uint8_t>(st.stx_mode >> 12);
   inode->nlink.store(st.stx_nlink, std::memory_order_relaxed);
   inode->fd_used.store(false, std::memory_order_relaxed);

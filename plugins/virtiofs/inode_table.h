@@ -25,10 +25,9 @@ class InodeTable {
   InodeTable(const InodeTable&) = delete;
   InodeTable& operator=(const InodeTable&) = delete;
 
-  // [control] `check_birth`: birth times are part of the identity. Makes the root inode, which
-  // stays until the end; its descriptor is the caller's and never evicted. False: no memory.
-  bool Init(FdBudget* budget, uint32_t max_inodes, bool check_birth, const struct statx& root,
-            int root_fd);
+  // [control] Makes the root inode of the share, which stays until the end; its descriptor is the
+  // share's and never evicted. False: no memory.
+  bool Init(FdBudget* budget, uint32_t max_inodes, Share* share);
 
   // The inode that the guest calls `nodeid`; empty when it does not know it (any more).
   InodeRef Find(uint64_t nodeid) {
@@ -59,9 +58,9 @@ class InodeTable {
     return InodeRef(this, &inode);
   }
 
-  // The inode that `st` describes, made if it is new, with one lookup of the guest added. Empty:
-  // the cap on inodes is reached or memory is out (ENOMEM).
-  InodeRef Lookup(const struct statx& st);
+  // The inode of the share that `st` describes, made if it is new, with one lookup of the guest
+  // added. Empty: the cap on inodes is reached or memory is out (ENOMEM).
+  InodeRef Lookup(Share& share, const struct statx& st);
   // Takes n lookups of the guest back, never below none.
   void Forget(uint64_t nodeid, uint64_t n);
   void Forget(Inode& inode, uint64_t n);
@@ -79,9 +78,6 @@ class InodeTable {
   // they end.
   void DropAll();
 
-  bool Matches(const Inode& inode, const struct statx& st) const {
-    return inode.Matches(st, check_birth_);
-  }
   Inode& root() { return *root_; }
   uint32_t count() const { return count_.load(std::memory_order_relaxed); }
   void set_counter(uint64_t* cell) { counter_ = cell; }
@@ -119,7 +115,6 @@ class InodeTable {
   struct NameLock;
 
   FdBudget* budget_ = nullptr;
-  bool check_birth_ = true;
   uint32_t max_inodes_ = 0;
   uint64_t seed_ = 0;
   Inode* root_ = nullptr;

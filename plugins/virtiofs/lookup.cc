@@ -5,25 +5,44 @@
 
 #include "plugins/virtiofs/ops.h"
 #include "plugins/virtiofs/path.h"
+#include "plugins/virtiofs/view.h"
 
 namespace virtbay::virtiofs {
 
-InodeRef EnterInode(Fs& fs, Inode& parent, std::string_view name, const struct statx& st,
-                    fuse_entry_out* entry) {
-  InodeRef inode = fs.inodes.Lookup(st);
+InodeRef EnterInode(Call& c, Inode& parent, const FileAt& file, std::string_view name,
+                    const struct statx& st, fuse_entry_out* entry) {
+  Fs& fs = c.fs;
+  InodeRef inode = fs.inodes.Lookup(*parent.share, st);
   if (!inode) {
     fs.WarnOnce(&fs.said_inodes, "the guest knows as many inodes as max-inodes allows");
     return inode;
   }
   fs.inodes.SetName(*inode, parent, name);
-  FillEntry(fs, *inode, parent, st, entry);
+  if (inode->share->plain) {
+    FillEntry(fs, *inode, parent, st, entry);
+  } else {
+    struct statx shown = st;
+    PresentTo(c, *inode->share, file, &shown);
+    FillEntry(fs, *inode, parent, shown, entry);
+  }
   return inode;
+}
+
+std::string_view RealName(Call& c, const Inode& dir, int dirfd, std::string_view name,
+                          std::array<char, 256>* space) {
+  const CaseFolder* folder = dir.share->folder.get();
+  struct statx st;
+  if (folder == nullptr || StatAt(dirfd, name.data(), &st, STATX_TYPE) != ENOENT ||
+      folder->Find(c.fs, dirfd, name, space) != 0) {
+    return name;
+  }
+  return space->data();
 }
 
 int MakeEntry(Call& c, Inode& parent, int parent_fd, std::string_view name, fuse_entry_out* entry) {
   struct statx st;
   if (const int error = StatAt(parent_fd, name.data(), &st); error != 0) return error;
-  return EnterInode(c.fs, parent, name, st, entry) ? 0 : ENOMEM;
+  return EnterInode(c, parent, {parent_fd, name.data()}, name, st, entry) ? 0 : ENOMEM;
 }
 
 void OpLookup(Call& c) {
@@ -37,6 +56,15 @@ void OpLookup(Call& c) {
   if (!parent_fd) return c.Error(error);
   fuse_entry_out entry = {};
   error = MakeEntry(c, *parent, parent_fd.fd(), name, &entry);
+  if (error == ENOENT && parent->share->folder != nullptr) {
+    // Nor is its absence remembered: another spelling may come to be.
+    std::array<char, 256> space;
+    const std::string_view real = RealName(c, *parent, parent_fd.fd(), name, &space);
+    if (real == name) return c.Error(ENOENT);
+    error = MakeEntry(c, *parent, parent_fd.fd(), real, &entry);
+    if (error != 0) return c.Error(error);
+    return c.Reply(entry);
+  }
   if (error == ENOENT && c.fs.options.negative_timeout_ns != 0) {
     // nodeid 0: the guest remembers that there is nothing.
     entry = {};
@@ -109,6 +137,11 @@ void OpReadlink(Call& c) {
     }
   }
   if (n < 0) return c.Error(error);
+  if (!inode->share->plain) {
+    n = static_cast<ssize_t>(
+        LinkToGuest(*inode->share, target.data(), static_cast<size_t>(n), target.size()));
+    if (n == 0) return c.Error(ENAMETOOLONG);
+  }
   const uint32_t length = std::min(static_cast<uint32_t>(n), c.room());
   std::byte* body = c.Body(length);
   if (body == nullptr) return c.Error(ENOMEM);

@@ -5,10 +5,14 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <climits>
 
 #include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
+#include "plugins/virtiofs/view.h"
 
 namespace virtbay::virtiofs {
 namespace {
@@ -28,24 +32,51 @@ int OpenDir(Call& c, uint64_t nodeid, Dir* dir) {
   return dir->fd ? 0 : error;
 }
 
-// What all create-type operations have around their system call `make(dirfd, name)`.
+// What is to be made.
+struct NewEntry {
+  std::string_view name;
+  mode_t mode = 0;  // with the type
+  uint32_t umask = 0;
+  uint32_t rdev = 0;
+};
+
+// A name of another spelling is there (case=off).
+bool Exists(Call& c, const Dir& dir, std::string_view name) {
+  std::array<char, 256> space;
+  return dir.inode->share->folder != nullptr &&
+         RealName(c, *dir.inode, dir.fd.fd(), name, &space) != name;
+}
+
+// What all create-type operations have around their system call `make(dirfd, name, mode)`.
 template <typename Make>
-void CreateEntry(Call& c, std::string_view name, uint32_t umask, uint32_t wanted_mode,
-                 bool fix_mode, Make&& make) {
+void CreateEntry(Call& c, const NewEntry& made, Make&& make) {
+  const std::string_view name = made.name;
   Dir dir;
   if (const int error = OpenDir(c, c.header().nodeid, &dir); error != 0) return c.Error(error);
+  if (Exists(c, dir, name)) return c.Error(EEXIST);
+  const Share& share = *dir.inode->share;
+  const bool link = S_ISLNK(made.mode);
+  const bool stamps = Stamps(share) && !link;
+  const mode_t mode = stamps ? StampedMode(made.mode) : made.mode;
   int error = 0;
   {
     AsCaller caller;
-    error = caller.Enter(c, umask);
-    if (error == 0 && make(dir.fd.fd(), name.data()) != 0) error = errno;
+    error = caller.Enter(c, share, made.umask);
+    if (error == 0 && make(dir.fd.fd(), name.data(), mode) != 0) error = errno;
     if (!caller.Leave(c)) error = EIO;
   }
   if (error != 0) return c.Error(error);
   // The process's umask is the embedder's; where the thread cannot have its own, undo it.
-  if (fix_mode && !c.worker.identity.own_umask() && !c.fs.has(FUSE_POSIX_ACL) &&
-      ::fchmodat(dir.fd.fd(), name.data(), wanted_mode & 07777, 0) != 0) {
+  if (!link && !c.worker.identity.own_umask() && !c.fs.has(FUSE_POSIX_ACL) &&
+      ::fchmodat(dir.fd.fd(), name.data(), mode & 07777, 0) != 0) {
     c.fs.host->Log(VIRTBAY_LOG_DEBUG, "cannot undo the umask: errno %d", errno);
+  }
+  if (stamps) {
+    error = StampNew(c, *dir.inode, dir.fd.fd(), {dir.fd.fd(), name.data()}, made.mode, made.rdev);
+    if (error != 0) {
+      ::unlinkat(dir.fd.fd(), name.data(), S_ISDIR(mode) ? AT_REMOVEDIR : 0);
+      return c.Error(error);
+    }
   }
   fuse_entry_out entry = {};
   error = MakeEntry(c, *dir.inode, dir.fd.fd(), name, &entry);
@@ -58,6 +89,8 @@ void Remove(Call& c, int flags) {
   if (const int error = c.Name(0, &name); error != 0) return c.Error(error);
   Dir dir;
   if (const int error = OpenDir(c, c.header().nodeid, &dir); error != 0) return c.Error(error);
+  std::array<char, 256> space;
+  name = RealName(c, *dir.inode, dir.fd.fd(), name, &space);
   const InodeRef victim = c.fs.inodes.FindByName(*dir.inode, name);
   FdUse pin;
   if (victim) c.fs.PinBeforeLoss(*victim, &pin);
@@ -76,6 +109,12 @@ void Rename(Call& c, uint32_t fixed, uint64_t new_parent, uint32_t flags) {
   error = OpenDir(c, c.header().nodeid, &from);
   if (error == 0) error = OpenDir(c, new_parent, &to);
   if (error != 0) return c.Error(error);
+
+  std::array<char, 256> from_space, to_space;
+  from_name = RealName(c, *from.inode, from.fd.fd(), from_name, &from_space);
+  const std::string_view there = RealName(c, *to.inode, to.fd.fd(), to_name, &to_space);
+  // A new spelling of the same name is not another file in its way.
+  if (from.inode.get() != to.inode.get() || there != from_name) to_name = there;
 
   InodeTable& inodes = c.fs.inodes;
   const InodeRef moved = inodes.FindByName(*from.inode, from_name);
@@ -113,13 +152,13 @@ int LinkByName(Call& c, Inode& inode, const Dir& dir, std::string_view name,
   }
   struct statx st;
   error = StatAt(dir.fd.fd(), name.data(), &st);
-  if (error == 0 && !c.fs.inodes.Matches(inode, st)) {
+  if (error == 0 && !inode.Matches(st)) {
     // The host has put another file there in between; this link to it is ours to undo.
     ::unlinkat(dir.fd.fd(), name.data(), 0);
     error = ESTALE;
   }
   if (error != 0) return error;
-  return EnterInode(c.fs, *dir.inode, name, st, entry) ? 0 : ENOMEM;
+  return EnterInode(c, *dir.inode, {dir.fd.fd(), name.data()}, name, st, entry) ? 0 : ENOMEM;
 }
 
 }  // namespace
@@ -129,28 +168,43 @@ void OpMknod(Call& c) {
   std::string_view name;
   if (const int error = c.Name(sizeof(in), &name); error != 0) return c.Error(error);
   const mode_t type = in.mode & S_IFMT;
-  if (type == S_IFDIR || type == S_IFLNK) return c.Error(EINVAL);
-  const mode_t mode = type | AsCaller::ModeFor(c, in.mode, in.umask);
+  if (type != 0 && type != S_IFREG && type != S_IFCHR && type != S_IFBLK && type != S_IFIFO &&
+      type != S_IFSOCK) {
+    return c.Error(EINVAL);
+  }
+  const mode_t wanted = (type == 0 ? S_IFREG : type) | AsCaller::ModeFor(c, in.mode, in.umask);
   const dev_t dev = ::makedev(DecodeMajor(in.rdev), DecodeMinor(in.rdev));
-  CreateEntry(c, name, in.umask, mode, true,
-              [&](int dirfd, const char* at) { return ::mknodat(dirfd, at, mode, dev); });
+  CreateEntry(c, {name, wanted, in.umask, in.rdev}, [&](int dirfd, const char* at, mode_t mode) {
+    return ::mknodat(dirfd, at, mode, S_ISREG(mode) ? 0 : dev);
+  });
 }
 
 void OpMkdir(Call& c) {
   const auto in = c.Arg<fuse_mkdir_in>();
   std::string_view name;
   if (const int error = c.Name(sizeof(in), &name); error != 0) return c.Error(error);
-  const mode_t mode = AsCaller::ModeFor(c, in.mode, in.umask);
-  CreateEntry(c, name, in.umask, mode, true,
-              [&](int dirfd, const char* at) { return ::mkdirat(dirfd, at, mode); });
+  const mode_t wanted = S_IFDIR | AsCaller::ModeFor(c, in.mode, in.umask);
+  CreateEntry(c, {name, wanted, in.umask}, [&](int dirfd, const char* at, mode_t mode) {
+    return ::mkdirat(dirfd, at, mode & 07777);
+  });
 }
 
 void OpSymlink(Call& c) {
   std::string_view name, target;
   if (const int error = c.TwoTexts(0, false, &name, &target); error != 0) return c.Error(error);
   if (target.empty()) return c.Error(ENOENT);
-  CreateEntry(c, name, 0, 0, false,
-              [&](int dirfd, const char* at) { return ::symlinkat(target.data(), dirfd, at); });
+  std::array<char, PATH_MAX> host_target;
+  const char* points_to = target.data();
+  const InodeRef parent = c.Find(c.header().nodeid);
+  if (parent && !parent->share->plain) {
+    if (!LinkToHost(*parent->share, points_to, host_target.data(), host_target.size())) {
+      return c.Error(ENAMETOOLONG);
+    }
+    points_to = host_target.data();
+  }
+  CreateEntry(c, {name, S_IFLNK | 0777}, [&](int dirfd, const char* at, mode_t /*mode*/) {
+    return ::symlinkat(points_to, dirfd, at);
+  });
 }
 
 void OpLink(Call& c) {
@@ -163,6 +217,7 @@ void OpLink(Call& c) {
   Dir dir;
   int error = OpenDir(c, c.header().nodeid, &dir);
   if (error != 0) return c.Error(error);
+  if (Exists(c, dir, name)) return c.Error(EEXIST);
   fuse_entry_out entry = {};
   error = ESTALE;
   if (!FdBudget::Acquire(*inode)) error = LinkByName(c, *inode, dir, name, &entry);

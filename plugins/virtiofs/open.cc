@@ -3,9 +3,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 
 #include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
 
 namespace virtbay::virtiofs {
@@ -61,7 +63,7 @@ int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
   traits.readable = (flags & O_ACCMODE) != O_WRONLY;
   traits.writable = (flags & O_ACCMODE) != O_RDONLY;
   traits.direct = (flags & O_DIRECT) != 0 && !dir;
-  traits.no_nowait = fs.no_nowait_writes.load(std::memory_order_relaxed);
+  traits.no_nowait = inode->share->no_nowait_writes.load(std::memory_order_relaxed);
   const HandleRef handle = fs.handles.Open(&inode, traits);
   if (!handle) {
     fs.budget.Close(fd, false);
@@ -78,7 +80,7 @@ int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
 int OpenInode(Call& c, InodeRef inode, uint32_t guest_flags, bool dir, bool kill,
               fuse_open_out* out) {
   Fs& fs = c.fs;
-  if (fs.options.readonly && Modifies(guest_flags)) return EROFS;
+  if (inode->share->options.readonly && Modifies(guest_flags)) return EROFS;
   int flags = HostFlags(fs, guest_flags);
   if (flags < 0) return EINVAL;
   if (dir) {
@@ -112,6 +114,7 @@ int OpenInode(Call& c, InodeRef inode, uint32_t guest_flags, bool dir, bool kill
     fs.WarnOnce(&fs.said_files, "the guest has as many files open as the limit allows");
   }
   if (fd < 0) return -fd;
+  if (kill && (flags & O_TRUNC) != 0 && Stamps(*inode->share)) DropPrivilegeBits(c, *inode, fd);
   return MakeHandle(fs, std::move(inode), fd, flags, guest_flags, out);
 }
 
@@ -139,7 +142,7 @@ int OpenExisting(Call& c, Inode& parent, int parent_fd, std::string_view name,
   struct statx st;
   if (error == 0) {
     error = OpenInode(c, c.fs.inodes.Ref(*inode), in.flags, false, kill, &out->open);
-    if (error == 0 && (in.flags & O_TRUNC) != 0 && c.fs.Stat(*inode, &st) == 0) {
+    if (error == 0 && (in.flags & O_TRUNC) != 0 && StatPresented(c, *inode, &st) == 0) {
       FillAttr(st, &out->entry.attr);
     }
   }
@@ -204,11 +207,18 @@ void OpCreate(Call& c) {
   // Exclusive at first, whatever the guest asked: what is made here is a new regular file for
   // sure, and needs no further check.
   flags &= ~(O_TRUNC | O_NOATIME);
-  const mode_t mode = AsCaller::ModeFor(c, in.mode, in.umask);
+  const mode_t wanted = AsCaller::ModeFor(c, in.mode, in.umask);
+  const bool stamps = Stamps(*parent->share);
+  const mode_t mode = stamps ? StampedMode(S_IFREG) & 07777 : wanted;
+  std::array<char, 256> space;
+  const std::string_view there = RealName(c, *parent, parent_fd.fd(), name, &space);
   int fd = -1;
-  {
+  if (there != name) {
+    error = EEXIST;
+    name = there;
+  } else {
     AsCaller caller;
-    error = caller.Enter(c, in.umask);
+    error = caller.Enter(c, *parent->share, in.umask);
     if (error == 0) {
       fd = fs.OpenCounted(false, [&] {
         return OpenBeneath(parent_fd.fd(), name.data(), flags | O_CREAT | O_EXCL, mode);
@@ -228,11 +238,15 @@ void OpCreate(Call& c) {
     return c.Error(error);
   }
   UndoUmask(c, fd, mode);
+  if (stamps) {
+    error = StampNew(c, *parent, parent_fd.fd(), {fd}, S_IFREG | wanted, 0);
+    if (error != 0) ::unlinkat(parent_fd.fd(), name.data(), 0);
+  }
   struct statx st;
-  error = StatFd(fd, &st);
+  if (error == 0) error = StatFd(fd, &st);
   InodeRef inode;
   if (error == 0) {
-    inode = EnterInode(fs, *parent, name, st, &out.entry);
+    inode = EnterInode(c, *parent, {fd}, name, st, &out.entry);
     if (!inode) error = ENOMEM;
   }
   if (error != 0) {
@@ -256,11 +270,13 @@ void OpTmpfile(Call& c) {
   int error = 0;
   const PathFd parent_fd = fs.PathOf(*parent, &error);
   if (!parent_fd) return c.Error(error);
-  const mode_t mode = AsCaller::ModeFor(c, in.mode, in.umask);
+  const mode_t wanted = AsCaller::ModeFor(c, in.mode, in.umask);
+  const bool stamps = Stamps(*parent->share);
+  const mode_t mode = stamps ? StampedMode(S_IFREG) & 07777 : wanted;
   int fd = -1;
   {
     AsCaller caller;
-    error = caller.Enter(c, in.umask);
+    error = caller.Enter(c, *parent->share, in.umask);
     if (error == 0) {
       fd = fs.OpenCounted(false, [&] { return OpenBeneath(parent_fd.fd(), ".", flags, mode); });
       if (fd < 0) error = -fd;
@@ -269,10 +285,13 @@ void OpTmpfile(Call& c) {
   }
   struct statx st;
   if (error == 0) UndoUmask(c, fd, mode);
+  if (error == 0 && stamps) {
+    error = StampNew(c, *parent, parent_fd.fd(), {fd}, S_IFREG | wanted, 0);
+  }
   if (error == 0) error = StatFd(fd, &st);
   InodeRef inode;
   if (error == 0) {
-    inode = fs.inodes.Lookup(st);
+    inode = fs.inodes.Lookup(*parent->share, st);
     if (!inode) error = ENOMEM;
   }
   if (error != 0) {
@@ -281,6 +300,7 @@ void OpTmpfile(Call& c) {
   }
   // No name leads to it: its descriptors are the only way.
   inode->keep_fd.store(true, std::memory_order_relaxed);
+  PresentTo(c, *inode->share, {fd}, &st);
   CreateOut out = {};
   FillEntry(fs, *inode, *parent, st, &out.entry);
   error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags & ~O_TMPFILE, in.flags, &out.open);
@@ -296,7 +316,8 @@ void OpFlush(Call& c) {
   const HandleRef handle = fs.handles.Find(in.fh, c.header().nodeid);
   if (!handle) return c.Error(EBADF);
   int error = 0;
-  if (handle->writable && (fs.remote_fs || handle->inode->key.mnt_id != fs.root_mnt_id)) {
+  const Share& share = *handle->share;
+  if (handle->writable && (share.remote_fs || handle->inode->key.mnt_id != share.root_mnt_id)) {
     // close(2) of a duplicate is what makes such a file system write back and report.
     const int copy = ::fcntl(handle->fd, F_DUPFD_CLOEXEC, 0);
     if (copy >= 0 && ::close(copy) != 0) error = errno;

@@ -6,10 +6,12 @@
 
 #include <sys/stat.h>
 
+#include <array>
 #include <span>
 #include <string_view>
 
 #include "plugins/virtiofs/call.h"
+#include "plugins/virtiofs/metadata.h"
 #include "plugins/virtiofs/wire.h"
 #include "virtbay/sdk/abi.h"
 
@@ -93,18 +95,28 @@ void FillAttr(const struct statx& st, fuse_attr* attr);
 void FillEntry(const Fs& fs, const Inode& inode, const Inode& parent, const struct statx& st,
                fuse_entry_out* entry);
 
+// attr.cc: attributes as the guest is to see them.
+void PresentTo(Call& c, const Share& share, const FileAt& file, struct statx* st);
+// 0 or errno.
+int StatPresented(Call& c, Inode& inode, struct statx* st, uint32_t extra_mask = 0,
+                  int sync_flags = 0);
+
 // lookup.cc: an entry for (parent, name): statx, inode, name. 0 or errno; on success one lookup of
 // the guest is counted.
 int MakeEntry(Call& c, Inode& parent, int parent_fd, std::string_view name, fuse_entry_out* entry);
-// The same when the attributes are known already. An empty result is ENOMEM.
-InodeRef EnterInode(Fs& fs, Inode& parent, std::string_view name, const struct statx& st,
-                    fuse_entry_out* entry);
+// The same when the host's attributes of `file` are known already. An empty result is ENOMEM.
+InodeRef EnterInode(Call& c, Inode& parent, const FileAt& file, std::string_view name,
+                    const struct statx& st, fuse_entry_out* entry);
+// What is called `name`, NUL-terminated, in the directory behind dirfd: the name itself, or with
+// case=off one that differs in case only, if there is such a one and not `name`; in *space then.
+std::string_view RealName(Call& c, const Inode& dir, int dirfd, std::string_view name,
+                          std::array<char, 256>* space);
 
 // credentials of the guest's caller around a create-type operation.
 class AsCaller {
  public:
   // 0 or errno. `umask` is that of the guest's process, applied when the guest left it to us.
-  int Enter(Call& c, uint32_t umask);
+  int Enter(Call& c, const Share& share, uint32_t umask);
   // False: the thread is condemned and the request must be answered with EIO.
   bool Leave(Call& c);
   ~AsCaller();

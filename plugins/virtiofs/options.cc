@@ -1,45 +1,18 @@
 #include "plugins/virtiofs/options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+
+#include "plugins/virtiofs/option_values.h"
 
 namespace virtbay::virtiofs {
 namespace {
 
-using sdk::Error;
 using sdk::Status;
 
 constexpr uint64_t kSecond = 1'000'000'000;
-
-Error BadValue(std::string_view key, std::string_view value, std::string_view expected) {
-  std::string text = "option ";
-  text.append(key).append(": \"").append(value).append("\" is not ").append(expected);
-  return sdk::InvalidArgument(std::move(text));
-}
-
-Status ParseBool(std::string_view key, std::string_view value, bool* out) {
-  if (value.empty() || value == "1" || value == "true" || value == "yes" || value == "on") {
-    *out = true;
-    return {};
-  }
-  if (value == "0" || value == "false" || value == "no" || value == "off") {
-    *out = false;
-    return {};
-  }
-  return BadValue(key, value, "a boolean (true or false)");
-}
-
-Status ParseNumber(std::string_view key, std::string_view value, uint32_t low, uint32_t high,
-                   uint32_t* out) {
-  uint32_t number = 0;
-  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-  if (error != std::errc() || end != value.data() + value.size() || number < low || number > high) {
-    return BadValue(key, value,
-                    "a number from " + std::to_string(low) + " to " + std::to_string(high));
-  }
-  *out = number;
-  return {};
-}
+constexpr uint32_t kDefaultQueues = 4;  // at most
 
 // Seconds with decimals, to nanoseconds; at most ten years, so that no guest overflows.
 Status ParseSeconds(std::string_view key, std::string_view value, uint64_t* out) {
@@ -67,6 +40,7 @@ struct Timeouts {
 };
 
 Status ParseOne(std::string_view key, const std::string& value, Options* o, Timeouts* t) {
+  if (ShareOptions::Knows(key)) return o->share.Set(key, value);
   auto seconds = [&](std::optional<uint64_t>* out) {
     out->emplace(0);
     return ParseSeconds(key, value, &**out);
@@ -80,9 +54,7 @@ Status ParseOne(std::string_view key, const std::string& value, Options* o, Time
   if (key == "attr-timeout") return seconds(&t->attr);
   if (key == "entry-timeout") return seconds(&t->entry);
   if (key == "negative-timeout") return seconds(&t->negative);
-  if (key == "readonly") return ParseBool(key, value, &o->readonly);
   if (key == "writeback") return ParseBool(key, value, &o->writeback);
-  if (key == "xattr") return ParseBool(key, value, &o->xattr);
   if (key == "posix-acl") return ParseBool(key, value, &o->posix_acl);
   if (key == "allow-direct-io") return ParseBool(key, value, &o->allow_direct_io);
   if (key == "readdirplus") return ParseBool(key, value, &o->readdirplus);
@@ -94,6 +66,7 @@ Status ParseOne(std::string_view key, const std::string& value, Options* o, Time
   }
   if (key == "announce-submounts") return ParseBool(key, value, &o->announce_submounts);
   if (key == "killpriv-v2") return ParseBool(key, value, &o->killpriv_v2);
+  if (key == "vcpus") return ParseNumber(key, value, 1, 65536, &o->vcpus);
   if (key == "request-queues") return ParseNumber(key, value, 1, 8, &o->request_queues);
   if (key == "max-write") return ParseNumber(key, value, 4096, 1u << 20, &o->max_write);
   if (key == "max-open-inodes") {
@@ -107,6 +80,16 @@ Status ParseOne(std::string_view key, const std::string& value, Options* o, Time
 
 }  // namespace
 
+Status Options::CheckShare(const ShareOptions& given) const {
+  // The entries of an access control list name users and groups of the host.
+  if (posix_acl && (given.owns_files() || given.translates() || given.mode.has_value())) {
+    return sdk::InvalidArgument(
+        "option posix-acl: cannot be given together with uid, gid, mode, default_uid, default_gid, "
+        "metadata, translate-uid or translate-gid");
+  }
+  return {};
+}
+
 sdk::Result<Options> Options::Parse(const std::vector<KeyValue>& given) {
   Options o;
   Timeouts t;
@@ -116,8 +99,12 @@ sdk::Result<Options> Options::Parse(const std::vector<KeyValue>& given) {
     if (!status.ok()) return status.error();
   }
   if (o.shared_dir.empty()) return sdk::InvalidArgument("option shared-dir: is missing");
-  if (o.posix_acl) o.xattr = true;
+  o.readonly = o.share.readonly;
+  o.xattr = o.share.xattr.value_or(false) || o.posix_acl;
+  if (Status status = o.CheckShare(o.share); !status.ok()) return status.error();
   o.max_write &= ~4095u;
+  // A device does not see how many CPUs its guest has, and each queue costs a thread and a ring.
+  if (o.request_queues == 0) o.request_queues = std::clamp(o.vcpus, 1u, kDefaultQueues);
 
   uint64_t policy = kSecond;
   if (o.cache == CachePolicy::kNever) policy = 0;

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 
+#include "plugins/virtiofs/metadata.h"
 #include "plugins/virtiofs/ops.h"
 #include "plugins/virtiofs/path.h"
 
@@ -25,6 +26,11 @@ int Resolve(Call& c, Target* target) {
   return c.fs.AnyFd(*target->inode, &target->use);
 }
 
+// The attribute that every file of the share has by its options.
+bool IsGiven(const Share& share, std::string_view name) {
+  return !share.options.xattr_name.empty() && name == share.options.xattr_name;
+}
+
 // The name of an attribute at the front of `tail`; `rest` is what follows its NUL.
 int AttrName(const Fs& fs, std::span<const std::byte> tail, std::string_view* name,
              std::span<const std::byte>* rest) {
@@ -39,18 +45,38 @@ int AttrName(const Fs& fs, std::span<const std::byte> tail, std::string_view* na
 }
 
 // Takes names out of a list that the guest must not see; returns the new length.
-size_t HideAcls(char* list, size_t length) {
+size_t Hide(const Share& share, bool acls, char* list, size_t length) {
   size_t kept = 0;
   for (size_t at = 0; at < length;) {
     const std::string_view name(list + at);
     const size_t size = name.size() + 1;
-    if (!IsAcl(name)) {
+    if (!IsReservedName(name) && !IsGiven(share, name) && !(acls && IsAcl(name))) {
       std::memmove(list + kept, list + at, size);
       kept += size;
     }
     at += size;
   }
   return kept;
+}
+
+// The host's attributes are the guest's.
+bool PassesThrough(const Share& share) { return share.options.xattr.value_or(true); }
+
+// 0, or why the guest cannot change that attribute.
+int Writable(const Share& share, std::string_view name) {
+  if (IsGiven(share, name)) return EPERM;
+  return PassesThrough(share) ? 0 : EOPNOTSUPP;
+}
+
+// As getxattr(2): what the whole text needs if there is no buffer, -1 with ERANGE if it is small.
+ssize_t Copy(std::string_view text, char* buffer, size_t size) {
+  if (buffer == nullptr) return static_cast<ssize_t>(text.size());
+  if (text.size() > size) {
+    errno = ERANGE;
+    return -1;
+  }
+  std::memcpy(buffer, text.data(), text.size());
+  return static_cast<ssize_t>(text.size());
 }
 
 // Answers a get or list of `wanted` bytes (0: how many there are) with what `read(buffer, size)`
@@ -86,8 +112,10 @@ void OpSetxattr(Call& c) {
   int error = c.Tail(fixed, &tail);
   if (error == 0) error = AttrName(c.fs, tail, &name, &value);
   if (error == 0 && value.size() != in.size) error = EINVAL;
+  if (error == 0 && IsReservedName(name)) error = EPERM;
   Target target;
   if (error == 0) error = Resolve(c, &target);
+  if (error == 0) error = Writable(*target.inode->share, name);
   if (error != 0) return c.Error(error);
   const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
   {
@@ -111,6 +139,14 @@ void OpGetxattr(Call& c) {
   Target target;
   if (error == 0) error = Resolve(c, &target);
   if (error != 0) return c.Error(error);
+  const Share& share = *target.inode->share;
+  if (IsReservedName(name)) return c.Error(ENODATA);
+  if (IsGiven(share, name)) {
+    return ReplyValue(c, in.size, [&](char* buffer, size_t size) {
+      return Copy(share.options.xattr_value, buffer, size);
+    });
+  }
+  if (!PassesThrough(share)) return c.Error(ENODATA);
   const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
   ReplyValue(c, in.size, [&](char* buffer, size_t size) {
     return ::getxattr(path.c_str(), name.data(), buffer, size);
@@ -122,12 +158,22 @@ void OpListxattr(Call& c) {
   Target target;
   if (const int error = Resolve(c, &target); error != 0) return c.Error(error);
   const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
-  const bool hide = !c.fs.has(FUSE_POSIX_ACL);
+  const Share& share = *target.inode->share;
+  const std::string& given = share.options.xattr_name;
+  const bool acls = !c.fs.has(FUSE_POSIX_ACL);
   ReplyValue(c, in.size, [&](char* buffer, size_t size) {
-    // An upper bound is a right answer to "how many": the ACLs count here, and are left out below.
-    const ssize_t n = ::listxattr(path.c_str(), buffer, size);
-    if (n <= 0 || buffer == nullptr || !hide) return n;
-    return static_cast<ssize_t>(HideAcls(buffer, static_cast<size_t>(n)));
+    // An upper bound is a right answer to "how many": what is left out below counts here.
+    ssize_t n = PassesThrough(share) ? ::listxattr(path.c_str(), buffer, size) : 0;
+    if (n < 0 && !given.empty() && errno == EOPNOTSUPP) n = 0;
+    if (n > 0 && buffer != nullptr) {
+      n = static_cast<ssize_t>(Hide(share, acls, buffer, static_cast<size_t>(n)));
+    }
+    if (n < 0 || given.empty()) return n;
+    // With its NUL.
+    const ssize_t more =
+        Copy({given.c_str(), given.size() + 1}, buffer == nullptr ? nullptr : buffer + n,
+             size - (buffer == nullptr ? 0 : static_cast<size_t>(n)));
+    return more < 0 ? more : n + more;
   });
 }
 
@@ -137,8 +183,10 @@ void OpRemovexattr(Call& c) {
   int error = c.Tail(0, &tail);
   if (error == 0) error = AttrName(c.fs, tail, &name, &rest);
   if (error == 0 && !rest.empty()) error = EINVAL;
+  if (error == 0 && IsReservedName(name)) error = ENODATA;
   Target target;
   if (error == 0) error = Resolve(c, &target);
+  if (error == 0) error = Writable(*target.inode->share, name);
   if (error != 0) return c.Error(error);
   const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
   c.Error(::removexattr(path.c_str(), name.data()) == 0 ? 0 : errno);

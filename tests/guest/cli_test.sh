@@ -34,6 +34,8 @@ done
 refuses 2 "--inode-file-handles" "${SERVE[@]}" --inode-file-handles=sometimes
 refuses 2 "--fd" "${SERVE[@]}" --fd=5
 refuses 2 "-o bogus" "${SERVE[@]}" -o bogus=1
+refuses 1 "umask" "${SERVE[@]}" --umask=9
+refuses 1 "map:3:9:1" "${SERVE[@]}" --translate-uid=map:0:1:5 --translate-uid=map:3:9:1
 refuses 2 "file" run
 refuses 2 "b" ctl log-level a b
 refuses 2 "subcommand" serve

@@ -1,11 +1,13 @@
 # The virtio-fs plugin: its parts by themselves, and the whole of it behind the in-process guest.
 virtbay_add_test(virtiofs_parts_test
   SOURCES virtiofs_options_test.cc virtiofs_tables_test.cc virtiofs_lock_ranges_test.cc
+          virtiofs_view_test.cc
   LIBRARIES virtiofs_core)
 virtbay_add_test(virtiofs_test
   SOURCES virtiofs_ops_test.cc virtiofs_dir_test.cc virtiofs_locks_test.cc
           virtiofs_hostile_test.cc virtiofs_session_test.cc virtiofs_credentials_test.cc
           virtiofs_nameless_test.cc virtiofs_deadlock_test.cc virtiofs_unprivileged_test.cc
+          virtiofs_names_test.cc virtiofs_ownership_test.cc
   LIBRARIES virtbay_guest)
 target_compile_definitions(virtiofs_test PRIVATE VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>")
 add_dependencies(virtiofs_test virtiofs)

@@ -63,6 +63,12 @@ TEST(VirtioFsOptionsTest, PoliciesAndTimeouts) {
 
 TEST(VirtioFsOptionsTest, Numbers) {
   EXPECT_EQ(Parse({{"request-queues", "8"}})->request_queues, 8u);
+  // As many as the guest has CPUs, at most four, unless a number is given.
+  for (const auto& [vcpus, queues] : {std::pair{"1", 1u}, {"3", 3u}, {"4", 4u}, {"64", 4u}}) {
+    EXPECT_EQ(Parse({{"vcpus", vcpus}})->request_queues, queues) << vcpus;
+    EXPECT_EQ(Parse({{"vcpus", vcpus}, {"request-queues", "6"}})->request_queues, 6u);
+  }
+  EXPECT_THAT(ErrorOf({{"vcpus", "0"}}), HasSubstr("vcpus"));
   EXPECT_EQ(Parse({{"max-write", "10000"}})->max_write, 8192u);
   for (const char* bad : {"0", "9", "-1", "", "2x", "4294967297"}) {
     EXPECT_THAT(ErrorOf({{"request-queues", bad}}), HasSubstr("request-queues")) << bad;

@@ -92,21 +92,21 @@ class VirtioFsInodes : public ::testing::Test {
  protected:
   void SetUp() override {
     root_.reset(::open(dir_.path().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    struct statx st;
-    ASSERT_EQ(StatFd(root_.get(), &st), 0);
+    ASSERT_TRUE(share_.Open(dir_.path().native(), "test").ok());
     budget_.Configure(&table_, 8, 64);
-    ASSERT_TRUE(table_.Init(&budget_, kMax, true, st, root_.get()));
+    ASSERT_TRUE(table_.Init(&budget_, kMax, &share_));
   }
   InodeRef Lookup(const std::string& name) {
     struct statx st;
     EXPECT_EQ(StatAt(root_.get(), name.c_str(), &st), 0);
-    InodeRef inode = table_.Lookup(st);
+    InodeRef inode = table_.Lookup(share_, st);
     if (inode) table_.SetName(*inode, table_.root(), name);
     return inode;
   }
 
   static constexpr uint32_t kMax = 3000;
   testing::TempDir dir_;
+  Share share_;
   UniqueFd root_;
   FdBudget budget_;
   InodeTable table_;
@@ -160,7 +160,7 @@ TEST_F(VirtioFsInodes, AParentLivesAsLongAsItsChildren) {
     const InodeRef parent = Lookup("d");
     struct statx st;
     ASSERT_EQ(StatAt(root_.get(), "d/f", &st), 0);
-    const InodeRef child = table_.Lookup(st);
+    const InodeRef child = table_.Lookup(share_, st);
     table_.SetName(*child, *parent, "f");
     parent_node = parent->nodeid();
     child_node = child->nodeid();
@@ -179,14 +179,14 @@ TEST_F(VirtioFsInodes, TheCapHolds) {
   std::vector<uint64_t> nodes;
   for (uint32_t i = 0; i < kMax; ++i) {
     st.stx_ino = 1000 + i;
-    const InodeRef inode = table_.Lookup(st);
+    const InodeRef inode = table_.Lookup(share_, st);
     ASSERT_TRUE(inode) << i;
     nodes.push_back(inode->nodeid());
   }
   st.stx_ino = 1;
-  EXPECT_FALSE(table_.Lookup(st));
+  EXPECT_FALSE(table_.Lookup(share_, st));
   table_.Forget(nodes[0], 1);
-  EXPECT_TRUE(table_.Lookup(st));
+  EXPECT_TRUE(table_.Lookup(share_, st));
   for (uint32_t i = 1; i < kMax; ++i) ASSERT_TRUE(table_.Find(nodes[i])) << i;
   table_.DropAll();
   EXPECT_EQ(table_.count(), 0u);
@@ -198,12 +198,12 @@ TEST_F(VirtioFsInodes, AnotherBirthIsAnotherInode) {
   st.stx_mode = S_IFREG;
   st.stx_ino = 5;
   st.stx_btime.tv_sec = 100;
-  const uint64_t first = table_.Lookup(st)->nodeid();
+  const uint64_t first = table_.Lookup(share_, st)->nodeid();
   st.stx_btime.tv_nsec = 1;
-  const uint64_t second = table_.Lookup(st)->nodeid();
+  const uint64_t second = table_.Lookup(share_, st)->nodeid();
   EXPECT_NE(first, second);
   EXPECT_TRUE(table_.Find(first));
-  EXPECT_EQ(table_.Lookup(st)->nodeid(), second);
+  EXPECT_EQ(table_.Lookup(share_, st)->nodeid(), second);
   table_.Forget(first, 1);
   table_.Forget(second, 2);
   EXPECT_EQ(table_.count(), 0u);
@@ -213,9 +213,9 @@ TEST_F(VirtioFsInodes, ParentsInACircleAreDropped) {
   struct statx st = {};
   st.stx_mode = S_IFDIR;
   st.stx_ino = 5;
-  const InodeRef a = table_.Lookup(st);
+  const InodeRef a = table_.Lookup(share_, st);
   st.stx_ino = 6;
-  const InodeRef b = table_.Lookup(st);
+  const InodeRef b = table_.Lookup(share_, st);
   table_.SetName(*a, *b, "a");
   table_.SetName(*b, *a, "b");
   table_.SetName(*a, *a, "self");
@@ -271,8 +271,8 @@ TEST_F(VirtioFsInodes, ManyThreads) {
       const auto next = [&] { return random = random * 1664525 + 1013904223; };
       for (int i = 0; i < 20000; ++i) {
         const size_t at = next() / 65536 % files.size();
-        const InodeRef inode = table_.Lookup(files[at]);
-        const InodeRef parent = table_.Lookup(files[next() / 65536 % files.size()]);
+        const InodeRef inode = table_.Lookup(share_, files[at]);
+        const InodeRef parent = table_.Lookup(share_, files[next() / 65536 % files.size()]);
         ASSERT_TRUE(inode && parent);
         std::string name = "n";
         name += std::to_string(next() / 65536 % 8);
