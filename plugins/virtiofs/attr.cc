@@ -20,6 +20,7 @@ constexpr uint64_t kSecond = 1'000'000'000;
 struct AttrTarget {
   HandleRef handle;
   InodeRef inode;
+  const Share& share() const { return handle ? *handle->share : *inode->share; }
 };
 
 int Resolve(Call& c, bool use_handle, uint64_t fh, AttrTarget* target) {
@@ -40,10 +41,17 @@ int StatTarget(Call& c, const AttrTarget& target, struct statx* st, uint32_t mas
   return error;
 }
 
-void ReplyAttr(Call& c, const struct statx& st) {
+// The root of an aggregate changes without the guest, whatever the policy.
+uint64_t Timeout(const Call& c, const Share& share) {
+  const uint64_t policy = c.fs.options.attr_timeout_ns;
+  return share.aggregate == nullptr ? policy : std::min(policy, kSecond);
+}
+
+void ReplyAttr(Call& c, const Share& share, const struct statx& st) {
+  const uint64_t timeout = Timeout(c, share);
   fuse_attr_out out = {};
-  out.attr_valid = c.fs.options.attr_timeout_ns / kSecond;
-  out.attr_valid_nsec = static_cast<uint32_t>(c.fs.options.attr_timeout_ns % kSecond);
+  out.attr_valid = timeout / kSecond;
+  out.attr_valid_nsec = static_cast<uint32_t>(timeout % kSecond);
   FillAttr(st, &out.attr);
   c.Reply(out);
 }
@@ -119,7 +127,11 @@ void PresentTo(Call& c, const Share& share, const FileAt& file, struct statx* st
 }
 
 int StatPresented(Call& c, Inode& inode, struct statx* st, uint32_t extra_mask, int sync_flags) {
-  if (inode.share->plain) return c.fs.Stat(inode, st, extra_mask, sync_flags);
+  if (!inode.share->looks) {
+    const int error = c.fs.Stat(inode, st, extra_mask, sync_flags);
+    if (error == 0) PresentTo(c, *inode.share, {}, st);
+    return error;
+  }
   FdUse use;
   int error = c.fs.AnyFd(inode, &use);
   if (error == 0) error = StatFd(use.fd(), st, kStatMask | extra_mask, sync_flags);
@@ -158,7 +170,10 @@ void FillEntry(const Fs& fs, const Inode& inode, const Inode& parent, const stru
   entry->attr_valid_nsec = static_cast<uint32_t>(o.attr_timeout_ns % kSecond);
   FillAttr(st, &entry->attr);
   if (inode.is_dir() && fs.has(FUSE_SUBMOUNTS) &&
-      (inode.key.mnt_id != parent.key.mnt_id || inode.key.dev != parent.key.dev)) {
+      (inode.key.mnt_id != parent.key.mnt_id || inode.key.dev != parent.key.dev) &&
+      // The shares of an aggregate are one file system to the guest: it could not unmount the
+      // whole while one of them is a mount of its own.
+      inode.share == parent.share) {
     entry->attr.flags |= FUSE_ATTR_SUBMOUNT;
   }
 }
@@ -170,7 +185,7 @@ void OpGetattr(Call& c) {
   int error = Resolve(c, (in.getattr_flags & FUSE_GETATTR_FH) != 0, in.fh, &target);
   if (error == 0) error = StatTarget(c, target, &st);
   if (error != 0) return c.Error(error);
-  ReplyAttr(c, st);
+  ReplyAttr(c, target.share(), st);
 }
 
 void OpSetattr(Call& c) {
@@ -190,7 +205,7 @@ void OpSetattr(Call& c) {
   if (error == 0) error = StatFd(use.fd(), &st);
   if (error != 0) return c.Error(error);
   PresentTo(c, *inode->share, {use.fd()}, &st);
-  ReplyAttr(c, st);
+  ReplyAttr(c, *inode->share, st);
 }
 
 void OpStatx(Call& c) {
@@ -204,8 +219,9 @@ void OpStatx(Call& c) {
   if (error != 0) return c.Error(error);
   auto time = [](const struct statx_timestamp& t) { return SxTime{t.tv_sec, t.tv_nsec, 0}; };
   StatxOut out = {};
-  out.attr_valid = c.fs.options.attr_timeout_ns / kSecond;
-  out.attr_valid_nsec = static_cast<uint32_t>(c.fs.options.attr_timeout_ns % kSecond);
+  const uint64_t timeout = Timeout(c, target.share());
+  out.attr_valid = timeout / kSecond;
+  out.attr_valid_nsec = static_cast<uint32_t>(timeout % kSecond);
   FuseStatx& s = out.stat;
   s.mask = st.stx_mask & static_cast<uint32_t>(STATX_BASIC_STATS | STATX_BTIME);
   s.blksize = st.stx_blksize;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <new>
 
+#include "plugins/virtiofs/dir_writer.h"
 #include "plugins/virtiofs/ops.h"
 #include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
@@ -33,41 +34,7 @@ RawEntry ReadRaw(const char* at) {
   return raw;
 }
 
-constexpr uint32_t kDirentHead = FUSE_NAME_OFFSET;
-constexpr uint32_t kPlusHead = FUSE_NAME_OFFSET_DIRENTPLUS;
-static_assert(kDirentHead == 24 && kPlusHead == 152);
-
-uint32_t Aligned(size_t n) { return static_cast<uint32_t>((n + 7) & ~size_t{7}); }
-
 bool IsDots(std::string_view name) { return name == "." || name == ".."; }
-
-// The answer of one READDIR(PLUS) as it grows.
-struct Writer {
-  std::byte* at;
-  uint32_t room;
-  uint32_t used = 0;
-
-  void Put(const DirEntry& entry, uint64_t ino, const fuse_entry_out* plus) {
-    const uint32_t head = plus != nullptr ? kPlusHead : kDirentHead;
-    const uint32_t total = Aligned(head + entry.name.size());
-    std::byte* to = at + used;
-    if (plus != nullptr) {
-      std::memcpy(to, plus, sizeof(*plus));
-      to += sizeof(*plus);
-    }
-    fuse_dirent dirent = {};
-    dirent.ino = ino;
-    dirent.off = entry.next;
-    dirent.namelen = static_cast<uint32_t>(entry.name.size());
-    dirent.type = entry.type;
-    std::memcpy(to, &dirent, kDirentHead);
-    to += kDirentHead;
-    std::memcpy(to, entry.name.data(), entry.name.size());
-    const uint32_t padding = total - head - static_cast<uint32_t>(entry.name.size());
-    std::memset(to + entry.name.size(), 0, padding);
-    used += total;
-  }
-};
 
 // The attributes half of a READDIRPLUS entry. False: the file is gone, leave it out.
 bool FillPlus(Call& c, Handle& handle, const DirEntry& entry, uint64_t ino, fuse_entry_out* plus) {
@@ -76,6 +43,8 @@ bool FillPlus(Call& c, Handle& handle, const DirEntry& entry, uint64_t ino, fuse
   plus->attr.mode = static_cast<uint32_t>(entry.type) << 12;
   // The guest counts no lookup for these two, nor for an entry with nodeid 0.
   if (IsDots(entry.name)) return true;
+  // Of a share that was removed a directory may still be open, but nothing is looked up.
+  if (handle.share->removed.load(std::memory_order_relaxed)) return true;
   struct statx st;
   const int error = StatAt(handle.fd, entry.name.data(), &st);
   if (error == ENOENT) return false;
@@ -90,36 +59,33 @@ void ReadDirectory(Call& c, bool plus) {
   const HandleRef handle = c.fs.handles.Find(in.fh, c.header().nodeid);
   if (!handle) return c.Error(EBADF);
   if (!handle->is_dir) return c.Error(ENOTDIR);
-  const uint32_t wanted = std::min({in.size, c.room(), VIRTBAY_MAPPING_MAX - kOutHeader});
-  std::byte* body = c.Body(wanted);
-  uint32_t space = wanted;
-  if (body == nullptr) {
-    // No slots: a shorter answer is as good, the guest asks again.
-    body = c.request().out().data() + kOutHeader;
-    space = std::min(wanted, c.BodySpace());
-  }
-  Writer writer{body, space};
+  if (const Aggregate* all = handle->share->aggregate; all != nullptr)
+    return all->ReadRoot(c, plus);
+  DirWriter writer(c, in.size);
 
   const std::lock_guard<std::mutex> lock(handle->dir_mu);
   if (handle->dir == nullptr) handle->dir.reset(new (std::nothrow) DirStream);
   if (handle->dir == nullptr) return c.Error(ENOMEM);
   DirStream& stream = *handle->dir;
   if (const int error = stream.Seek(handle->fd, in.offset); error != 0) return c.Error(error);
-  const bool root = handle->inode == &c.fs.inodes.root();
+  const Share& share = *handle->share;
+  const Inode& dir = *handle->inode;
+  const bool root = dir.key == KeyOf(share.root_stat);
   DirEntry entry;
   for (;;) {
     const int state = stream.Peek(handle->fd, &entry);
-    if (state < 0 && writer.used == 0) return c.Error(-state);
+    if (state < 0 && writer.used() == 0) return c.Error(-state);
     if (state <= 0) break;
-    const uint32_t need = Aligned((plus ? kPlusHead : kDirentHead) + entry.name.size());
-    if (need > writer.room - writer.used) {
-      if (writer.used == 0) return c.Error(EINVAL);
+    if (!writer.Fits(entry, plus)) {
+      if (writer.used() == 0) return c.Error(EINVAL);
       break;
     }
     // Above the root of the share there is nothing that the guest may know of.
-    const uint64_t ino = root && entry.name == ".." ? c.fs.inodes.root().key.ino : entry.ino;
+    const bool above = root && entry.name == "..";
+    const uint64_t top = share.counted() ? InodeTable::kRootId : dir.key.ino;
+    const uint64_t ino = above ? top : share.Number(dir.key.dev, entry.ino);
     // A regular file of the host may be something else for the guest, which has to look.
-    if (!plus && entry.type == DT_REG && Stamps(*handle->share)) entry.type = DT_UNKNOWN;
+    if (!plus && entry.type == DT_REG && Stamps(share)) entry.type = DT_UNKNOWN;
     fuse_entry_out attributes;
     if (!plus) {
       writer.Put(entry, ino, nullptr);
@@ -128,7 +94,7 @@ void ReadDirectory(Call& c, bool plus) {
     }
     stream.Skip(entry);
   }
-  c.Finish(writer.used);
+  c.Finish(writer.used());
 }
 
 }  // namespace

@@ -134,6 +134,7 @@ void Dispatch(Fs& fs, Worker& worker, sdk::Request request) {
     return c.Error(EINVAL);
   }
   if ((entry.flags & kModifies) != 0 && fs.options.readonly) return c.Error(EROFS);
+  if (fs.aggregate != nullptr && fs.aggregate->Take(c, (entry.flags & kModifies) != 0)) return;
   entry.handler(c);
 }
 

@@ -81,6 +81,7 @@ AsyncOp* Begin(Call& c, Kind kind, HandleRef handle) {
   op->payload = op->size = op->done = op->retries = 0;
   op->rw_flags = 0;
   op->wide = false;
+  op->all = nullptr;
   op->result = 0;
   return op;
 }
@@ -161,7 +162,7 @@ void Sync(Call& c) {
 void RunOffloaded(void* argument) {
   auto* op = static_cast<AsyncOp*>(argument);
   if (op->kind == Kind::kSyncfs) {
-    op->result = ::syncfs(op->fd) == 0 ? 0 : -errno;
+    op->result = op->all != nullptr ? -op->all->Sync() : ::syncfs(op->fd) == 0 ? 0 : -errno;
     return;
   }
   auto in = static_cast<off64_t>(op->offset);
@@ -331,6 +332,12 @@ void OpSyncfs(Call& c) {
   Fs& fs = c.fs;
   int fd = -1;
   const Share& share = *inode->share;
+  if (share.aggregate != nullptr) {
+    AsyncOp* op = Begin(c, Kind::kSyncfs, HandleRef());
+    if (op == nullptr) return c.Error(ENOMEM);
+    op->all = share.aggregate;
+    return OffloadOp(c, op);
+  }
   if (inode->key.mnt_id == share.root_mnt_id) {
     fd = fs.OpenCounted(false, [&] {
       const int copy = ::fcntl(share.root_fd, F_DUPFD_CLOEXEC, 0);
@@ -385,7 +392,7 @@ void OnAsyncOffload(Fs& fs, Worker& worker, uint64_t cookie) {
   const Kind kind = op->kind;
   const uint64_t unique = op->unique;
   const bool wide = op->wide;
-  if (kind == Kind::kSyncfs) fs.budget.Close(op->fd, false);
+  if (kind == Kind::kSyncfs && op->fd >= 0) fs.budget.Close(op->fd, false);
   worker.pool.Give(op);
   if (kind == Kind::kSyncfs) {
     Call::Answer(fs, std::move(request), unique, error, {});

@@ -51,8 +51,14 @@ Status Fs::Init(const sdk::Host* the_host) {
 
   proc_fd = ::open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (proc_fd < 0) return Errno(errno, "/proc/self/fd (needed to open files again)");
-  Status opened =
-      share.Open(options.shared_dir, "option shared-dir: " + options.shared_dir, options.share);
+  if (options.aggregate) {
+    inos = std::make_unique<InoSpace>();
+    aggregate = std::make_unique<Aggregate>(this);
+  }
+  Status opened = options.aggregate
+                      ? aggregate->OpenRoot(&share)
+                      : share.Open(options.shared_dir, "option shared-dir: " + options.shared_dir,
+                                   options.share);
   if (!opened.ok()) return opened;
 
   struct rlimit limit = {1024, 1024};
@@ -226,6 +232,8 @@ int Fs::OpenByName(Inode& inode, int flags, struct statx* st, int* error) {
 int Fs::OpenForIo(Inode& inode, int flags) {
   if (!inode.is_regular() && !inode.is_dir()) return -ELOOP;
   if (inode.is_dir() != ((flags & O_DIRECTORY) != 0)) return inode.is_dir() ? -EISDIR : -ENOTDIR;
+  if (inode.share->removed.load(std::memory_order_relaxed)) return -ESTALE;
+  if (inode.share->aggregate != nullptr) flags &= ~O_DIRECTORY;  // its descriptor is none
   PathFd path = FdBudget::Acquire(inode);
   if (!path && inode.is_dir()) {
     struct statx st;
@@ -280,6 +288,10 @@ void Fs::CloseHandle(Handle& handle, bool last) {
     }
   }
   budget.Close(handle.fd, false);
+  // Nothing else had kept it.
+  if (last && inode.share->removed.load(std::memory_order_seq_cst)) {
+    inodes.Forget(inode, UINT64_MAX);
+  }
   if (unlocked) lock_waiters.Poke(inode, LockWaiters::kNoQueue);
   InodeRef(&inodes, &inode).Reset();
 }

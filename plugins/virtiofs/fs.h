@@ -7,8 +7,11 @@
 #include <sys/stat.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
+#include <memory>
 
+#include "plugins/virtiofs/aggregate.h"
 #include "plugins/virtiofs/fd_budget.h"
 #include "plugins/virtiofs/handle_table.h"
 #include "plugins/virtiofs/inode_table.h"
@@ -60,6 +63,10 @@ class Fs : public HandleTable::Closer {
   // The inode's O_PATH descriptor, opened if it has none: by name, by file handle, or from an open
   // handle, each time verified. Empty with *error = ESTALE, ENFILE ... when there is no way.
   PathFd PathOf(Inode& inode, int* error) {
+    if (inode.share->removed.load(std::memory_order_relaxed)) {
+      *error = ESTALE;
+      return {};
+    }
     PathFd fd = FdBudget::Acquire(inode);
     if (fd) return fd;
     return OpenPath(inode, error);
@@ -103,13 +110,16 @@ class Fs : public HandleTable::Closer {
 
   const sdk::Host* host = nullptr;
   Options options;
-  Share share;  // before the tables, whose root belongs to it
+  // Before the tables, whose inodes refer to it: the only share, or the root of an aggregate.
+  Share share;
+  std::unique_ptr<InoSpace> inos;  // of an aggregate
   FdBudget budget;
   InodeTable inodes;
   HandleTable handles;
   LockOwners lock_owners;
   LockWaiters lock_waiters;
   Counters counters;
+  std::unique_ptr<Aggregate> aggregate;  // or none
 
   int proc_fd = -1;  // /proc/self/fd
 

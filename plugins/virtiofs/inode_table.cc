@@ -177,7 +177,7 @@ Inode* InodeTable::UnlinkName(NameShard& shard, Inode& inode) {
   return std::exchange(inode.parent, nullptr);
 }
 
-InodeRef InodeTable::Lookup(Share& share, const struct statx& st) {
+InodeRef InodeTable::Enter(Share& share, const struct statx& st, int own_fd) {
   const InodeKey key = KeyOf(st);
   const uint64_t hash = HashKey(key);
   KeyShard& shard = keys_[hash % kShards];
@@ -216,7 +216,9 @@ InodeRef InodeTable::Lookup(Share& share, const struct statx& st) {
   inode->type = static_cast<uint8_t>(st.stx_mode >> 12);
   inode->nlink.store(st.stx_nlink, std::memory_order_relaxed);
   inode->fd_used.store(false, std::memory_order_relaxed);
-  inode->keep_fd.store(false, std::memory_order_relaxed);
+  inode->keep_fd.store(own_fd >= 0, std::memory_order_relaxed);
+  if (own_fd >= 0) inode->fd_word.store((static_cast<uint64_t>(own_fd) + 1) << 32);
+  if (share.counted()) share.Ref();
   uint32_t& bucket = shard.buckets[(hash >> 6) & (shard.buckets.size() - 1)];
   inode->next_key = bucket;
   bucket = inode->index;
@@ -337,6 +339,7 @@ Inode* InodeTable::Destroy(Inode* inode, uint32_t generation, uint64_t hash) {
   Inode* parent = nullptr;
   int fd = -1;
   FileHandle* handle = nullptr;
+  Share* share = nullptr;
   {
     const std::lock_guard<std::mutex> lock(shard.mu);
     // A lookup may have revived it, and somebody else destroyed it again.
@@ -352,13 +355,15 @@ Inode* InodeTable::Destroy(Inode* inode, uint32_t generation, uint64_t hash) {
       fd = budget_->Remove(*inode);
     }
     handle = inode->file_handle.exchange(nullptr, std::memory_order_acq_rel);
+    share = inode->share;
     inode->word.store(static_cast<uint64_t>(generation + 1) << 32, std::memory_order_release);
     inode->next_key = shard.free;
     shard.free = inode->index;
     count_.fetch_sub(1, std::memory_order_relaxed);
     if (counter_ != nullptr) __atomic_fetch_sub(counter_, 1, __ATOMIC_RELAXED);
   }
-  if (fd >= 0) budget_->Close(fd, true);
+  if (fd >= 0 && fd != share->root_fd) budget_->Close(fd, true);
+  if (share->counted()) share->Unref();
   if (handle != nullptr) FileHandle::Free(handle);
   return parent;
 }
@@ -371,12 +376,28 @@ void InodeTable::DropAll() {
     if (!ref) continue;
     // Names go too: they are references on parents, in a circle if the host moved directories
     // while the guest looked.
-    Inode* parent = nullptr;
-    {
-      NameLock lock(this, *inode, kShards);
-      parent = UnlinkName(*lock.shard, *inode);
-    }
-    if (parent != nullptr) Unref(parent);
+    DropName(*inode);
+    Forget(*inode, UINT64_MAX);
+  }
+}
+
+void InodeTable::DropName(Inode& inode) {
+  Inode* parent = nullptr;
+  {
+    NameLock lock(this, inode, kShards);
+    parent = UnlinkName(*lock.shard, inode);
+  }
+  if (parent != nullptr) Unref(parent);
+}
+
+void InodeTable::DropShare(const Share& share) {
+  const uint32_t slots = slots_.load(std::memory_order_acquire);
+  for (uint32_t i = 1; i < slots; ++i) {
+    Inode* inode = Slot(i);
+    const InodeRef ref = inode == nullptr ? InodeRef() : TryRef(*inode);
+    if (!ref || inode->share != &share) continue;
+    if (inode->open_handle.load(std::memory_order_seq_cst) != 0) continue;
+    DropName(*inode);
     Forget(*inode, UINT64_MAX);
   }
 }

@@ -60,7 +60,12 @@ class InodeTable {
 
   // The inode of the share that `st` describes, made if it is new, with one lookup of the guest
   // added. Empty: the cap on inodes is reached or memory is out (ENOMEM).
-  InodeRef Lookup(Share& share, const struct statx& st);
+  InodeRef Lookup(Share& share, const struct statx& st) { return Enter(share, st, -1); }
+  // The same of the root directory of a share of an aggregate. As the table's own root it has no
+  // name, and the share's descriptor.
+  InodeRef LookupRoot(Share& share, const struct statx& st) {
+    return Enter(share, st, share.root_fd);
+  }
   // Takes n lookups of the guest back, never below none.
   void Forget(uint64_t nodeid, uint64_t n);
   void Forget(Inode& inode, uint64_t n);
@@ -74,6 +79,8 @@ class InodeTable {
   // Copies the remembered name; an empty ref when there is none.
   InodeRef CopyName(Inode& inode, std::array<char, 256>* name);
 
+  // Forgets what the guest knows of a share that was removed, except for what it has open.
+  void DropShare(const Share& share);
   // Forgets everything but the root: the session is over. What operations still hold goes when
   // they end.
   void DropAll();
@@ -104,6 +111,9 @@ class InodeTable {
   }
   uint64_t HashKey(const InodeKey& key) const;
   uint64_t HashName(const Inode& parent, std::string_view name) const;
+  // `own_fd`: the share's descriptor, for its root, or -1.
+  InodeRef Enter(Share& share, const struct statx& st, int own_fd);
+  void DropName(Inode& inode);
   Inode* NewSlot(KeyShard& shard);                    // shard held
   void GrowKeys(KeyShard& shard);                     // shard held
   void GrowNames(NameShard& shard);                   // shard held

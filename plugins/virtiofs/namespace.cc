@@ -108,6 +108,9 @@ void Rename(Call& c, uint32_t fixed, uint64_t new_parent, uint32_t flags) {
   Dir from, to;
   error = OpenDir(c, c.header().nodeid, &from);
   if (error == 0) error = OpenDir(c, new_parent, &to);
+  if (error == 0 && to.inode->share != from.inode->share) {
+    error = to.inode->share->aggregate != nullptr ? EROFS : EXDEV;
+  }
   if (error != 0) return c.Error(error);
 
   std::array<char, 256> from_space, to_space;
@@ -217,6 +220,7 @@ void OpLink(Call& c) {
   Dir dir;
   int error = OpenDir(c, c.header().nodeid, &dir);
   if (error != 0) return c.Error(error);
+  if (inode->share != dir.inode->share) return c.Error(EXDEV);
   if (Exists(c, dir, name)) return c.Error(EEXIST);
   fuse_entry_out entry = {};
   error = ESTALE;

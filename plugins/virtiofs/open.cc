@@ -58,6 +58,7 @@ uint32_t ReplyFlags(const Fs& fs, uint32_t guest_flags, bool dir) {
 int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
                fuse_open_out* out) {
   const bool dir = inode->is_dir();
+  const bool root = inode->share->aggregate != nullptr;
   HandleTraits traits;
   traits.fd = fd;
   traits.readable = (flags & O_ACCMODE) != O_WRONLY;
@@ -72,7 +73,8 @@ int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
   }
   *out = {};
   out->fh = handle->fh();
-  out->open_flags = ReplyFlags(fs, guest_flags, dir);
+  // The names of an aggregate's root change without the guest.
+  out->open_flags = root ? 0 : ReplyFlags(fs, guest_flags, dir);
   return 0;
 }
 

@@ -66,6 +66,8 @@ Status ParseOne(std::string_view key, const std::string& value, Options* o, Time
   }
   if (key == "announce-submounts") return ParseBool(key, value, &o->announce_submounts);
   if (key == "killpriv-v2") return ParseBool(key, value, &o->killpriv_v2);
+  if (key == "aggregate") return ParseBool(key, value, &o->aggregate);
+  if (key == "max-shares") return ParseNumber(key, value, 1, 65536, &o->max_shares);
   if (key == "vcpus") return ParseNumber(key, value, 1, 65536, &o->vcpus);
   if (key == "request-queues") return ParseNumber(key, value, 1, 8, &o->request_queues);
   if (key == "max-write") return ParseNumber(key, value, 4096, 1u << 20, &o->max_write);
@@ -98,13 +100,21 @@ sdk::Result<Options> Options::Parse(const std::vector<KeyValue>& given) {
     Status status = ParseOne(key, value, &o, &t);
     if (!status.ok()) return status.error();
   }
-  if (o.shared_dir.empty()) return sdk::InvalidArgument("option shared-dir: is missing");
+  if (o.aggregate && !o.shared_dir.empty()) {
+    return sdk::InvalidArgument(
+        "option shared-dir: cannot be given together with aggregate, whose shares are added");
+  }
+  if (!o.aggregate && o.shared_dir.empty()) {
+    return sdk::InvalidArgument("option shared-dir: is missing");
+  }
   o.readonly = o.share.readonly;
   o.xattr = o.share.xattr.value_or(false) || o.posix_acl;
   if (Status status = o.CheckShare(o.share); !status.ok()) return status.error();
   o.max_write &= ~4095u;
   // A device does not see how many CPUs its guest has, and each queue costs a thread and a ring.
-  if (o.request_queues == 0) o.request_queues = std::clamp(o.vcpus, 1u, kDefaultQueues);
+  // An aggregate does the work of many.
+  if (o.vcpus == 0) o.vcpus = o.aggregate ? kDefaultQueues : 1;
+  if (o.request_queues == 0) o.request_queues = std::min(o.vcpus, kDefaultQueues);
 
   uint64_t policy = kSecond;
   if (o.cache == CachePolicy::kNever) policy = 0;

@@ -50,6 +50,8 @@ inline constexpr std::array kOptionList = {
     sdk::MakeOption("symlinkroot", VIRTBAY_OPTION_TEXT),
     sdk::MakeOption("translate-uid", VIRTBAY_OPTION_TEXT),
     sdk::MakeOption("translate-gid", VIRTBAY_OPTION_TEXT),
+    sdk::MakeOption("aggregate", VIRTBAY_OPTION_BOOLEAN),
+    sdk::MakeOption("max-shares", VIRTBAY_OPTION_INTEGER),
     sdk::MakeOption("vcpus", VIRTBAY_OPTION_INTEGER),
     sdk::MakeOption("request-queues", VIRTBAY_OPTION_INTEGER),
     sdk::MakeOption("max-write", VIRTBAY_OPTION_INTEGER),
@@ -75,6 +77,8 @@ struct Options {
   bool readdirplus = true;
   bool announce_submounts = true;
   bool killpriv_v2 = false;
+  bool aggregate = false;            // many shares, which come at run time, and no directory
+  uint32_t max_shares = 4096;        // of an aggregate
   uint32_t vcpus = 0;                // of the guest; 0: not known
   uint32_t request_queues = 0;       // until parsed: 0 is the default, see Parse
   uint32_t max_write = 1u << 20;     // bytes; at most what a guest that bounces can map

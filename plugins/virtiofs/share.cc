@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "plugins/virtiofs/fd_budget.h"
 #include "plugins/virtiofs/inode.h"
 #include "plugins/virtiofs/metadata.h"
 #include "plugins/virtiofs/path.h"
@@ -47,11 +48,24 @@ bool IsRemote(int64_t type) {
 
 Share::~Share() {
   if (root_fd >= 0) ::close(root_fd);
+  if (budget != nullptr) budget->Unreserve(false);
+  if (inos != nullptr) inos->Release(id);
+}
+
+void Share::UseNumbers(InoSpace* space) {
+  const InodeKey key = KeyOf(root_stat);
+  inos = space;
+  number_dev = key.dev;
+  number_high = key.ino & ~InoSpace::kLowMask;
+  number_prefix = space->Prefix(id, key.dev, key.ino);
+  plain = false;
 }
 
 Status Share::Open(const std::string& dir, const std::string& what, ShareOptions how) {
   options = std::move(how);
+  path = dir;
   plain = options.plain();
+  looks = options.metadata || !options.symlink_root.empty();
   if (options.fold_case) folder = std::make_unique<CaseFolder>();
   root_fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (root_fd < 0) return Errno(errno, what);

@@ -7,7 +7,9 @@
 #include <cstring>
 #include <string_view>
 
+#include "plugins/virtiofs/aggregate.h"
 #include "plugins/virtiofs/credentials.h"
+#include "plugins/virtiofs/inode.h"
 
 namespace virtbay::virtiofs {
 namespace {
@@ -56,9 +58,11 @@ void PresentLinkSize(const Share& share, const FileAt& file, struct statx* st) {
 
 void Present(const ThreadIdentity& identity, const Share& share, const FileAt& file,
              struct statx* st) {
+  if (share.aggregate != nullptr) return share.aggregate->PresentRoot(st);
   const bool link = S_ISLNK(st->stx_mode);
   PresentOwner(identity, share, file, st);
   if (link && !share.options.symlink_root.empty()) PresentLinkSize(share, file, st);
+  st->stx_ino = share.Number(KeyOf(*st).dev, st->stx_ino);
 }
 
 // Absolute targets are shown below the root; one that the guest itself made absolute is kept with a

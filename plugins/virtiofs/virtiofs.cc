@@ -1,4 +1,4 @@
-// The virtio-fs device (virtio 1.3 5.11): a FUSE server for one host directory.
+// The virtio-fs device (virtio 1.3 5.11): a FUSE server for one or many host directories.
 #include <linux/virtio_fs.h>
 
 #include <array>
@@ -13,6 +13,7 @@
 
 namespace {
 
+namespace sdk = virtbay::sdk;
 using virtbay::sdk::Device;
 using virtbay::sdk::Properties;
 using virtbay::sdk::QueueProperties;
@@ -84,6 +85,12 @@ class VirtioFs : public Device {
 
   void Quiesce(uint32_t queue) override { RequeueParked(fs_, workers_[queue]); }
   void Resume(uint32_t queue) override { workers_[queue].identity.Unbind(); }
+
+  sdk::Result<std::string> Control(std::string_view command, std::string_view text) override {
+    if (fs_.aggregate != nullptr) return fs_.aggregate->Control(command, text);
+    return sdk::Error{VIRTBAY_FAILED_PRECONDITION, 0,
+                      "the device is not an aggregate of shares (option aggregate)"};
+  }
 
   bool ReadConfig(uint32_t offset, std::span<std::byte> data) override {
     if (offset > sizeof(config_) || data.size() > sizeof(config_) - offset) return false;

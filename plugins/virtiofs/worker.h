@@ -17,6 +17,7 @@
 
 namespace virtbay::virtiofs {
 
+class Aggregate;
 class Fs;
 
 // An operation that ends later, in OnIo or OnOffload.
@@ -37,7 +38,8 @@ struct AsyncOp {
   uint32_t done = 0;
   uint32_t retries = 0;
   uint32_t rw_flags = 0;
-  bool wide = false;  // COPY_FILE_RANGE_64
+  bool wide = false;               // COPY_FILE_RANGE_64
+  const Aggregate* all = nullptr;  // SYNCFS of all shares
   int fd = -1;
   int64_t result = 0;
 };

@@ -37,6 +37,7 @@ struct ShareOptions {
   std::map<std::string, std::string> options;  // of the plugin, shared-dir apart
   guest::FuseSessionOptions session;
   bool access_platform = false;  // offered: the guest may bounce its DMA
+  bool aggregate = false;        // no directory of its own; dir() is there for its shares
 };
 
 class Share {
@@ -56,7 +57,11 @@ class Share {
     spec.plugin = VIRTBAY_VIRTIOFS_PLUGIN;
     spec.options = options.options;
     spec.offer_access_platform = options.access_platform;
-    spec.options.emplace("shared-dir", dir_.path().native());
+    if (options.aggregate) {
+      spec.options.emplace("aggregate", "true");
+    } else {
+      spec.options.emplace("shared-dir", dir_.path().native());
+    }
     auto device = host_->Add(spec);
     EXPECT_OK(device);
     if (!device.ok()) return;
@@ -82,6 +87,7 @@ class Share {
   guest::FuseSession& session() { return *session_; }
   guest::FuseClient& fs(uint32_t queue = 0) { return session_->client(queue); }
   Host& host() { return *host_; }
+  const DeviceHandle& device() const { return device_; }
   const LogCapture& log() const { return log_; }
   uint64_t Metric(const std::string& name) {
     auto info = device_.Inspect();

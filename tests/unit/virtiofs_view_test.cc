@@ -1,9 +1,13 @@
-// The parts of a share's view by themselves: maps of ids, metadata texts, options, letters.
+// The parts of a share's view by themselves: maps of ids, metadata texts, options, inode numbers,
+// letters.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "plugins/virtiofs/fold.h"
 #include "plugins/virtiofs/id_map.h"
+#include "plugins/virtiofs/ino_space.h"
 #include "plugins/virtiofs/metadata.h"
 #include "plugins/virtiofs/share_options.h"
 
@@ -151,6 +155,30 @@ TEST(VirtioFsShareOptions, WhatLeavesAttributesAlone) {
     ASSERT_TRUE(options.Set(key, value).ok()) << key;
     EXPECT_TRUE(options.plain()) << key;
   }
+}
+
+TEST(VirtioFsInoSpace, PrefixesAreOneForOne) {
+  InoSpace space;
+  constexpr uint64_t kHigh = uint64_t{1} << InoSpace::kLowBits;
+  std::set<uint64_t> prefixes;
+  for (uint32_t share = 1; share <= 40; ++share) {
+    for (uint64_t dev = 0; dev < 5; ++dev) {
+      for (uint64_t high = 0; high < 5; ++high) {
+        const uint64_t prefix = space.Prefix(share, dev, high * kHigh + 77);
+        EXPECT_EQ(prefix & (kHigh - 1), 0u);
+        EXPECT_GE(prefix, InoSpace::kFirst);
+        EXPECT_TRUE(prefixes.insert(prefix).second);
+        EXPECT_EQ(space.Prefix(share, dev, high * kHigh + 78), prefix);
+      }
+    }
+  }
+  EXPECT_EQ(space.used(), 1000u);
+  space.Release(7);
+  EXPECT_EQ(space.used(), 975u);
+  // Used again, and by nobody twice.
+  for (uint64_t dev = 0; dev < 25; ++dev) space.Prefix(100, dev, UINT64_MAX);
+  EXPECT_EQ(space.used(), 1000u);
+  EXPECT_TRUE(prefixes.contains(space.Prefix(100, 3, UINT64_MAX)));
 }
 
 TEST(VirtioFsCaseFolder, Letters) {
