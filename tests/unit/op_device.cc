@@ -225,8 +225,8 @@ class OpDevice : public Device {
         return;
       case Op::kOverrun:
         // Byte by byte: a sanitizer's memset looks at the whole range before it begins.
-        for (volatile auto* at = request.out().data(); command.offset > 0; ++at, --command.offset) {
-          *at = std::byte{0xee};
+        for (uint64_t i = 0; i < command.offset; ++i) {
+          const_cast<volatile std::byte&>(request.out().data()[i]) = std::byte{0xee};
         }
         return Answer(std::move(request), 0);
       case Op::kReadNow:
