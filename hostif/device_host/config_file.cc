@@ -157,6 +157,10 @@ class Reader {
         VIRTBAY_RETURN_IF_ERROR(ReadOptions(key, node, &device));
         continue;
       }
+      if (key.str() == "share") {
+        VIRTBAY_RETURN_IF_ERROR(ReadShares(key, node, &device));
+        continue;
+      }
       const auto value = Scalar(node);
       const absl::Status set =
           value.ok() ? SetDeviceKey(View(key.str()), *value, &device) : UnknownOr(key.str(), value);
@@ -200,6 +204,29 @@ class Reader {
       }
       device->option_origins[std::string(option.str())] =
           absl::StrCat(name_, ":", option.source().begin.line);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadShares(const toml::key& key, const toml::node& node, DeviceConfig* device) {
+    constexpr char kForm[] = "must be an array of tables, [[device.share]]";
+    const toml::array* shares = node.as_array();
+    if (shares == nullptr) return At(key, key.str(), kForm);
+    for (const toml::node& entry : *shares) {
+      const toml::table* table = entry.as_table();
+      if (table == nullptr) return At(entry.source(), "share", kForm);
+      ShareConfig share;
+      share.origin = absl::StrCat(name_, ":", table->source().begin.line);
+      for (const auto& [option, option_node] : *table) {
+        const auto value = Scalar(option_node);
+        const absl::Status set =
+            value.ok() ? SetShareKey(View(option.str()), *value, &share.spec) : value.status();
+        if (!set.ok()) {
+          return At(option, absl::StrCat("share.", Printable(option.str())), set.message());
+        }
+      }
+      if (share.spec.path.empty()) return At(table->source(), "share.path", "is missing");
+      device->shares.push_back(std::move(share));
     }
     return absl::OkStatus();
   }

@@ -134,6 +134,51 @@ absl::StatusOr<json> Remove(ControlTarget* target, const json& body) {
   return json{{"name", name}};
 }
 
+// The share of a request: an object with name, path and the share's options.
+absl::StatusOr<shares::ShareSpec> ShareFromJson(const json& object) {
+  if (!object.is_object()) return Invalid("share: must be an object");
+  shares::ShareSpec share;
+  for (const auto& item : object.items()) {
+    const auto value = Scalar(item.value());
+    const absl::Status set = value.ok() ? SetShareKey(item.key(), *value, &share) : value.status();
+    if (!set.ok()) {
+      return Invalid(
+          absl::StrCat("share.", absl::CHexEscape(item.key().substr(0, 64)), ": ", set.message()));
+    }
+  }
+  if (share.path.empty()) return Invalid("share.path: is missing");
+  return share;
+}
+
+absl::StatusOr<json> AddShare(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"device", "share"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string device, StringKey(body, "device"));
+  const auto given = body.find("share");
+  if (given == body.end()) return Invalid("share: is missing");
+  VIRTBAY_ASSIGN_OR_RETURN(const shares::ShareSpec share, ShareFromJson(*given));
+  VIRTBAY_ASSIGN_OR_RETURN(const shares::AddedShare added, target->AddShare(device, share));
+  return json{{"name", added.name}, {"existing", added.existing}};
+}
+
+absl::StatusOr<json> RemoveShare(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"device", "name"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string device, StringKey(body, "device"));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string name, StringKey(body, "name"));
+  VIRTBAY_RETURN_IF_ERROR(target->RemoveShare(device, name));
+  return json{{"name", name}};
+}
+
+absl::StatusOr<json> ListShares(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"device"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string device, StringKey(body, "device"));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::vector<shares::ShareSpec> list, target->ListShares(device));
+  json shares = json::array();
+  for (const shares::ShareSpec& share : list) {
+    shares.push_back({{"name", share.name}, {"path", share.path}, {"options", share.options}});
+  }
+  return shares;
+}
+
 absl::StatusOr<json> Stats(ControlTarget* target, const json& body) {
   VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"format", "name"}));
   std::string format = "json";
@@ -197,6 +242,9 @@ constexpr Command kCommands[] = {
     {"stats", false, &Stats},
     {"log-level", false, &SetLogLevel},
     {"guest", false, &GuestReport},
+    {"share-add", true, &AddShare},
+    {"share-remove", true, &RemoveShare},
+    {"share-list", true, &ListShares},
 };
 
 const Command* FindCommand(absl::string_view name) {
@@ -222,7 +270,8 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
   if (command == nullptr) {
     return Invalid(
         absl::StrCat("command: ", Quoted(request.command),
-                     " is not one of list, inspect, add, remove, stats, log-level, guest"));
+                     " is not one of list, inspect, add, remove, stats, log-level, guest, "
+                     "share-add, share-remove, share-list"));
   }
   request.change = command->change;
   if (const auto id = request.body.find("id"); id != request.body.end()) {
@@ -249,6 +298,15 @@ absl::StatusOr<DeviceConfig> DeviceFromJson(const json& device) {
           return Invalid(absl::StrCat("options.", absl::CHexEscape(option.key().substr(0, 64)),
                                       ": ", set.message()));
         }
+      }
+      continue;
+    }
+    if (key == "shares") {
+      if (!item.value().is_array()) return Invalid("shares: must be an array");
+      for (const json& share : item.value()) {
+        ShareConfig made;
+        VIRTBAY_ASSIGN_OR_RETURN(made.spec, ShareFromJson(share));
+        config.shares.push_back(std::move(made));
       }
       continue;
     }

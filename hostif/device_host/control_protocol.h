@@ -23,7 +23,7 @@ struct ControlRequest {
   std::string command;
   nlohmann::json id;    // echoed; null when not given
   nlohmann::json body;  // the whole object
-  bool change = false;  // add or remove: may take as long as a device takes to start or stop
+  bool change = false;  // of devices or shares: may take as long as a device takes to start or stop
 };
 
 // [any] InvalidArgument for what is not a request: too long, too deep, not JSON, unknown command.

@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "framework/base/log.h"
 #include "hostif/device_host/service_config.h"
+#include "hostif/shares/shares.h"
 #include "hostif/swiotlb/guest_pool.h"
 #include "virtbay/host.h"
 
@@ -35,6 +36,13 @@ class ControlTarget {
   virtual absl::StatusOr<DeviceReport> InspectDevice(absl::string_view name) const = 0;
   // [any] All devices, by name.
   virtual std::vector<DeviceReport> InspectAll() const = 0;
+  // [any] Shares of an aggregate virtiofs device; NotFound for a device that is not there, and the
+  // errors of shares::Add, shares::Remove and shares::List.
+  virtual absl::StatusOr<shares::AddedShare> AddShare(absl::string_view device,
+                                                      const shares::ShareSpec& share) = 0;
+  virtual absl::Status RemoveShare(absl::string_view device, absl::string_view name) = 0;
+  virtual absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(
+      absl::string_view device) const = 0;
   // [any] What the guest's kernel reports of its bounce pool; see swiotlb::GuestPool::Apply.
   virtual absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) = 0;
   // [any] The log whose level can be read and set.

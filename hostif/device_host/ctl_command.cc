@@ -11,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "framework/base/status.h"
 #include "hostif/device_host/commands.h"
@@ -22,6 +23,8 @@ namespace virtbay::device_host {
 namespace {
 
 using nlohmann::json;
+
+std::string Text(const json& value) { return value.is_string() ? value.get<std::string>() : ""; }
 
 std::string Text(const json& object, const char* key) {
   const auto it = object.find(key);
@@ -72,6 +75,18 @@ void PrintStats(const json& devices) {
                  Number(total, "calls"), Number(device, "cpu_ns") / 1'000'000,
                  Bytes(Number(Part(device, "arena"), "slots_high_water") * 2048),
                  Number(total, "slot_waits"), Number(total, "slot_wait_ns") / 1'000'000);
+  }
+}
+
+void PrintShares(const json& shares) {
+  absl::PrintF("%-24s %-40s %s\n", "NAME", "PATH", "OPTIONS");
+  for (const json& share : shares) {
+    std::vector<std::string> options;
+    for (const auto& option : Part(share, "options").items()) {
+      options.push_back(absl::StrCat(option.key(), "=", Text(option.value())));
+    }
+    absl::PrintF("%-24s %-40s %s\n", Text(share, "name"), Text(share, "path"),
+                 absl::StrJoin(options, ";"));
   }
 }
 
@@ -133,6 +148,7 @@ class CtlCommand final : public Command {
     stats_->add_flag("--prometheus", prometheus_, "Prometheus text format");
     guest_ = Sub("guest", "Report the bounce pool of the guest's kernel");
     guest_->add_option("swiotlb", pool_, "0xBASE,SIZE, or none")->required();
+    AddShareCommands();
     level_ = Sub("log-level", "Show or set the log level");
     level_->add_option("level", level_text_, "trace, debug, info, warn, error or off");
   }
@@ -151,8 +167,42 @@ class CtlCommand final : public Command {
  private:
   CLI::App* Sub(const char* name, const char* help) { return app_->add_subcommand(name, help); }
 
+  void AddShareCommands() {
+    share_ = Sub("share", "The shares of a virtiofs device that carries many");
+    share_->require_subcommand(1);
+    share_add_ = share_->add_subcommand("add", "Add one, and print its name");
+    share_add_->add_option("device", device_, "Device")->required();
+    share_add_->add_option("path", path_, "Directory")->required();
+    share_add_->add_option("--name", name_, "Its name for the guest (default: one is made up)");
+    share_add_->add_flag("--readonly", readonly_, "The guest cannot change anything");
+    share_add_->add_option("--option", options_, "KEY=VALUE of the share")
+        ->allow_extra_args(false)
+        ->type_name("KEY=VALUE");
+    share_remove_ = share_->add_subcommand("remove", "Remove one; what is open of it goes on");
+    share_remove_->add_option("device", device_, "Device")->required();
+    share_remove_->add_option("name", name_, "Share")->required();
+    share_list_ = share_->add_subcommand("list", "All of them");
+    share_list_->add_option("device", device_, "Device")->required();
+  }
+
+  json ShareRequest() const {
+    if (share_list_->parsed()) return {{"command", "share-list"}, {"device", device_}};
+    if (share_remove_->parsed()) {
+      return {{"command", "share-remove"}, {"device", device_}, {"name", name_}};
+    }
+    json share{{"path", Absolute(path_)}};
+    if (!name_.empty()) share["name"] = name_;
+    if (readonly_) share["readonly"] = true;
+    for (const std::string& text : options_) {
+      auto [key, value] = KeyAndValue("--option", text);
+      share[key] = value;
+    }
+    return {{"command", "share-add"}, {"device", device_}, {"share", std::move(share)}};
+  }
+
   json Request() const {
     if (list_->parsed()) return {{"command", "list"}};
+    if (share_->parsed()) return ShareRequest();
     if (inspect_->parsed()) return {{"command", "inspect"}, {"name", name_}};
     if (remove_->parsed()) return {{"command", "remove"}, {"name", name_}};
     if (guest_->parsed()) return {{"command", "guest"}, {"swiotlb", pool_}};
@@ -192,6 +242,10 @@ class CtlCommand final : public Command {
       std::cout << result.get<std::string>();
     } else if (json_) {
       std::cout << ToLine(result) << "\n";
+    } else if (share_list_->parsed()) {
+      PrintShares(result);
+    } else if (share_add_->parsed()) {
+      std::cout << Text(result, "name") << "\n";
     } else if (list_->parsed()) {
       PrintList(result);
     } else if (stats_->parsed()) {
@@ -211,6 +265,10 @@ class CtlCommand final : public Command {
   CLI::App* stats_ = nullptr;
   CLI::App* level_ = nullptr;
   CLI::App* guest_ = nullptr;
+  CLI::App* share_ = nullptr;
+  CLI::App* share_add_ = nullptr;
+  CLI::App* share_remove_ = nullptr;
+  CLI::App* share_list_ = nullptr;
   std::string socket_;
   bool json_ = false;
   bool prometheus_ = false;
@@ -220,6 +278,9 @@ class CtlCommand final : public Command {
   std::string shared_dir_;
   std::string level_text_;
   std::string pool_;
+  std::string device_;
+  std::string path_;
+  bool readonly_ = false;
   std::string device_string_;
   std::vector<std::string> options_;
   std::vector<std::string> keys_;

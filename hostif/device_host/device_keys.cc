@@ -233,10 +233,13 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
   return absl::OkStatus();
 }
 
-absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, DeviceConfig* config) {
-  if (!ValidOptionKey(key)) return Invalid("is not an option name");
+namespace {
+
+// The value as the plugin gets it, and how it was spelled.
+absl::StatusOr<std::string> OptionText(const KeyValue& value, OptionKind* kind_out) {
   std::string text;
-  OptionKind kind = OptionKind::kText;
+  OptionKind& kind = *kind_out;
+  kind = OptionKind::kText;
   if (const auto* string = std::get_if<std::string>(&value)) {
     if (string->find('\0') != std::string::npos) return Invalid("must not contain a NUL byte");
     text = *string;
@@ -254,6 +257,37 @@ absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, Devic
   if (text.size() > kMaxOptionValue) {
     return Invalid(absl::StrCat("is longer than ", kMaxOptionValue, " bytes"));
   }
+  return text;
+}
+
+}  // namespace
+
+absl::Status SetShareKey(absl::string_view key, const KeyValue& value, shares::ShareSpec* share) {
+  if (key == "name") {
+    VIRTBAY_ASSIGN_OR_RETURN(share->name, AsNonEmpty(value));
+    return absl::OkStatus();
+  }
+  if (key == "path") {
+    VIRTBAY_ASSIGN_OR_RETURN(share->path, AsNonEmpty(value));
+    return absl::OkStatus();
+  }
+  if (!ValidOptionKey(key)) return Invalid("is not an option name");
+  OptionKind kind = OptionKind::kText;
+  VIRTBAY_ASSIGN_OR_RETURN(std::string text, OptionText(value, &kind));
+  // As a number, 022 or 0o22 would have become another one by now.
+  if (kind != OptionKind::kText &&
+      (key == "mode" || key == "umask" || key == "fmask" || key == "dmask")) {
+    return Invalid("is octal and must be a string, such as \"022\"");
+  }
+  if (share->options.size() >= kMaxOptions) return Invalid("too many options");
+  share->options.insert_or_assign(std::string(key), std::move(text));
+  return absl::OkStatus();
+}
+
+absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, DeviceConfig* config) {
+  if (!ValidOptionKey(key)) return Invalid("is not an option name");
+  OptionKind kind = OptionKind::kText;
+  VIRTBAY_ASSIGN_OR_RETURN(std::string text, OptionText(value, &kind));
   if (config->spec.options.size() >= kMaxOptions) return Invalid("too many options");
   config->spec.options.insert_or_assign(std::string(key), std::move(text));
   if (kind != OptionKind::kText) {
@@ -269,6 +303,7 @@ bool NamesPassedSocket(absl::string_view socket) {
 absl::Status FinishDevice(DeviceConfig* config) {
   DeviceSpec& spec = config->spec;
   VIRTBAY_RETURN_IF_ERROR(ApplyDeviceString(config));
+  if (!config->shares.empty()) spec.options.emplace("aggregate", "true");
   // Its request memory is the slice then; this process makes none.
   if (config->pool_slice && config->slice_size == 0 && config->arena_given) {
     config->slice_size = spec.arena_size;

@@ -26,6 +26,9 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
 // [any] Sets one key of the device's `options`, which go to the plugin as text.
 absl::Status SetDeviceOption(absl::string_view key, const KeyValue& value, DeviceConfig* config);
 
+// [any] Sets one key of a share of an aggregate: name, path, or an option of the share.
+absl::Status SetShareKey(absl::string_view key, const KeyValue& value, shares::ShareSpec* share);
+
 // [any] Whether `socket` names one that systemd passed ("systemd" or "systemd:NAME"), not a path.
 bool NamesPassedSocket(absl::string_view socket);
 

@@ -28,6 +28,9 @@ namespace {
 // The error with the place in the file that it is about: of the option, if it is about one.
 absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
   if (status.ok() || device.origin.empty()) return status;
+  if (const auto origin = status.GetPayload(kOriginPayload); origin.has_value()) {
+    return Annotate(status, std::string(*origin));
+  }
   const absl::optional<absl::Cord> payload = status.GetPayload(kOptionPayload);
   if (!payload.has_value()) return Annotate(status, device.origin);
   const std::string option(*payload);

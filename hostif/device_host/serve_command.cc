@@ -16,9 +16,11 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "framework/base/status.h"
+#include "hostif/device_host/aggregate_device.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/run_service.h"
+#include "hostif/device_host/wsl_service.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -55,9 +57,12 @@ class ServeCommand final : public Command {
     ServiceConfig config;
     DeviceConfig device = keys_;
     for (const std::string& list : compat_) ApplyCompat(list);
-    if (shared_dir_.empty()) throw CLI::RequiredError("--shared-dir");
+    const bool many = aggregate_ || !shares_.empty();
+    if (many && !shared_dir_.empty()) Usage("--shared-dir: cannot be given together with --share");
+    if (!many && shared_dir_.empty()) throw CLI::RequiredError("--shared-dir");
     FillSocket(&device);
     FillSpec(&device);
+    if (many) FillShares(&device);
     config.control_socket = control_socket_;
     config.ready_fd = ready_fd_;
     config.rlimit_nofile = rlimit_nofile_;
@@ -83,6 +88,13 @@ class ServeCommand final : public Command {
   void AddShareOptions() {
     constexpr char kGroup[] = "Share";
     fs_->add_option("--shared-dir", shared_dir_, "Directory to share")->group(kGroup);
+    fs_->add_option("--share", shares_,
+                    "NAME=DIR[;KEY=VALUE|;FLAG]...: one of many shares, with WSL's options")
+        ->allow_extra_args(false)
+        ->group(kGroup);
+    fs_->add_flag("--aggregate", aggregate_,
+                  "Many shares, with or without --share; more come by virtbay ctl")
+        ->group(kGroup);
     fs_->add_option("--tag", tag_, "Name under which the guest mounts it")->group(kGroup);
     fs_->add_option("--cache", cache_, "never, metadata, auto or always (default auto)")
         ->check(CLI::IsMember({"never", "none", "metadata", "auto", "always"}))
@@ -266,7 +278,7 @@ class ServeCommand final : public Command {
     if (!named.ok()) Usage(absl::StrCat("--name: ", named.message()));
     auto& options = device->spec.options;
     options = options_;
-    options["shared-dir"] = shared_dir_;
+    if (!shared_dir_.empty()) options["shared-dir"] = shared_dir_;
     const auto text = [&options](const char* key, const std::string& value) {
       if (!value.empty()) options[key] = value;
     };
@@ -279,6 +291,17 @@ class ServeCommand final : public Command {
     if (request_queues_ > 0) options["request-queues"] = absl::StrCat(request_queues_);
     const absl::Status finished = FinishDevice(device);
     if (!finished.ok()) Usage(absl::StrCat("--", finished.message()));
+  }
+
+  void FillShares(DeviceConfig* device) {
+    std::vector<DeviceConfig> shares;
+    for (const std::string& text : shares_) {
+      auto share = ShareDevice(text, "");
+      if (!share.ok()) Usage(std::string(share.status().message()));
+      shares.push_back(*std::move(share));
+    }
+    const absl::Status made = MakeAggregate(std::move(shares), device);
+    if (!made.ok()) Usage(std::string(made.message()));
   }
 
   // The C virtiofsd's -o list. Explicit options win over it.
@@ -331,6 +354,8 @@ class ServeCommand final : public Command {
   std::optional<int> fd_;
   std::string socket_group_;
   std::string shared_dir_;
+  std::vector<std::string> shares_;
+  bool aggregate_ = false;
   std::string tag_;
   std::string cache_;
   std::string attr_timeout_;

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
@@ -124,6 +125,19 @@ void Service::Warn(const DeviceConfig& config) const {
   }
 }
 
+absl::StatusOr<DeviceHandle> Service::MakeDevice(const DeviceConfig& config) {
+  VIRTBAY_ASSIGN_OR_RETURN(DeviceHandle device, host_->Add(config.spec));
+  for (const ShareConfig& share : config.shares) {
+    absl::Status added = shares::Add(device, share.spec).status();
+    if (added.ok()) continue;
+    host_->Remove(config.spec.name).IgnoreError();
+    added = Annotate(added, absl::StrCat("share ", share.spec.name));
+    if (!share.origin.empty()) added.SetPayload(kOriginPayload, absl::Cord(share.origin));
+    return added;
+  }
+  return device;
+}
+
 absl::Status Service::CheckDevice(DeviceConfig config) {
   Warn(config);
   if (!config.socket_path.empty() && !NamesPassedSocket(config.socket_path)) {
@@ -133,7 +147,7 @@ absl::Status Service::CheckDevice(DeviceConfig config) {
     VIRTBAY_RETURN_IF_ERROR(GroupId(config.socket_group).status());
   }
   VIRTBAY_RETURN_IF_ERROR(TakeSlice(&config));
-  const absl::Status added = host_->Add(config.spec).status();
+  const absl::Status added = MakeDevice(config).status();
   if (added.ok()) host_->Remove(config.spec.name).IgnoreError();
   pool_.Release(config.spec.name);
   return added;
@@ -153,7 +167,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
       absl::UnknownError("not listening yet");
   absl::Status status = TakeSlice(&config);
   const absl::StatusOr<DeviceHandle> device =
-      status.ok() ? host_->Add(config.spec) : absl::StatusOr<DeviceHandle>(status);
+      status.ok() ? MakeDevice(config) : absl::StatusOr<DeviceHandle>(status);
   status = device.status();
   if (status.ok()) {
     server = Listen(config, *device);
@@ -198,6 +212,33 @@ absl::Status Service::RemoveDevice(absl::string_view name) {
   absl::MutexLock lock(&mutex_);
   entries_.erase(entries_.find(name));
   return removed;
+}
+
+absl::StatusOr<DeviceHandle> Service::Ready(absl::string_view name) const {
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto it = entries_.find(name);
+    if (it == entries_.end() || !it->second.ready) {
+      return absl::NotFoundError(absl::StrCat("device ", name, ": does not exist"));
+    }
+  }
+  return host_->Find(name);
+}
+
+absl::StatusOr<shares::AddedShare> Service::AddShare(absl::string_view device,
+                                                     const shares::ShareSpec& share) {
+  VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Ready(device));
+  return shares::Add(handle, share);
+}
+
+absl::Status Service::RemoveShare(absl::string_view device, absl::string_view name) {
+  VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Ready(device));
+  return shares::Remove(handle, name);
+}
+
+absl::StatusOr<std::vector<shares::ShareSpec>> Service::ListShares(absl::string_view device) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Ready(device));
+  return shares::List(handle);
 }
 
 absl::StatusOr<DeviceReport> Service::InspectDevice(absl::string_view name) const {

@@ -50,6 +50,11 @@ class Service final : public ControlTarget {
   absl::Status CheckDevice(DeviceConfig config);
   absl::Status AddDevice(DeviceConfig config) override;
   absl::Status RemoveDevice(absl::string_view name) override;
+  absl::StatusOr<shares::AddedShare> AddShare(absl::string_view device,
+                                              const shares::ShareSpec& share) override;
+  absl::Status RemoveShare(absl::string_view device, absl::string_view name) override;
+  absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(
+      absl::string_view device) const override;
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }
@@ -73,6 +78,10 @@ class Service final : public ControlTarget {
   void Warn(const DeviceConfig& config) const;
   // The device's slice of the guest's pool, if it asks for one.
   absl::Status TakeSlice(DeviceConfig* config);
+  // The device with the shares that it begins with; nothing is left of it on an error.
+  absl::StatusOr<DeviceHandle> MakeDevice(const DeviceConfig& config);
+  // A device that is there, not just being added or removed.
+  absl::StatusOr<DeviceHandle> Ready(absl::string_view name) const;
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> Listen(const DeviceConfig& config,
                                                              DeviceHandle device);
 

@@ -13,9 +13,19 @@
 
 #include "framework/base/log.h"
 #include "hostif/device_host/guest_address.h"
+#include "hostif/shares/shares.h"
 #include "virtbay/host.h"
 
 namespace virtbay::device_host {
+
+// A share that an aggregate virtiofs device begins with.
+struct ShareConfig {
+  shares::ShareSpec spec;
+  std::string origin;  // "FILE:LINE" of it; empty elsewhere
+};
+
+// Payload of an error: the "FILE:LINE" that it is about, when that is not the device's.
+inline constexpr char kOriginPayload[] = "virtbay/origin";
 
 // One device and the socket that its front-end connects to.
 struct DeviceConfig {
@@ -35,6 +45,8 @@ struct DeviceConfig {
   // place.
   std::string device_string;
   std::vector<std::string> warnings;  // of what it ignored, said when the device is made
+
+  std::vector<ShareConfig> shares;  // of an aggregate; it is one if it has any
 
   // "FILE:LINE" of the device, for errors found after the file was read; empty elsewhere.
   std::string origin;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "framework/base/status.h"
+#include "hostif/device_host/aggregate_device.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/text_file.h"
 #include "hostif/swiotlb/option.h"
@@ -18,7 +19,8 @@ namespace {
 
 constexpr char kSharePlugin[] = "virtiofs";
 constexpr char kNetPlugin[] = "proxy-net";
-constexpr char kAdapter[] = "eth0";  // the name that WSL gives it
+constexpr char kAdapter[] = "eth0";  // the names that WSL gives them
+constexpr char kAggregate[] = "drvfs";
 
 absl::Status Wrong(absl::string_view what, absl::string_view text, absl::string_view reason) {
   return absl::InvalidArgumentError(absl::StrCat(what, " '", text, "': ", reason));
@@ -34,23 +36,6 @@ absl::StatusOr<DeviceConfig> Device(const char* plugin, std::string device_strin
   if (!shared_dir.empty()) device.spec.options["shared-dir"] = shared_dir;
   VIRTBAY_RETURN_IF_ERROR(FinishDevice(&device));
   device.socket_path = absl::StrCat(socket_dir, "/", device.spec.name, ".sock");
-  return device;
-}
-
-// NAME=DIR[;OPTION]...
-absl::StatusOr<DeviceConfig> Share(const std::string& text, const std::string& socket_dir) {
-  const size_t equals = text.find('=');
-  const size_t end = text.find(';');
-  if (equals == 0 || equals == std::string::npos || equals > end) {
-    return Wrong("--share", text, "is not of the form NAME=DIR[;OPTION]...");
-  }
-  const std::string dir =
-      text.substr(equals + 1, end == std::string::npos ? end : end - equals - 1);
-  if (dir.empty()) return Wrong("--share", text, "the directory is missing");
-  std::string device_string = text.substr(0, equals);
-  if (end != std::string::npos) device_string += text.substr(end);
-  auto device = Device(kSharePlugin, std::move(device_string), dir, socket_dir);
-  if (!device.ok()) return Annotate(device.status(), absl::StrCat("--share '", text, "'"));
   return device;
 }
 
@@ -86,6 +71,22 @@ absl::Status UniqueNames(const std::vector<DeviceConfig>& devices) {
 
 }  // namespace
 
+absl::StatusOr<DeviceConfig> ShareDevice(const std::string& text, const std::string& socket_dir) {
+  const size_t equals = text.find('=');
+  const size_t end = text.find(';');
+  if (equals == 0 || equals == std::string::npos || equals > end) {
+    return Wrong("--share", text, "is not of the form NAME=DIR[;OPTION]...");
+  }
+  const std::string dir =
+      text.substr(equals + 1, end == std::string::npos ? end : end - equals - 1);
+  if (dir.empty()) return Wrong("--share", text, "the directory is missing");
+  std::string device_string = text.substr(0, equals);
+  if (end != std::string::npos) device_string += text.substr(end);
+  auto device = Device(kSharePlugin, std::move(device_string), dir, socket_dir);
+  if (!device.ok()) return Annotate(device.status(), absl::StrCat("--share '", text, "'"));
+  return device;
+}
+
 absl::StatusOr<WslService> MakeWslService(const WslRequest& request) {
   std::optional<wsl::WslConfig> wsl;
   if (!request.wslconfig.empty()) {
@@ -95,22 +96,24 @@ absl::StatusOr<WslService> MakeWslService(const WslRequest& request) {
   WslService service;
   std::vector<DeviceConfig> shares;
   std::vector<DeviceConfig> adapters;
+  std::vector<DeviceConfig>
+      devices;  // shares by their string, each a device whatever the file says
   for (const std::string& text : request.shares) {
-    VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig device, Share(text, request.socket_dir));
+    VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig device, ShareDevice(text, request.socket_dir));
     shares.push_back(std::move(device));
   }
   for (const std::string& text : request.device_strings) {
     VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig device, FromString(text, request.socket_dir));
-    auto& devices = device.spec.plugin == kSharePlugin ? shares : adapters;
-    devices.push_back(std::move(device));
+    (device.spec.plugin == kSharePlugin ? devices : adapters).push_back(std::move(device));
   }
   if (wsl.has_value()) {
     const auto refuse = [&](const DeviceConfig& device, absl::string_view reason) {
       return absl::InvalidArgumentError(absl::StrCat(
           "device ", device.spec.name, ": ", request.wslconfig, " does not ask for it: ", reason));
     };
-    if (!wsl->serves_shares() && !shares.empty()) {
-      return refuse(shares[0], wsl->virtio ? "wsl2.virtiofs is not true" : "wsl2.virtio is false");
+    if (!wsl->serves_shares() && !(shares.empty() && devices.empty())) {
+      return refuse(shares.empty() ? devices[0] : shares[0],
+                    wsl->virtio ? "wsl2.virtiofs is not true" : "wsl2.virtio is false");
     }
     if (!wsl->serves_network() && !adapters.empty()) {
       return refuse(adapters[0], wsl->virtio
@@ -122,17 +125,25 @@ absl::StatusOr<WslService> MakeWslService(const WslRequest& request) {
                                Device(kNetPlugin, kAdapter, "", request.socket_dir));
       adapters.push_back(std::move(device));
     }
-    if (wsl->serves_shares() && shares.empty()) {
+    if (wsl->serves_shares() && shares.empty() && devices.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(
           request.wslconfig, ": wsl2.virtiofs is true, but no --share says which directories"));
+    }
+    if (wsl->aggregate_shares && !shares.empty()) {
+      VIRTBAY_RETURN_IF_ERROR(UniqueNames(shares));
+      VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig device,
+                               Device(kSharePlugin, kAggregate, "", request.socket_dir));
+      VIRTBAY_RETURN_IF_ERROR(MakeAggregate(std::move(shares), &device));
+      shares.clear();
+      shares.push_back(std::move(device));
     }
     service.kernel_command_line =
         swiotlb::KernelCommandLine(wsl::PoolSize(*wsl, request.host_memory));
     service.config.pool_requested = !service.kernel_command_line.empty();
     service.config.warnings = std::move(wsl->warnings);
   }
-  for (auto* devices : {&shares, &adapters}) {
-    for (DeviceConfig& device : *devices) service.config.devices.push_back(std::move(device));
+  for (auto* some : {&shares, &devices, &adapters}) {
+    for (DeviceConfig& device : *some) service.config.devices.push_back(std::move(device));
   }
   VIRTBAY_RETURN_IF_ERROR(UniqueNames(service.config.devices));
   if (service.config.devices.empty()) {

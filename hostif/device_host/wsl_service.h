@@ -27,6 +27,10 @@ struct WslService {
   std::string kernel_command_line;
 };
 
+// [any] The device of a `NAME=DIR[;OPTION]...`, with WSL's options. InvalidArgument or
+// Unimplemented, naming the text.
+absl::StatusOr<DeviceConfig> ShareDevice(const std::string& text, const std::string& socket_dir);
+
 // [control] The devices, as RunService takes them. A .wslconfig decides whether there are shares,
 // in one aggregate device or in a device each, and whether there is an adapter. NotFound,
 // PermissionDenied or InvalidArgument, naming the file and line, or the share or string.

@@ -74,25 +74,4 @@ absl::StatusOr<std::vector<ShareSpec>> List(const DeviceHandle& device) {
   return shares;
 }
 
-absl::StatusOr<ShareSpec> ParseShare(absl::string_view text) {
-  ShareSpec share;
-  bool first = true;
-  for (const absl::string_view part : absl::StrSplit(text, ';')) {
-    if (part.empty() && !first) continue;
-    const std::pair<std::string, std::string> parts = absl::StrSplit(part, absl::MaxSplits('=', 1));
-    if (first) {
-      if (parts.first.empty() || parts.second.empty()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("'", text, "' is not NAME=PATH[;KEY=VALUE|;FLAG]..."));
-      }
-      share.name = parts.first;
-      share.path = parts.second;
-      first = false;
-    } else if (!share.options.insert(parts).second) {
-      return absl::InvalidArgumentError(absl::StrCat(parts.first, ": is given twice"));
-    }
-  }
-  return share;
-}
-
 }  // namespace virtbay::shares

@@ -37,9 +37,6 @@ absl::Status Remove(const DeviceHandle& device, absl::string_view name);
 // [any] All shares in the order in which they were added.
 absl::StatusOr<std::vector<ShareSpec>> List(const DeviceHandle& device);
 
-// [any] `NAME=PATH[;KEY=VALUE|;FLAG]...`. InvalidArgument says what is wrong.
-absl::StatusOr<ShareSpec> ParseShare(absl::string_view text);
-
 }  // namespace virtbay::shares
 
 #endif  // VIRTBAY_HOSTIF_SHARES_SHARES_H_

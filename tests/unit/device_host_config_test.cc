@@ -186,6 +186,45 @@ TEST(DeviceHostConfig, NamesTheLineAndKey) {
               StartsWith("f.toml:3: syntax: "));
 }
 
+TEST(DeviceHostConfig, SharesOfADevice) {
+  const auto config = ParseConfig(R"([[device]]
+name = "all"
+plugin = "virtiofs"
+socket = "/run/all.sock"
+options = { tag = "drvfs" }
+[[device.share]]
+name = "a"
+path = "/srv/a"
+[[device.share]]
+path = "/srv/b"
+readonly = true
+uid = 1000
+umask = "022"
+)",
+                                  "f.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const DeviceConfig& device = config->devices.at(0);
+  EXPECT_EQ(device.spec.options.at("aggregate"), "true");
+  ASSERT_EQ(device.shares.size(), 2u);
+  EXPECT_EQ(device.shares[0].spec.name, "a");
+  EXPECT_EQ(device.shares[0].origin, "f.toml:6");
+  EXPECT_EQ(device.shares[1].spec.path, "/srv/b");
+  const std::map<std::string, std::string> options = {
+      {"readonly", "true"}, {"uid", "1000"}, {"umask", "022"}};
+  EXPECT_EQ(device.shares[1].spec.options, options);
+  const std::string share = std::string(kMinimal) + "[[device.share]]\n";
+  EXPECT_EQ(ErrorOf(share + "name = \"a\"\n"), "f.toml:5: share.path: is missing");
+  EXPECT_EQ(ErrorOf(share + "path = \"/\"\numask = 22\n"),
+            "f.toml:7: share.umask: is octal and must be a string, such as \"022\"");
+  EXPECT_EQ(ErrorOf(share + "path = \"\"\n"), "f.toml:6: share.path: must not be empty");
+  EXPECT_EQ(ErrorOf(share + "path = [1]\n"),
+            "f.toml:6: share.path: must be a string, a number, true or false");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "share = 5\n"),
+            "f.toml:5: share: must be an array of tables, [[device.share]]");
+  EXPECT_EQ(ErrorOf(std::string(kMinimal) + "share = [5]\n"),
+            "f.toml:5: share: must be an array of tables, [[device.share]]");
+}
+
 TEST(DeviceHostConfig, MissingParts) {
   EXPECT_EQ(ErrorOf(""), "f.toml:1: device: no [[device]] is given");
   EXPECT_EQ(ErrorOf("\n[[device]]\nname = \"a\"\n"), "f.toml:2: plugin: is missing");

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "hostif/device_host/control_client.h"
@@ -60,6 +61,26 @@ class FakeTarget final : public ControlTarget {
     if (devices_.erase(std::string(name)) == 0) return absl::NotFoundError("no such device");
     return absl::OkStatus();
   }
+  absl::StatusOr<shares::AddedShare> AddShare(absl::string_view device,
+                                              const shares::ShareSpec& share) override {
+    absl::MutexLock lock(&mutex_);
+    if (!devices_.contains(std::string(device))) return absl::NotFoundError("no such device");
+    shares_.push_back(share);
+    return shares::AddedShare{share.name.empty() ? "made-up" : share.name, share.path == "/again"};
+  }
+  absl::Status RemoveShare(absl::string_view device, absl::string_view name) override {
+    absl::MutexLock lock(&mutex_);
+    if (!devices_.contains(std::string(device))) return absl::NotFoundError("no such device");
+    return std::erase_if(shares_, [&](const auto& share) { return share.name == name; }) == 0
+               ? absl::NotFoundError("no such share")
+               : absl::OkStatus();
+  }
+  absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(
+      absl::string_view device) const override {
+    absl::MutexLock lock(&mutex_);
+    if (!devices_.contains(std::string(device))) return absl::NotFoundError("no such device");
+    return shares_;
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     guest_size = guest.swiotlb_size;
     return guest.swiotlb_base == 0x666000 ? absl::AlreadyExistsError("reported before")
@@ -86,6 +107,7 @@ class FakeTarget final : public ControlTarget {
  private:
   mutable absl::Mutex mutex_;
   std::map<std::string, DeviceReport> devices_ ABSL_GUARDED_BY(mutex_);
+  std::vector<shares::ShareSpec> shares_ ABSL_GUARDED_BY(mutex_);
   Log log_ = Log::ToSink([](LogLevel, absl::string_view) {}, LogLevel::kInfo);
 };
 
@@ -134,6 +156,56 @@ TEST(ControlProtocol, DeviceLifetime) {
       HasSubstr("virtbay_queue_requests_total{device=\"a\",queue=\"1\"} 4\n"));
   EXPECT_TRUE(Ask(&target, R"({"command":"remove","name":"a"})")["ok"].get<bool>());
   EXPECT_EQ(Ask(&target, R"({"command":"remove","name":"a"})")["error"]["code"], "NOT_FOUND");
+}
+
+TEST(ControlProtocol, SharesOfADevice) {
+  FakeTarget target;
+  ASSERT_TRUE(Ask(&target, AddLine("d"))["ok"].get<bool>());
+  const json added = Ask(&target, R"({"command":"share-add","device":"d","share":
+      {"name":"a","path":"/srv","readonly":true,"uid":5,"umask":"022","xattr":"user.a=b"}})");
+  EXPECT_EQ(added["result"], json::parse(R"({"name":"a","existing":false})"));
+  EXPECT_EQ(
+      Ask(&target, R"({"command":"share-add","device":"d","share":{"path":"/again"}})")["result"],
+      json::parse(R"({"name":"made-up","existing":true})"));
+  EXPECT_EQ(Ask(&target, R"({"command":"share-list","device":"d"})")["result"],
+            json::parse(R"([{"name":"a","path":"/srv","options":{"readonly":"true","uid":"5",
+                             "umask":"022","xattr":"user.a=b"}},
+                            {"name":"","path":"/again","options":{}}])"));
+  EXPECT_EQ(Ask(&target, R"({"command":"share-remove","device":"d","name":"a"})")["ok"], true);
+  EXPECT_EQ(Ask(&target, R"({"command":"share-remove","device":"d","name":"a"})")["error"]["code"],
+            "NOT_FOUND");
+  for (const char* command : {"share-add", "share-remove", "share-list"}) {
+    EXPECT_EQ(ErrorOf(&target, absl::StrCat(R"({"command":")", command, "\"}")),
+              "device: is missing");
+  }
+  const auto refuses = [&](const std::string& share, const std::string& reason) {
+    EXPECT_EQ(ErrorOf(&target, R"({"command":"share-add","device":"d","share":)" + share + "}"),
+              reason);
+  };
+  refuses("[]", "share: must be an object");
+  refuses("{}", "share.path: is missing");
+  refuses(R"({"path":""})", "share.path: must not be empty");
+  refuses(R"({"path":5})", "share.path: must be a string");
+  refuses(R"({"name":"","path":"/"})", "share.name: must not be empty");
+  refuses(R"({"path":"/","umask":22})",
+          "share.umask: is octal and must be a string, such as \"022\"");
+  refuses(R"({"path":"/","a":[]})", "share.a: must be a string, a number, true or false");
+  refuses(R"({"path":"/","a b":1})", "share.a b: is not an option name");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"share-add","device":"d"})"), "share: is missing");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"share-remove","device":"d"})"), "name: is missing");
+}
+
+TEST(ControlProtocol, DevicesWithShares) {
+  const auto config = DeviceFromJson(json::parse(
+      R"({"name":"d","plugin":"virtiofs","socket":"/s","shares":[{"name":"a","path":"/srv"}]})"));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->spec.options.at("aggregate"), "true");
+  EXPECT_EQ(config->shares.at(0).spec.path, "/srv");
+  FakeTarget target;
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"shares":{}}})"),
+            "shares: must be an array");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"shares":[{"name":"a"}]}})"),
+            "share.path: is missing");
 }
 
 TEST(ControlProtocol, LogLevel) {

@@ -43,6 +43,16 @@ class FakeTarget final : public ControlTarget {
     return absl::UnimplementedError("");
   }
   std::vector<DeviceReport> InspectAll() const override { return {}; }
+  absl::StatusOr<shares::AddedShare> AddShare(absl::string_view,
+                                              const shares::ShareSpec&) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status RemoveShare(absl::string_view, absl::string_view) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(absl::string_view) const override {
+    return absl::UnimplementedError("");
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }

@@ -531,16 +531,5 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
-TEST(ShareTexts, AreParsed) {
-  ASSERT_OK_AND_ASSIGN(auto share, shares::ParseShare("src=/srv/a=b;ro;uid=5;;xattr=user.a=b;"));
-  EXPECT_EQ(share.name, "src");
-  EXPECT_EQ(share.path, "/srv/a=b");
-  EXPECT_EQ(share.options, (OptionMap{{"ro", ""}, {"uid", "5"}, {"xattr", "user.a=b"}}));
-  for (const char* bad : {"", "src", "=x", "src=", ";ro", "a=/x;ro;ro=1"}) {
-    EXPECT_THAT(shares::ParseShare(bad).status(), StatusIs(absl::StatusCode::kInvalidArgument))
-        << bad;
-  }
-}
-
 }  // namespace
 }  // namespace virtbay::testing

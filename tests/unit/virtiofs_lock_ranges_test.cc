@@ -103,9 +103,8 @@ TEST(VirtioFsLockRanges, AConflictIsLookedForInSteps) {
 class VirtioFsLockSearch : public ::testing::Test, private HandleTable::Closer {
  protected:
   void SetUp() override {
-    struct statx root = {};
     budget_.Configure(&inodes_, 8, 64);
-    ASSERT_TRUE(inodes_.Init(&budget_, 1000, true, root, 0));
+    ASSERT_TRUE(inodes_.Init(&budget_, 1000, &share_));
     ASSERT_TRUE(handles_.Init(this, 100));
   }
   void TearDown() override {
@@ -119,7 +118,7 @@ class VirtioFsLockSearch : public ::testing::Test, private HandleTable::Closer {
     struct statx st = {};
     st.stx_ino = 100 + files_.size();
     st.stx_mode = S_IFREG;
-    InodeRef inode = inodes_.Lookup(st);
+    InodeRef inode = inodes_.Lookup(share_, st);
     files_.push_back(inode.get());
     open_.push_back(handles_.Open(&inode, {}));
     return files_.size() - 1;
@@ -146,6 +145,7 @@ class VirtioFsLockSearch : public ::testing::Test, private HandleTable::Closer {
   static constexpr LockRange kAll = {0, kEnd, true};
   static constexpr auto kWaits = LockWaiters::Added::kWaits;
   static constexpr auto kDeadlock = LockWaiters::Added::kDeadlock;
+  Share share_;
   FdBudget budget_;
   InodeTable inodes_;
   HandleTable handles_;

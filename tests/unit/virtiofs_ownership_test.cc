@@ -2,17 +2,16 @@
 // users and groups. And that a guest can neither see nor forge what this is kept in.
 #include <dirent.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/fs.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
 #include <filesystem>
 
 #include "hostif/guest/fuse_protocol.h"
+#include "tests/support/without_privilege.h"
 #include "tests/unit/virtiofs_share.h"
 
 namespace virtbay::testing {
@@ -23,7 +22,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 constexpr char kMeta[] = "user.virtbay.meta";
-constexpr uid_t kServer = 4321;  // the unprivileged server's user and group
 
 using OptionMap = std::map<std::string, std::string>;
 
@@ -88,22 +86,6 @@ fuse_setattr_in Chown(uint32_t uid, uint32_t gid) {
 
 guest::FuseCaller Caller(uint32_t uid, uint32_t gid, std::vector<uint32_t> groups = {}) {
   return {.uid = uid, .gid = gid, .groups = std::move(groups)};
-}
-
-// Runs the body in a process without privileges: a child of this one if it is root.
-void WithoutPrivileges(void (*body)()) {
-  if (::geteuid() != 0) return body();
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    if (::setgroups(0, nullptr) != 0 || ::setgid(kServer) != 0 || ::setuid(kServer) != 0) _exit(2);
-    body();
-    _exit(::testing::Test::HasFailure() ? 1 : 0);
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-  EXPECT_EQ(WEXITSTATUS(status), 0) << "the child's failures are above";
 }
 
 // ---- metadata -----------------------------------------------------------------------------------
@@ -216,7 +198,7 @@ void MetadataRoundTrip() {
 }
 
 TEST(VirtioFsMetadata, AnUnprivilegedServerPresentsAnyOwnerAndMode) {
-  WithoutPrivileges(&MetadataRoundTrip);
+  WithoutPrivilege(VIRTBAY_VIRTIOFS_PLUGIN, &MetadataRoundTrip);
 }
 // A privileged server does not act as the guest's users where their files carry metadata.
 TEST(VirtioFsMetadata, APrivilegedServerAsWell) { MetadataRoundTrip(); }
@@ -231,7 +213,7 @@ void ReadOnlyFilesOfTheHost() {
 }
 
 TEST(VirtioFsMetadata, ReadOnlyFilesOfTheHostCanCarryIt) {
-  WithoutPrivileges(&ReadOnlyFilesOfTheHost);
+  WithoutPrivilege(VIRTBAY_VIRTIOFS_PLUGIN, &ReadOnlyFilesOfTheHost);
 }
 
 TEST(VirtioFsMetadata, FilesWithoutItAreTheHosts) {

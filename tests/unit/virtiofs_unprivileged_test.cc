@@ -1,46 +1,21 @@
 // A server that is not root: what it created with a mode that lets nobody open it again, itself
 // included, can be locked by whoever has it open.
 #include <fcntl.h>
-#include <grp.h>
 #include <sys/file.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "framework/base/unique_fd.h"
+#include "tests/support/without_privilege.h"
 #include "tests/unit/virtiofs_share.h"
 
 namespace virtbay::testing {
 namespace {
 
 constexpr uint64_t kEnd = INT64_MAX;
-constexpr int kSkipped = 77;
 
 fuse_file_lock Lock(uint32_t type, uint64_t start = 0, uint64_t end = kEnd, uint32_t pid = 42) {
   return {start, end, type, pid};
-}
-
-// Runs `body` in a process that has no privilege; its failures are the test's.
-template <typename Body>
-void WithoutPrivilege(Body&& body) {
-  const pid_t child = fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    constexpr uid_t kNobody = 65534;
-    const bool dropped = geteuid() != 0 ||
-                         (setgroups(0, nullptr) == 0 && setresgid(kNobody, kNobody, kNobody) == 0 &&
-                          setresuid(kNobody, kNobody, kNobody) == 0);
-    if (!dropped || access(VIRTBAY_VIRTIOFS_PLUGIN, R_OK) != 0) _exit(kSkipped);
-    prctl(PR_SET_DUMPABLE, 1);
-    body();
-    _exit(::testing::Test::HasFailure() ? 1 : 0);
-  }
-  int status = 0;
-  ASSERT_EQ(waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-  if (WEXITSTATUS(status) == kSkipped) GTEST_SKIP() << "nobody cannot read the plugin";
-  EXPECT_EQ(WEXITSTATUS(status), 0) << "see above";
 }
 
 struct File {
@@ -86,7 +61,7 @@ class HostProcess {
 };
 
 TEST(VirtioFsUnprivileged, AFileJustMadeCanBeLockedWhateverItsMode) {
-  WithoutPrivilege([] {
+  WithoutPrivilege(VIRTBAY_VIRTIOFS_PLUGIN, [] {
     Share share;
     ASSERT_TRUE(share.ready());
     for (const uint32_t mode : {0400u, 0200u, 0000u, 0600u}) {
@@ -114,7 +89,7 @@ TEST(VirtioFsUnprivileged, AFileJustMadeCanBeLockedWhateverItsMode) {
 
 // Processes that share the handle (fork) are different owners with one description on the host.
 TEST(VirtioFsUnprivileged, OwnersOfOneHandleAreToldApart) {
-  WithoutPrivilege([] {
+  WithoutPrivilege(VIRTBAY_VIRTIOFS_PLUGIN, [] {
     Share share;
     ASSERT_TRUE(share.ready());
     File file(share, "file", O_RDWR, 0400);
@@ -158,7 +133,7 @@ TEST(VirtioFsUnprivileged, OwnersOfOneHandleAreToldApart) {
 // The owner's first lock came through a descriptor that may only read; it loses nothing when it
 // wants more through one that may.
 TEST(VirtioFsUnprivileged, ReadLocksMoveToAWiderDescription) {
-  WithoutPrivilege([] {
+  WithoutPrivilege(VIRTBAY_VIRTIOFS_PLUGIN, [] {
     Share share;
     ASSERT_TRUE(share.ready());
     File file(share, "file", O_RDWR, 0400);

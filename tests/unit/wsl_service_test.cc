@@ -184,6 +184,45 @@ TEST_F(WslServiceTest, AsTheFileAsks) {
   EXPECT_FALSE(none.config.pool_requested);
 }
 
+TEST_F(WslServiceTest, OneDeviceForAllShares) {
+  WslConfig("[wsl2]\nvirtiofs=true\n");
+  request_.shares = {"a=/srv/a;ro;vcpus=2", "b=/srv/b;uid=5;umask=022;vcpus=3;colour=red"};
+  request_.device_strings = {"virtiofs:c;shared-dir=/srv/c"};
+  ASSERT_OK_AND_ASSIGN(const WslService service, MakeWslService(request_));
+  ASSERT_EQ(service.config.devices.size(), 2u);
+  const DeviceConfig& all = service.config.devices[0];
+  EXPECT_EQ(all.spec.name, "drvfs");
+  EXPECT_EQ(all.socket_path, "/run/d/drvfs.sock");
+  EXPECT_THAT(all.spec.options,
+              UnorderedElementsAre(Pair("tag", "drvfs"), Pair("aggregate", "true"),
+                                   Pair("request-queues", "3")));
+  ASSERT_EQ(all.shares.size(), 2u);
+  EXPECT_EQ(all.shares[0].spec.name, "a");
+  EXPECT_EQ(all.shares[0].spec.path, "/srv/a");
+  EXPECT_THAT(all.shares[0].spec.options, UnorderedElementsAre(Pair("readonly", "true")));
+  EXPECT_THAT(all.shares[1].spec.options,
+              UnorderedElementsAre(Pair("uid", "5"), Pair("umask", "0022")));
+  EXPECT_THAT(all.warnings, ElementsAre(HasSubstr("share b: ")));
+  EXPECT_EQ(service.config.devices[1].spec.name, "c");
+  EXPECT_EQ(service.config.devices[1].spec.options.at("shared-dir"), "/srv/c");
+}
+
+TEST_F(WslServiceTest, WhatSharesOfOneDeviceHaveInCommon) {
+  WslConfig("[wsl2]\nvirtiofs=true\n");
+  request_.shares = {"a=/srv/a;swiotlb=0x10000000,64m", "b=/srv/b;xattr=user.a=b", "c=/srv/c"};
+  ASSERT_OK_AND_ASSIGN(const WslService service, MakeWslService(request_));
+  const DeviceConfig& all = service.config.devices.at(0);
+  EXPECT_EQ(all.spec.dma_mode, DmaMode::kAperture);
+  EXPECT_EQ(all.spec.aperture.base, 0x1000'0000u);
+  EXPECT_EQ(all.spec.options.at("xattr"), "true");
+  EXPECT_EQ(all.shares[1].spec.options.at("xattr"), "user.a=b");
+  EXPECT_EQ(all.shares[2].spec.options.at("xattr"), "false");
+  request_.shares.push_back("d=/srv/d;swiotlb=0x20000000,64m");
+  EXPECT_THAT(MakeWslService(request_), StatusIs(kInvalidArgument, "share d: swiotlb: "));
+  request_.shares = {"a=/srv/a", "a=/srv/b"};
+  EXPECT_THAT(MakeWslService(request_), StatusIs(kInvalidArgument, "name is given twice"));
+}
+
 TEST_F(WslServiceTest, WhatTheFileDoesNotAskFor) {
   request_.shares = {"a=/srv/a"};
   WslConfig("[wsl2]\nnetworkingMode=consomme\n");
