@@ -68,6 +68,28 @@ struct CloseDirectory {
 using Directory = std::unique_ptr<DIR, CloseDirectory>;
 
 constexpr char kDirectoryPrefix[] = "virtbay-plugin-";
+constexpr char kDirectorySuffix[] = "XXXXXX";
+constexpr mode_t kDirectoryMode = 0700;  // mkdtemp's
+constexpr mode_t kCopyMode = 0500;
+
+// Whether a directory holds a copy and nothing else, so that it is a loader's and not somebody's
+// own of a similar name: at most one file, readable and executable for its owner alone, as copies
+// are.
+bool HoldsOnlyACopy(DIR* directory, std::string* copy) {
+  copy->clear();
+  while (const dirent* file = readdir(directory)) {
+    const absl::string_view name = file->d_name;
+    if (name == "." || name == "..") continue;
+    struct stat info {};
+    if (!copy->empty() ||
+        fstatat(dirfd(directory), file->d_name, &info, AT_SYMLINK_NOFOLLOW) != 0 ||
+        info.st_mode != (S_IFREG | kCopyMode)) {
+      return false;
+    }
+    *copy = file->d_name;
+  }
+  return true;
+}
 
 // Removes what loaders left behind that were ended between copy and removal (a kill; for a build
 // with sanitizers, anything that skips destructors). A loader that lives holds the lock of its
@@ -76,7 +98,10 @@ void RemoveLeftBehind(const std::string& place) {
   const Directory listing(opendir(place.c_str()));
   if (listing == nullptr) return;
   while (const dirent* entry = readdir(listing.get())) {
-    if (!absl::StartsWith(entry->d_name, kDirectoryPrefix)) continue;
+    if (!absl::StartsWith(entry->d_name, kDirectoryPrefix) ||
+        strlen(entry->d_name) != strlen(kDirectoryPrefix) + strlen(kDirectorySuffix)) {
+      continue;
+    }
     const int parent = dirfd(listing.get());
     const int fd = openat(parent, entry->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) continue;
@@ -86,12 +111,13 @@ void RemoveLeftBehind(const std::string& place) {
       continue;
     }
     struct stat info {};
-    if (fstat(fd, &info) != 0 || info.st_uid != geteuid() || flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    std::string copy;
+    if (fstat(fd, &info) != 0 || info.st_uid != geteuid() ||
+        info.st_mode != (S_IFDIR | kDirectoryMode) || flock(fd, LOCK_EX | LOCK_NB) != 0 ||
+        !HoldsOnlyACopy(left.get(), &copy)) {
       continue;
     }
-    while (const dirent* file = readdir(left.get())) {
-      static_cast<void>(unlinkat(fd, file->d_name, 0));
-    }
+    if (!copy.empty()) static_cast<void>(unlinkat(fd, copy.c_str(), 0));
     static_cast<void>(unlinkat(parent, entry->d_name, AT_REMOVEDIR));
   }
 }
@@ -129,7 +155,7 @@ absl::StatusOr<PrivateDirectory> MakePrivateDirectory() {
     // Again when another loader has just mistaken the new directory for one that was left behind.
     constexpr int kAttempts = 100;
     for (int i = 0; i < kAttempts; ++i) {
-      std::string name = absl::StrCat(place, "/", kDirectoryPrefix, "XXXXXX");
+      std::string name = absl::StrCat(place, "/", kDirectoryPrefix, kDirectorySuffix);
       if (mkdtemp(name.data()) == nullptr) {
         error = ErrnoStatus(errno, name);
         break;
@@ -181,7 +207,7 @@ absl::StatusOr<PrivateCopy> PrivateCopy::Create(int source, const std::filesyste
   copy.lock_ = std::move(directory->lock);
   copy.path_ = copy.directory_ / shown.filename();
   UniqueFd out(
-      open(copy.path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0500));
+      open(copy.path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, kCopyMode));
   if (!out.valid()) return Annotate(ErrnoStatus(errno, copy.path_.native()), subject);
   VIRTBAY_RETURN_IF_ERROR(Annotate(CopyBytes(source, out.get()), subject));
   copy.fd_.reset(open(copy.path_.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));

@@ -77,15 +77,17 @@ struct Options {
   bool readdirplus = true;
   bool announce_submounts = true;
   bool killpriv_v2 = false;
-  bool aggregate = false;            // many shares, which come at run time, and no directory
-  uint32_t max_shares = 4096;        // of an aggregate
-  uint32_t vcpus = 0;                // of the guest; 0: not known
-  uint32_t request_queues = 0;       // until parsed: 0 is the default, see Parse
-  uint32_t max_write = 1u << 20;     // bytes; at most what a guest that bounces can map
-  uint32_t max_open_inodes = 0;      // O_PATH descriptors kept open; 0: derived from RLIMIT_NOFILE
-  uint32_t max_open_files = 0;       // all descriptors of the device; 0: derived
-  uint32_t max_inodes = 8u << 20;    // inodes that the guest may know
-  uint32_t max_lock_waiters = 1024;  // blocked SETLKW requests
+  bool aggregate = false;          // many shares, which come at run time, and no directory
+  uint32_t max_shares = 4096;      // of an aggregate
+  uint32_t vcpus = 0;              // of the guest; 0: not known
+  uint32_t request_queues = 0;     // until parsed: 0 is the default, see Parse
+  uint32_t max_write = 1u << 20;   // bytes; at most what a guest that bounces can map
+  uint32_t max_open_inodes = 0;    // O_PATH descriptors kept open; 0: derived from RLIMIT_NOFILE
+  uint32_t max_open_files = 0;     // all descriptors of the device; 0: derived
+  uint32_t max_inodes = 8u << 20;  // inodes that the guest may know
+  // Blocked SETLKW requests. They keep their places in the rings, where the unlock that ends them
+  // needs one as well: a quarter of the smallest usual ring.
+  uint32_t max_lock_waiters = 32;
 
   using KeyValue = std::pair<std::string, std::string>;
   // [control] An Error names the key and the value that is wrong, or the key that is unknown.

@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <filesystem>
@@ -196,7 +197,19 @@ TEST_F(PluginLoad, ACopyLivesAsLongAsItsLoader) {
     // Nor is anything else of that name touched.
     std::ofstream(private_ / "virtbay-plugin-file") << "x";
     std::filesystem::create_directory_symlink(private_.path(), private_ / "virtbay-plugin-link");
+    // Directories of somebody's own, one of them named as if by chance like a loader's.
+    const std::array<std::filesystem::path, 2> own = {private_ / "virtbay-plugin-device",
+                                                      private_ / "virtbay-plugin-mydevice"};
+    for (const auto& directory : own) {
+      std::filesystem::create_directory(directory);
+      std::filesystem::permissions(directory, std::filesystem::perms::owner_all);
+      std::ofstream(directory / "device.cc") << "x";
+    }
     ASSERT_OK_AND_ASSIGN(const PrivateCopy other, PrivateCopy::Create(file.get(), "other.so"));
+    for (const auto& directory : own) {
+      EXPECT_TRUE(std::filesystem::exists(directory / "device.cc")) << directory;
+      std::filesystem::remove_all(directory);
+    }
     EXPECT_EQ(CountCopies(private_.path()), 4u) << "kept, other, file and link";
     EXPECT_TRUE(std::filesystem::exists(kept.path()));
     EXPECT_TRUE(std::filesystem::exists(other.path()));
