@@ -57,6 +57,7 @@ Queue::Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& p
       in_view_(properties.in_view),
       out_view_(properties.out_view),
       view_slots_(SlotsFor(uint64_t{AlignView(properties.in_view)} + properties.out_view)),
+      auxiliary_((properties.flags & VIRTBAY_QUEUE_AUXILIARY) != 0),
       cache_(core->shares_pool()
                  ? std::make_unique<SlotCache>(&core->pool->slots(), &core->shared_slots)
                  : std::make_unique<SlotCache>(&core->pool->slots())),
@@ -360,15 +361,23 @@ void Queue::SetError(UniqueFd fd) {
   if (error_) MakeNonBlocking(error_.get());
 }
 
-void Queue::Break(absl::string_view why, bool device_fails) {
-  if (!running()) return;
+UniqueFd Queue::StopForGood() {
   Publish();
   broken_.store(true, std::memory_order_relaxed);
-  const UniqueFd error = std::move(error_);
-  const std::string text = absl::StrCat("queue ", index_, ": ", why);
+  UniqueFd error = std::move(error_);
   Finish(/*forget=*/true);
-  core_->RaiseNeedsReset(text, device_fails);
+  return error;
+}
+
+void Queue::Break(absl::string_view why, bool device_fails) {
+  if (!running()) return;
+  const UniqueFd error = StopForGood();
+  core_->RaiseNeedsReset(absl::StrCat("queue ", index_, ": ", why), device_fails);
   // Last, so that a front-end that wakes up by it finds the ring stopped and the status set.
+  TellStopped(error);
+}
+
+void Queue::TellStopped(const UniqueFd& error) {
   if (error) WriteEvent(error.get());
 }
 

@@ -52,6 +52,8 @@ class Queue {
 
   uint16_t index() const { return index_; }
   uint16_t max_size() const { return max_size_; }
+  // Of no use to the driver by itself.
+  bool auxiliary() const { return auxiliary_; }
   // [queue] The thread that serves this queue from now on says so itself.
   void BindToThread(Loop* loop, CallbackMonitor* monitor);
   bool OnOwnThread() const;
@@ -88,6 +90,10 @@ class Queue {
   void SetError(UniqueFd fd);
   // Stops the ring: DEVICE_NEEDS_RESET, config interrupt and the error fd (virtio 1.3 2.1.2).
   void Break(absl::string_view why, bool device_fails = false);
+  // Stops a running ring for good and no more; returns its error descriptor for TellStopped, which
+  // comes after the status has been set.
+  UniqueFd StopForGood();
+  static void TellStopped(const UniqueFd& error);
 
   // [any]
   bool running() const { return running_.load(std::memory_order_acquire); }
@@ -175,6 +181,7 @@ class Queue {
   const uint32_t in_view_;
   const uint32_t out_view_;
   const uint32_t view_slots_;
+  const bool auxiliary_;
   Loop* loop_ = nullptr;
   CallbackMonitor* monitor_ = nullptr;
   QueueThread* queue_thread_ = nullptr;

@@ -146,10 +146,7 @@ void QueueThread::Main() {
   } else {
     core_->RaiseNeedsReset(absl::StrCat(name_, ": ", status.message()), /*stops=*/true);
   }
-  if (condemned_) {
-    for (Queue* queue : queues_) queue->Break(condemned_why_);
-    core_->log.Error(absl::StrCat(name_, ": the queue thread ends: ", condemned_why_));
-  }
+  if (condemned_) StopRings();
   DrainIo();
   mailbox_->Close();
   conditions_.clear();
@@ -260,6 +257,39 @@ bool QueueThread::ArmAll() {
   bool more = false;
   for (Queue* queue : queues_) more |= queue->ArmKicks();
   return more;
+}
+
+void QueueThread::StopRings() {
+  // What was taken ends as far as it can, so that it is answered.
+  for (Queue* queue : queues_) {
+    if (queue->running()) queue->BeginDrain();
+  }
+  const auto busy = [](const Queue* queue) { return queue->running() && !queue->drained(); };
+  const uint64_t deadline =
+      MonotonicNs() + static_cast<uint64_t>(absl::ToInt64Nanoseconds(kIoDrain));
+  while (!stop_.load(std::memory_order_acquire) && MonotonicNs() < deadline &&
+         std::any_of(queues_.begin(), queues_.end(), busy)) {
+    if (!mailbox_->waiting()) loop_->Wait(deadline);
+    loop_->Poll();
+    DeliverIo();
+    RunMail();
+    for (Queue* queue : queues_) queue->Publish();
+    CheckConditions();
+  }
+  std::vector<UniqueFd> errors;
+  for (Queue* queue : queues_) {
+    if (queue->running()) errors.push_back(queue->StopForGood());
+  }
+  core_->log.Error(absl::StrCat(name_, ": the queue thread ends: ", condemned_why_));
+  // Of two threads that end at the same time, one at least sees that nobody is left.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const bool others =
+      std::any_of(core_->queues.begin(), core_->queues.end(),
+                  [](const auto& queue) { return queue->running() && !queue->auxiliary(); });
+  if (!errors.empty() && !others) {
+    core_->RaiseNeedsReset(absl::StrCat(name_, ": ", condemned_why_), /*stops=*/false);
+  }
+  for (const UniqueFd& error : errors) Queue::TellStopped(error);
 }
 
 void QueueThread::DrainIo() {

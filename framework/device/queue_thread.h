@@ -49,7 +49,7 @@ class QueueThread final : private LoopEvents {
   // [control] Runs `check` on the thread after each burst until it is true.
   absl::Status RunUntil(absl::AnyInvocable<bool()> check, absl::Duration timeout);
 
-  // [queue] The thread ends after the callback that is running.
+  // [queue] The thread takes no more requests, and ends when what it holds has ended.
   void Condemn(std::string why);
 
   // Services for the plugin, [queue].
@@ -81,6 +81,7 @@ class QueueThread final : private LoopEvents {
   void CheckConditions();
   bool PumpAll();
   bool ArmAll();
+  void StopRings();
   void DrainIo();
   void DeliverIo();
 

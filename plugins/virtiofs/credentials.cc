@@ -29,11 +29,21 @@ bool GetCaps(uint64_t* effective, uint64_t* permitted, uint64_t* inheritable) {
   return true;
 }
 
+// Of the calling thread only: libc's wrappers change every thread of the process.
+constexpr ThreadIdentity::Calls kSystem = {
+    [](uint32_t user) { return ::syscall(SYS_setresuid, kUnchanged, user, kUnchanged); },
+    [](uint32_t group) { return ::syscall(SYS_setresgid, kUnchanged, group, kUnchanged); },
+    [](size_t count, const gid_t* groups) { return ::syscall(SYS_setgroups, count, groups); },
+    [](void* header, const void* data) { return ::syscall(SYS_capset, header, data); },
+};
+
 // CLONE_FS set of another thread's sharing cannot be seen, so ask for a private one always; it is
 // no more than a reference count if this is the only user.
 bool OwnFsState() { return ::unshare(CLONE_FS) == 0; }
 
 }  // namespace
+
+ThreadIdentity::ThreadIdentity() : ThreadIdentity(&kSystem) {}
 
 void ThreadIdentity::BindSlow(int proc_fd) {
   thread_ = ::pthread_self();
@@ -64,7 +74,7 @@ bool ThreadIdentity::SetEffective(uint64_t caps) {
   data[1].permitted = static_cast<uint32_t>(permitted_ >> 32);
   data[0].inheritable = static_cast<uint32_t>(inheritable_);
   data[1].inheritable = static_cast<uint32_t>(inheritable_ >> 32);
-  return ::syscall(SYS_capset, &header, data) == 0;
+  return calls_->set_capabilities(&header, data) == 0;
 }
 
 int ThreadIdentity::Become(uint32_t uid, uint32_t gid, std::span<const uint32_t> groups,
@@ -76,15 +86,15 @@ int ThreadIdentity::Become(uint32_t uid, uint32_t gid, std::span<const uint32_t>
   };
   // Group and groups first: they need capabilities that go with the user.
   if (gid != gid_ && gid != kUnchanged) {
-    if (::syscall(SYS_setresgid, kUnchanged, gid, kUnchanged) != 0) return failed();
+    if (calls_->set_group(gid) != 0) return failed();
     gid_changed_ = true;
   }
   if (!groups.empty()) {
-    if (::syscall(SYS_setgroups, groups.size(), groups.data()) != 0) return failed();
+    if (calls_->set_groups(groups.size(), groups.data()) != 0) return failed();
     groups_changed_ = true;
   }
   if (uid != uid_ && uid != kUnchanged) {
-    if (::syscall(SYS_setresuid, kUnchanged, uid, kUnchanged) != 0) return failed();
+    if (calls_->set_user(uid) != 0) return failed();
     uid_changed_ = true;
     if (override_dac && uid_ == 0 && (permitted_ & Bit(CAP_DAC_OVERRIDE)) != 0 &&
         !SetEffective(Bit(CAP_DAC_OVERRIDE))) {
@@ -97,17 +107,17 @@ int ThreadIdentity::Become(uint32_t uid, uint32_t gid, std::span<const uint32_t>
 bool ThreadIdentity::Restore() {
   const bool changed = uid_changed_ || gid_changed_;
   if (uid_changed_) {
-    if (::syscall(SYS_setresuid, kUnchanged, uid_, kUnchanged) != 0) return false;
+    if (calls_->set_user(uid_) != 0) return false;
     uid_changed_ = false;
     // Going back to user 0 raises everything that is permitted, which may be more than there was.
     if (uid_ == 0 && effective_ != permitted_ && !SetEffective(effective_)) return false;
   }
   if (gid_changed_) {
-    if (::syscall(SYS_setresgid, kUnchanged, gid_, kUnchanged) != 0) return false;
+    if (calls_->set_group(gid_) != 0) return false;
     gid_changed_ = false;
   }
   if (groups_changed_) {
-    if (::syscall(SYS_setgroups, groups_.size(), groups_.data()) != 0) return false;
+    if (calls_->set_groups(groups_.size(), groups_.data()) != 0) return false;
     groups_changed_ = false;
   }
   // The kernel has made the whole process undumpable, which for a user other than root shuts

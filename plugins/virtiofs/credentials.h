@@ -16,6 +16,17 @@ namespace virtbay::virtiofs {
 
 class ThreadIdentity {
  public:
+  // The system calls that change who the thread is: 0, or -1 with errno.
+  struct Calls {
+    long (*set_user)(uint32_t effective);
+    long (*set_group)(uint32_t effective);
+    long (*set_groups)(size_t count, const gid_t* groups);
+    long (*set_capabilities)(void* header, const void* data);
+  };
+  ThreadIdentity();
+  // With other calls, for tests of their failure; *calls has to live as long.
+  explicit ThreadIdentity(const Calls* calls) : calls_(calls) {}
+
   // [queue] Reads what this thread is, and gives it a umask (0) and a working directory
   // (/proc/self/fd) of its own. Does nothing when it is bound to this thread already.
   void Bind(int proc_fd) {
@@ -55,6 +66,7 @@ class ThreadIdentity {
   void BindSlow(int proc_fd);
   bool SetEffective(uint64_t caps);
 
+  const Calls* calls_;
   pthread_t thread_ = {};
   bool bound_ = false;
   bool own_fs_ = false;

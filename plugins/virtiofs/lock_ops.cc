@@ -171,7 +171,13 @@ void OnLockPoll(Fs& fs, Worker& worker) {
 void RequeueParked(Fs& fs, Worker& worker) {
   for (auto& waiter : worker.parked) {
     fs.lock_waiters.Remove(waiter.get());
-    sdk::Request(fs.host, waiter->request).Requeue();
+    sdk::Request request(fs.host, waiter->request);
+    if (worker.condemned) {
+      // Nobody would take it up again: this queue's ring stops for good.
+      Call::Answer(fs, std::move(request), waiter->unique, EIO, {});
+    } else {
+      request.Requeue();
+    }
   }
   worker.parked.clear();
   fs.host->CancelTimer(worker.queue, kLockTimerCookie);

@@ -44,8 +44,8 @@ class VirtioFs : public Device {
   Properties GetProperties() const override {
     return {.queue_count = 1 + fs_.options.request_queues, .config_size = sizeof(config_)};
   }
-  QueueProperties GetQueueProperties(uint32_t /*queue*/) const override {
-    return {.in_view = kView, .out_view = kView};
+  QueueProperties GetQueueProperties(uint32_t queue) const override {
+    return {.in_view = kView, .out_view = kView, .auxiliary = queue == 0};
   }
 
   Status Start() override {

@@ -19,6 +19,12 @@ namespace {
 
 using ::testing::HasSubstr;
 
+// Waits until the descriptor has something to read.
+bool Readable(int fd) {
+  pollfd look{.fd = fd, .events = POLLIN, .revents = 0};
+  return poll(&look, 1, 60'000) == 1;
+}
+
 class ServiceTest : public DeviceTest {
  protected:
   void Connect(DeviceSpec spec, Client::Options options = {}) {
@@ -510,12 +516,15 @@ TEST_F(ServiceTest, ACondemnedThreadServesNoMore) {
     Connect(parallel ? ParallelSpec(name, two) : Spec(name, two));
     ASSERT_OK(client_->Check(0));
     ASSERT_OK(client_->Check(1));
+    const UniqueFd told(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    ASSERT_OK(client_->port().SetError(0, UniqueFd(dup(told.get()))));
     EXPECT_OK(client_->Call({.op = Op::kCondemn})) << "this one is still answered";
-    EXPECT_TRUE(client_->WaitForConfigChange());
-    EXPECT_TRUE(client_->NeedsReset());
+    EXPECT_TRUE(Readable(told.get()));
     EXPECT_TRUE(log_.WaitFor("the queue thread ends: a request said so"));
     EXPECT_FALSE(client_->port().queue_running(0));
-    EXPECT_THAT(device_.Inspect()->failure, HasSubstr("a request said so"));
+    EXPECT_TRUE(device_.Inspect()->queues[0].broken);
+    EXPECT_EQ(client_->NeedsReset(), !parallel) << "only the last thread's end fails the device";
+    EXPECT_EQ(device_.Inspect()->failure.empty(), parallel);
     EXPECT_THAT(client_->port().StartQueue(0, client_->ConfigOf(0, 0)),
                 StatusIs(absl::StatusCode::kUnavailable, "ended"));
     if (parallel) {
@@ -523,14 +532,60 @@ TEST_F(ServiceTest, ACondemnedThreadServesNoMore) {
       EXPECT_TRUE(client_->port().queue_running(1));
       EXPECT_OK(client_->transport().SetMemory(client_->memory()));
       EXPECT_OK(client_->Check(1));
-    } else {
-      EXPECT_FALSE(client_->port().queue_running(1));
+      EXPECT_OK(client_->Call({.op = Op::kCondemn}, "", 64, 1));
+      EXPECT_TRUE(client_->WaitForConfigChange());
+      EXPECT_TRUE(client_->NeedsReset());
     }
+    EXPECT_FALSE(client_->port().queue_running(1));
+    EXPECT_THAT(device_.Inspect()->failure, HasSubstr("a request said so"));
     EXPECT_OK(client_->port().StopQueue(0)) << "its index is still to be had";
     ASSERT_OK(client_->driver().Restart());
+    EXPECT_FALSE(client_->NeedsReset());
     EXPECT_OK(client_->Check(0));
     EXPECT_OK(client_->Check(1));
   }
+}
+
+TEST_F(ServiceTest, WhatACondemnedThreadHasTakenIsAnswered) {
+  Connect(ParallelSpec("a", {{"queues", "2"}}));
+  Pipe read_from, offload_from;
+  const UniqueFd told(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  ASSERT_OK(client_->port().SetError(0, UniqueFd(dup(told.get()))));
+  const uint64_t held = client_->Send({.op = Op::kHold});
+  const uint64_t read = client_->Send({.op = Op::kSubmitRead,
+                                       .fd = read_from.reader.get(),
+                                       .a = kResultSize,
+                                       .b = 4,
+                                       .offset = VIRTBAY_IO_STREAM});
+  const uint64_t offloaded = client_->Send({.op = Op::kOffload, .fd = offload_from.reader.get()});
+  EXPECT_OK(client_->Call({.op = Op::kCondemn}));
+  // Told to end what it holds; what the kernel and a pool thread still have is waited for.
+  EXPECT_OK(client_->Take(held));
+  EXPECT_FALSE(client_->Has(read));
+  EXPECT_TRUE(client_->port().queue_running(0));
+  const uint64_t late = client_->Send({.op = Op::kEcho});
+  ASSERT_EQ(write(offload_from.writer.get(), "x", 1), 1);
+  EXPECT_OK(client_->Take(offloaded));
+  ASSERT_EQ(write(read_from.writer.get(), "data", 4), 4);
+  ASSERT_OK_AND_ASSIGN(const Reply reply, client_->Take(read));
+  EXPECT_EQ(reply.data.substr(kResultSize), "data");
+  EXPECT_TRUE(Readable(told.get()));
+  EXPECT_FALSE(client_->port().queue_running(0));
+  EXPECT_FALSE(client_->Has(late)) << "no more are taken";
+  EXPECT_FALSE(client_->NeedsReset());
+  EXPECT_OK(client_->Check(1));
+}
+
+TEST_F(ServiceTest, AnAuxiliaryQueueAloneIsNotEnough) {
+  Connect(ParallelSpec("a", {{"queues", "3"}, {"auxiliary", "1"}}));
+  EXPECT_OK(client_->Call({.op = Op::kCondemn}, "", 64, 1));
+  EXPECT_TRUE(log_.WaitFor("the queue thread ends"));
+  EXPECT_OK(client_->Check(2));
+  EXPECT_FALSE(client_->NeedsReset());
+  EXPECT_OK(client_->Call({.op = Op::kCondemn}, "", 64, 2));
+  EXPECT_TRUE(client_->WaitForConfigChange());
+  EXPECT_TRUE(client_->NeedsReset());
+  EXPECT_OK(client_->Check(0)) << "it serves on nevertheless";
 }
 
 TEST_F(ServiceTest, ConfigurationChangesAreAnnounced) {

@@ -37,6 +37,7 @@ class OpDevice : public Device {
     queues_ = Number("queues", 1);
     in_view_ = Number("in_view", 1024);
     out_view_ = Number("out_view", 1024);
+    auxiliary_ = Number("auxiliary", 0) != 0;
     config_.resize(Number("config_size", 16));
     std::iota(reinterpret_cast<uint8_t*>(config_.data()),
               reinterpret_cast<uint8_t*>(config_.data()) + config_.size(), uint8_t{1});
@@ -61,8 +62,11 @@ class OpDevice : public Device {
             .features = 0x5,
             .config_size = static_cast<uint32_t>(config_.size())};
   }
-  QueueProperties GetQueueProperties(uint32_t) const override {
-    return {.max_size = 0, .in_view = in_view_, .out_view = out_view_};
+  QueueProperties GetQueueProperties(uint32_t queue) const override {
+    return {.max_size = 0,
+            .in_view = in_view_,
+            .out_view = out_view_,
+            .auxiliary = queue == 0 && auxiliary_};
   }
   Status Negotiate(uint64_t features) override {
     __atomic_store_n(features_, features, __ATOMIC_RELAXED);
@@ -357,6 +361,7 @@ class OpDevice : public Device {
   uint32_t queues_ = 1;
   uint32_t in_view_ = 0;
   uint32_t out_view_ = 0;
+  bool auxiliary_ = false;  // queue 0 is of no use by itself
   std::vector<std::byte> config_;
   std::vector<std::vector<Kept>> kept_;  // by queue
   // Kept to the end: a report that comes too late is never made.

@@ -1,7 +1,7 @@
 # The virtio-fs plugin: its parts by themselves, and the whole of it behind the in-process guest.
 virtbay_add_test(virtiofs_parts_test
   SOURCES virtiofs_options_test.cc virtiofs_tables_test.cc virtiofs_lock_ranges_test.cc
-          virtiofs_view_test.cc
+          virtiofs_view_test.cc virtiofs_identity_test.cc
   LIBRARIES virtiofs_core)
 virtbay_add_test(virtiofs_test
   SOURCES virtiofs_ops_test.cc virtiofs_dir_test.cc virtiofs_locks_test.cc

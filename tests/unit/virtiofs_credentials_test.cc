@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 
 #include "tests/unit/virtiofs_share.h"
@@ -37,45 +38,80 @@ bool ForbidComingBack() {
          prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
 }
 
-// Number of the first expectation that failed, 0 for none.
-int ServeWithoutReturn() {
-  if (!ForbidComingBack()) return 1;
-  ShareOptions options;
-  options.options = {{"request-queues", "2"}};
-  options.session.request_queues = 2;
-  options.session.queue.timeout = absl::Seconds(5);
-  Share share(std::move(options));
-  if (!share.ready()) return 2;
-  stdfs::permissions(share.dir().path(), stdfs::perms(0777));
-  share.fs(0).queue().set_caller({.uid = 1000, .gid = 1000, .groups = {}});
-  // Whatever became of the file: the answer is an error, or there is none.
-  if (share.fs(0).Create(kRoot, "file", O_RDWR, 0600).ok()) return 3;
-  share.fs(0).queue().set_caller({});
+using guest::FuseSlot;
+
+bool RingStopped(Share& share, uint32_t queue) {
   auto info = share.host().Inspect("share");
-  for (int i = 0; i < 500 && info.ok() && !info->needs_reset; ++i) {
+  for (int i = 0; i < 500 && info.ok() && !info->queues[queue].broken; ++i) {
     usleep(10'000);
     info = share.host().Inspect("share");
   }
-  if (!info.ok() || !info->needs_reset) return 4;
+  return info.ok() && info->queues[queue].broken;
+}
+
+bool NeedsReset(Share& share) {
+  const auto info = share.host().Inspect("share");
+  return !info.ok() || info->needs_reset;
+}
+
+// A request that has the thread of that queue act as a user of the guest, and not come back.
+int CreateAsSomebody(Share& share, uint32_t queue) {
+  share.fs(queue).queue().set_caller({.uid = 1000, .gid = 1000, .groups = {}});
+  const int error = share.fs(queue).Create(kRoot, "file", O_RDWR, 0600).error;
+  share.fs(queue).queue().set_caller({});
+  return error;
+}
+
+void ServeWithoutReturn() {
+  ASSERT_TRUE(ForbidComingBack());
+  ShareOptions options;
+  options.options = {{"request-queues", "2"}};
+  options.session.request_queues = 2;
+  options.session.queue.timeout = absl::Seconds(1);
+  Share share(std::move(options));
+  ASSERT_TRUE(share.ready());
+  stdfs::permissions(share.dir().path(), stdfs::perms(0777));
+  share.dir().Write("locked", "");
+  const uint64_t node = share.Node("locked");
+  const uint64_t fh = share.OpenPath("locked", O_RDWR);
+  const fuse_file_lock lock = {0, INT64_MAX, F_WRLCK, 1};
+  ASSERT_EQ(share.fs(1).SetLk(node, fh, 1, lock, false), 0);
+  FuseSlot* const waiting = share.fs(0).StartLkw(node, fh, 2, lock);
+  ASSERT_NE(waiting, nullptr);
+
+  EXPECT_EQ(CreateAsSomebody(share, 0), EIO);
+  EXPECT_TRUE(RingStopped(share, 1));
+  EXPECT_EQ(share.fs(0).FinishLk(waiting), EIO) << "what it had taken is answered";
   // Never again on that thread; the other queue's thread has done nothing wrong.
-  if (share.fs(0).Mkdir(kRoot, "as-somebody", 0700).ok()) return 5;
-  if (stdfs::exists(share.dir().path() / "as-somebody")) return 6;
-  if (share.fs(1).GetAttr(kRoot).error != 0) return 7;
+  EXPECT_FALSE(NeedsReset(share));
+  EXPECT_LT(share.fs(0).Mkdir(kRoot, "as-somebody", 0700).error, 0);
+  EXPECT_FALSE(stdfs::exists(share.dir() / "as-somebody"));
+  EXPECT_EQ(share.fs(1).GetAttr(kRoot).error, 0);
+  EXPECT_EQ(share.fs(1).Mkdir(kRoot, "as-oneself", 0700).error, 0);
+  // The last one that serves requests; that the hiprio queue's is left is no use to anybody.
+  EXPECT_EQ(CreateAsSomebody(share, 1), EIO);
+  EXPECT_TRUE(RingStopped(share, 2));
+  EXPECT_TRUE(NeedsReset(share));
+  EXPECT_EQ(share.session().hiprio().Forget(node, 1), 0);
   // A new session begins with new threads.
   share.Connect();
-  if (!share.ready() || share.fs().GetAttr(kRoot).error != 0) return 8;
-  return 0;
+  ASSERT_TRUE(share.ready());
+  EXPECT_FALSE(NeedsReset(share));
+  EXPECT_EQ(share.fs().GetAttr(kRoot).error, 0);
 }
 
 TEST(VirtioFsCredentials, AThreadThatCannotComeBackNeverServesAgain) {
   if (geteuid() != 0) GTEST_SKIP() << "needs the right to act as another user";
   const pid_t child = fork();
   ASSERT_GE(child, 0);
-  if (child == 0) _exit(ServeWithoutReturn());
+  if (child == 0) {
+    ServeWithoutReturn();
+    _exit(::testing::Test::HasFailure() ? 1 : 0);
+  }
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-  EXPECT_EQ(WEXITSTATUS(status), 0) << "see ServeWithoutReturn";
+  EXPECT_EQ(WEXITSTATUS(status), 0) << "see above";
 }
 
 }  // namespace

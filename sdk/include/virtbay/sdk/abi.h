@@ -257,8 +257,9 @@ typedef struct virtbay_metrics_service {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */
   uint32_t reserved;    /**< zero */
   /** [any, may allocate] A 64-bit cell that the host reports under this name (lower_snake) as a
-   * number that only grows; the same name gives the same cell. Change it with relaxed atomics. Lives
-   * as long as the device. NULL when the name is not of that form or the device has too many. */
+   * number that only grows; the same name gives the same cell. Change it with relaxed atomics.
+   * Lives as long as the device. NULL when the name is not of that form or the device has too many.
+   */
   uint64_t* (*counter)(virtbay_host_device* host, const char* name, const char* help);
   /** [any, may allocate] The same for a number that goes up and down. */
   uint64_t* (*gauge)(virtbay_host_device* host, const char* name, const char* help);
@@ -284,7 +285,9 @@ typedef struct virtbay_device_service {
    */
   void (*fail)(virtbay_host_device* host, const char* text, uint32_t len);
   /** [queue] This queue's thread must not serve again (e.g. it could not restore its credentials):
-   * it ends after the callback; the device fails when no other thread is left. */
+   * it takes no more requests, quiesces its queues, lets I/O and offloaded work that is under way
+   * end, stops its rings and ends. The other threads go on; when no ring of theirs is left
+   * (auxiliary ones apart), DEVICE_NEEDS_RESET. */
   void (*condemn_thread)(virtbay_host_device* host, uint32_t queue, const char* text, uint32_t len);
   /** [any] The configuration space changed: config interrupt (virtio 1.3 2.5). */
   void (*config_changed)(virtbay_host_device* host);
@@ -337,12 +340,19 @@ typedef struct virtbay_device_properties {
   uint32_t reserved;    /**< zero */
 } virtbay_device_properties;
 
+/** @name virtbay_queue_properties flags */
+/** @{ */
+/** Of no use by itself: a device of which only such queues are left needs a reset. */
+#define VIRTBAY_QUEUE_AUXILIARY 1u
+/** @} */
+
 /** What one queue asks for. */
 typedef struct virtbay_queue_properties {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */
   uint32_t max_size;    /**< largest ring, a power of two; 0 = the host's limit */
   uint32_t in_view;     /**< readable bytes copied into the arena before on_requests */
   uint32_t out_view;    /**< arena bytes for the head of the reply; in_view + out_view <= 256 KiB */
+  uint32_t flags;       /**< VIRTBAY_QUEUE_* */
 } virtbay_queue_properties;
 
 /**

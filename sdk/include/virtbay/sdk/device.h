@@ -38,6 +38,7 @@ struct QueueProperties {
   uint32_t max_size = 0;     ///< 0: the host's limit
   uint32_t in_view = 1024;   ///< readable bytes in Request::in, copied before OnRequests
   uint32_t out_view = 1024;  ///< bytes of Request::out
+  bool auxiliary = false;    ///< of no use by itself, see VIRTBAY_QUEUE_AUXILIARY
 };
 
 /// A device of the plugin. Init and GetProperties and OnRequests must be given; the rest has
@@ -213,6 +214,8 @@ struct DeviceGlue {
       out->max_size = p.max_size;
       out->in_view = p.in_view;
       out->out_view = p.out_view;
+      constexpr size_t kEnd = offsetof(virtbay_queue_properties, flags) + sizeof(out->flags);
+      if (out->struct_size >= kEnd) out->flags = p.auxiliary ? VIRTBAY_QUEUE_AUXILIARY : 0;
       return {};
     });
   }

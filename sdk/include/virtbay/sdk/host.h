@@ -121,7 +121,7 @@ class Host {
   void Fail(std::string_view text) const {
     control_->fail(device_, text.data(), static_cast<uint32_t>(text.size()));
   }
-  /// [queue] Ends this queue's thread after the callback.
+  /// [queue] Ends this queue's thread after the callback and what is under way.
   void CondemnThread(uint32_t queue, std::string_view text) const {
     control_->condemn_thread(device_, queue, text.data(), static_cast<uint32_t>(text.size()));
   }
