@@ -74,7 +74,7 @@ class LockWaiters {
   void RemoveLocked(LockWaiter* waiter);                         // mu_ held
   bool Deadlocks(const LockWaiter& wanted, LockOwners& owners);  // mu_ held
 
-  uint32_t limit_ = 0;
+  uint32_t limit_ = 1024;
   std::atomic<uint32_t> count_{0};
   std::mutex mu_;
   // Guarded by mu_, which is taken before the locks of LockOwners.
