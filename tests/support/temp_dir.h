@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -43,6 +44,29 @@ class TempDir {
 
  private:
   std::filesystem::path path_;
+};
+
+// Makes a directory the process's place for temporary files for as long as the object lives. For
+// tests that leak a plugin's image: with a sanitizer its private copy stays until somebody else
+// loads one, and with this it goes with the directory.
+class TemporaryFilesIn {
+ public:
+  explicit TemporaryFilesIn(const std::filesystem::path& place) {
+    if (const char* before = getenv("TMPDIR"); before != nullptr) before_ = before;
+    setenv("TMPDIR", place.c_str(), 1);
+  }
+  ~TemporaryFilesIn() {
+    if (before_.has_value()) {
+      setenv("TMPDIR", before_->c_str(), 1);
+    } else {
+      unsetenv("TMPDIR");
+    }
+  }
+  TemporaryFilesIn(const TemporaryFilesIn&) = delete;
+  TemporaryFilesIn& operator=(const TemporaryFilesIn&) = delete;
+
+ private:
+  std::optional<std::string> before_;
 };
 
 // The whole content of a file; throws when it cannot be read.

@@ -24,6 +24,7 @@ namespace {
 using testing::LogCapture;
 using testing::StatusIs;
 using testing::TempDir;
+using testing::TemporaryFilesIn;
 
 constexpr uint64_t kMiB = 1 << 20;
 constexpr uint64_t kPool = 0x1000'0000;
@@ -59,6 +60,7 @@ class ServiceTest : public ::testing::Test {
 
   LogCapture log_;
   TempDir dir_;
+  TemporaryFilesIn copies_{dir_.path()};
   std::unique_ptr<Service> service_;
 };
 

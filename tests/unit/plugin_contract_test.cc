@@ -369,6 +369,7 @@ class StuckPluginTest : public PluginContractTest {
   }
 
   TempDir dir_;
+  TemporaryFilesIn copies_{dir_.path()};
   std::string fifo_;
 };
 
