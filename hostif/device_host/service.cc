@@ -131,7 +131,8 @@ absl::StatusOr<DeviceHandle> Service::MakeDevice(const DeviceConfig& config) {
     absl::Status added = shares::Add(device, share.spec).status();
     if (added.ok()) continue;
     host_->Remove(config.spec.name).IgnoreError();
-    added = Annotate(added, absl::StrCat("share ", share.spec.name));
+    added = Annotate(
+        added, absl::StrCat("share ", share.spec.name.empty() ? share.spec.path : share.spec.name));
     if (!share.origin.empty()) added.SetPayload(kOriginPayload, absl::Cord(share.origin));
     return added;
   }

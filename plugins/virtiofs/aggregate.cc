@@ -46,7 +46,7 @@ bool SameDirectory(const struct statx& a, const struct statx& b) {
 }  // namespace
 
 Aggregate::Aggregate(Fs* fs) : fs_(fs) {
-  counter_ = fs->host->Counter("shares", "shares of an aggregate device");
+  counter_ = fs->host->Gauge("shares", "shares of an aggregate device");
   Changed();
 }
 

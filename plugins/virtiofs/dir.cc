@@ -90,6 +90,7 @@ void ReadDirectory(Call& c, bool plus) {
     if (!plus) {
       writer.Put(entry, ino, nullptr);
     } else if (FillPlus(c, *handle, entry, ino, &attributes)) {
+      if (Stamps(share)) entry.type = static_cast<uint8_t>(attributes.attr.mode >> 12);
       writer.Put(entry, ino, &attributes);
     }
     stream.Skip(entry);

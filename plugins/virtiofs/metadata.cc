@@ -55,7 +55,7 @@ class AttributePath {
                 : ::lsetxattr(text_.data(), kMetadataName, value.data(), value.size(), 0);
     return result == 0 ? 0 : errno;
   }
-  // Only called for what is no link.
+  // Of a file that is given by its descriptor.
   int Chmod(mode_t mode) const {
     return ::fchmodat(AT_FDCWD, text_.data(), mode, 0) == 0 ? 0 : errno;
   }
@@ -142,12 +142,10 @@ int WriteMetadata(const ThreadIdentity& identity, const FileAt& file, const Meta
   const std::string_view value = metadata.Format(&text);
   const AttributePath path(identity, file);
   int error = path.Set(value);
-  if (error != EACCES) return error;
+  // By name it might be another file by now, a link that leads out of the share among them.
+  if (error != EACCES || file.name != nullptr) return error;
   struct statx st;
-  const int looked = file.name == nullptr ? StatFd(file.fd, &st) : StatAt(file.fd, file.name, &st);
-  if (looked != 0 || S_ISLNK(st.stx_mode) || path.Chmod((st.stx_mode & 07777) | S_IWUSR) != 0) {
-    return EACCES;
-  }
+  if (StatFd(file.fd, &st) != 0 || path.Chmod((st.stx_mode & 07777) | S_IWUSR) != 0) return EACCES;
   error = path.Set(value);
   path.Chmod(st.stx_mode & 07777);
   return error;

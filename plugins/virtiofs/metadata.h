@@ -48,7 +48,8 @@ class ThreadIdentity;
 
 // What the file carries; empty when there is nothing, or nothing of the right form (*garbled).
 Metadata ReadMetadata(const ThreadIdentity& identity, const FileAt& file, bool dir, bool* garbled);
-// 0 or errno. A file of this process's user that may not be written is made writable for that.
+// 0 or errno. A file of this process's user that may not be written is made writable for that, if
+// it is given by its descriptor.
 int WriteMetadata(const ThreadIdentity& identity, const FileAt& file, const Metadata& metadata);
 
 }  // namespace virtbay::virtiofs

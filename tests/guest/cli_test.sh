@@ -35,6 +35,11 @@ refuses 2 "--inode-file-handles" "${SERVE[@]}" --inode-file-handles=sometimes
 refuses 2 "--fd" "${SERVE[@]}" --fd=5
 refuses 2 "-o bogus" "${SERVE[@]}" -o bogus=1
 refuses 1 "umask" "${SERVE[@]}" --umask=9
+refuses 2 "--shared-dir" "${SERVE[@]}" --share=a=share
+refuses 2 "NAME=DIR" serve virtiofs --socket-path=new.sock --share=a
+refuses 1 "share a: " serve virtiofs --socket-path=new.sock --share=a=/missing/dir
+refuses 2 "device" ctl share add
+refuses 2 "subcommand" ctl share
 refuses 1 "map:3:9:1" "${SERVE[@]}" --translate-uid=map:0:1:5 --translate-uid=map:3:9:1
 refuses 2 "file" run
 refuses 2 "b" ctl log-level a b
@@ -319,6 +324,31 @@ NOTIFY_SOCKET=/missing/notify starts serve virtiofs --socket-path=notify.sock --
 stops TERM
 ( ulimit -n 12; "$VIRTBAY" serve virtiofs --rlimit-nofile=0 --socket-path=few.sock --shared-dir=share ) 2>/dev/null
 [ ! -e few.sock ] || complain "left behind few.sock"
+
+# Many shares on one device.
+starts serve virtiofs --socket-path=all.sock --share='one=share;ro' --name=all --control-socket=control.sock
+accepts "${CTL[@]}" share add all share --name=two --option=umask=022
+says two
+accepts "${CTL[@]}" share add all share --option=umask=22
+says two
+accepts "${CTL[@]}" share list all
+says "readonly=true"
+says "umask=022"
+accepts "${CTL[@]}" share remove all one
+count=$((count + 1))
+"$VIRTBAY" "${CTL[@]}" share remove all one 2>err
+[ $? = 1 ] && grep -qF "there is no share one" err || complain "a share is removed twice"
+accepts "${CTL[@]}" --json share list all
+grep -qF '"one"' out && complain "share one is listed still"
+stops TERM
+{ printf '[[device]]\nname = "all"\nplugin = "virtiofs"\nsocket = "all.sock"\n'
+  printf '[[device.share]]\npath = "share"\n[[device.share]]\npath = "share"\numask = "9"\n'; } >all.toml
+for check in "" --check; do
+  count=$((count + 1))
+  timeout 20 "$VIRTBAY" run $check all.toml >out 2>err </dev/null
+  [ $? = 1 ] && grep -q '^virtbay: all.toml:7: share share: .*umask' err || complain "a wrong share of a file"
+done
+rm -f all.toml
 
 # Many devices in one process.
 {

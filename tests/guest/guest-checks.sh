@@ -14,7 +14,12 @@ check() {
   shift
   ( "$@" ) >/tmp/check.log 2>&1 </dev/null &
   pid=$!
-  ( sleep "$LIMIT"; echo "time limit of $LIMIT s" >>/tmp/check.log; kill -KILL $pid ) &
+  # It leaves nothing behind that would keep a directory or a file of a share in use.
+  ( trap 'kill $! 2>/dev/null; exit' TERM
+    sleep "$LIMIT" &
+    wait $!
+    echo "time limit of $LIMIT s" >>/tmp/check.log
+    kill -KILL $pid ) &
   watcher=$!
   wait $pid 2>/dev/null
   status=$?

@@ -187,6 +187,9 @@ void MetadataRoundTrip() {
   for (auto& e : share.fs().ReadDirPlus(kRoot, open.value.fh, 0, 65536).value) plus[e.name] = e;
   EXPECT_EQ(Mode(plus["fifo"].entry.attr), "010600");
   EXPECT_EQ(Owner(plus["fifo"].entry.attr), "1000:100");
+  EXPECT_EQ(plus["fifo"].type, uint32_t{DT_FIFO});
+  EXPECT_EQ(plus["plain"].type, uint32_t{DT_REG});
+  EXPECT_EQ(plus["dir"].type, uint32_t{DT_DIR});
   std::map<std::string, uint32_t> types;
   for (const auto& e : share.fs().ReadDir(kRoot, open.value.fh, 0, 65536).value) {
     types[e.name] = e.type;

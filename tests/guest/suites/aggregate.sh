@@ -3,41 +3,41 @@
 LIMIT=240
 CTL() { "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" "$@"; }
 suite_shares() {
-  mkdir -p "$WORK"/{src,out,ro,meta,late,many}
+  mkdir -p "$WORK"/dir/{src,out,ro,meta,late,many}
   {
     printf '\n[[device]]\nname = "all"\nplugin = "virtiofs"\nsocket = "%s"\n' "$WORK/all.sock"
     printf '[device.options]\ntag = "all"\nxattr = true\n'
     for name in src out; do
-      printf '[[device.share]]\nname = "%s"\npath = "%s"\n' "$name" "$WORK/$name"
+      printf '[[device.share]]\nname = "%s"\npath = "%s"\n' "$name" "$WORK/dir/$name"
     done
-    printf '[[device.share]]\nname = "ro"\npath = "%s"\nreadonly = true\n' "$WORK/ro"
-    printf '[[device.share]]\nname = "meta"\npath = "%s"\nmetadata = true\n' "$WORK/meta"
-    printf '[[device.share]]\nname = "owned"\npath = "%s"\nuid = 1234\ngid = 567\numask = "027"\n' "$WORK/src"
+    printf '[[device.share]]\nname = "ro"\npath = "%s"\nreadonly = true\n' "$WORK/dir/ro"
+    printf '[[device.share]]\nname = "meta"\npath = "%s"\nmetadata = true\n' "$WORK/dir/meta"
+    printf '[[device.share]]\nname = "owned"\npath = "%s"\nuid = 1234\ngid = 567\numask = "027"\n' "$WORK/dir/src"
   } >>"$WORK/virtbay.toml"
   GUEST_SHARES+=("all=$WORK/all.sock")
 }
 suite_prepare() {
   local i
-  head -c 4000000 /dev/urandom >"$WORK/src/data"
-  mkdir "$WORK/src/sub"
-  echo src >"$WORK/src/file"
-  chmod 666 "$WORK/src/file"
-  echo ro >"$WORK/ro/file"
-  echo late >"$WORK/late/file"
-  echo text >"$WORK/late/ReadMe"
-  ln -s /srv/data "$WORK/late/link"
-  for i in $(seq 1000 1199); do mkdir "$WORK/many/$i" && echo "$i" >"$WORK/many/$i/file" || return 1; done
+  head -c 4000000 /dev/urandom >"$WORK/dir/src/data"
+  mkdir "$WORK/dir/src/sub"
+  echo src >"$WORK/dir/src/file"
+  chmod 666 "$WORK/dir/src/file"
+  echo ro >"$WORK/dir/ro/file"
+  echo late >"$WORK/dir/late/file"
+  echo text >"$WORK/dir/late/ReadMe"
+  ln -s /srv/data "$WORK/dir/late/link"
+  for i in $(seq 1000 1199); do mkdir "$WORK/dir/many/$i" && echo "$i" >"$WORK/dir/many/$i/file" || return 1; done
 }
 host_adds_late() {
-  [ "$(CTL share add all "$WORK/late" --name late --option case=off --option symlinkroot=/mnt/host)" = late ] &&
-    [ "$(CTL share add all "$WORK/late" --option symlinkroot=/mnt/host/ --option case=off)" = late ]
+  [ "$(CTL share add all "$WORK/dir/late" --name late --option case=off --option symlinkroot=/mnt/host)" = late ] &&
+    [ "$(CTL share add all "$WORK/dir/late" --option symlinkroot=/mnt/host/ --option case=off)" = late ]
 }
 host_removes_late() { CTL share remove all late && ! CTL share remove all late; }
-host_adds_late_again() { echo again >"$WORK/late/file" && CTL share add all "$WORK/late" --name late; }
+host_adds_late_again() { echo again >"$WORK/dir/late/file" && CTL share add all "$WORK/dir/late" --name late; }
 host_adds_many() {
   local i
   for i in $(seq 1000 1199); do
-    CTL share add all "$WORK/many/$i" --name "n$i" --readonly || return 1
+    CTL share add all "$WORK/dir/many/$i" --name "n$i" --readonly || return 1
   done
 }
 host_removes_half() {
@@ -46,10 +46,10 @@ host_removes_half() {
 }
 host_lists() { CTL share list all | grep -q "^owned .*gid=567;uid=1234;umask=027" && CTL --json share list all | grep -q '"name":"meta"'; }
 host_sees_metadata() {
-  [ "$(stat -c %f "$WORK/meta/null")" = "$(stat -c %f "$WORK/meta/file")" ] && [ -f "$WORK/meta/null" ]
+  [ "$(stat -c %f "$WORK/dir/meta/null")" = "$(stat -c %f "$WORK/dir/meta/file")" ] && [ -f "$WORK/dir/meta/null" ]
 }
-host_sees_moved() { [ "$(cat "$WORK/out/moved")" = moved ] && [ ! -e "$WORK/src/moved" ]; }
-host_compares() { cmp "$WORK/src/data" "$WORK/out/copy"; }
+host_sees_moved() { [ "$(cat "$WORK/dir/out/moved")" = moved ] && [ ! -e "$WORK/dir/src/moved" ]; }
+host_compares() { cmp "$WORK/dir/src/data" "$WORK/dir/out/copy"; }
 
 guest() {
   cd $M/all || return
@@ -126,8 +126,8 @@ text"
   touch /tmp/stop
   wait $worker
   check "nobody else noticed" test $? = 0
-  umount /tmp/bound /tmp/deep /tmp/readonly /tmp/late
   cd /
+  for mount in bound deep readonly late; do check "unbind $mount" umount /tmp/$mount; done
   check "the whole is unmounted" umount $M/all
   check "and mounted again" sh -c "mount -t virtiofs all $M/all && [ \"\$(cat $M/all/src/file)\" = src ]"
 }
