@@ -118,6 +118,8 @@ attr-timeout = true'; } >bad13.toml
 { device a virtiofs a 'shared-dir = "share"
 request-queues = 2.5'; } >bad14.toml
 { device a virtiofs a 'shared-dir = "share"' | sed "s/a.sock/$long/"; } >bad15.toml
+{ device a virtiofs a 'shared-dir = "share"
+umask = 22'; } >bad16.toml
 for check in "" --check; do
   refuses 1 "bad5.toml:12: options.shared-dir: /missing/dir: No such file" run $check bad5.toml
   refuses 1 "bad6.toml:7: options.colour: there is no such option" run $check bad6.toml
@@ -130,6 +132,7 @@ for check in "" --check; do
   refuses 1 "bad13.toml:7: options.attr-timeout: must be a number" run $check bad13.toml
   refuses 1 "bad14.toml:7: options.request-queues: must be an integer" run $check bad14.toml
   refuses 1 "bad15.toml:1: " run $check bad15.toml
+  refuses 1 "bad16.toml:7: options.umask: must be a string" run $check bad16.toml
 done
 { printf '[host]\ncontrol-socket = "control.sock"\n'
   device a virtiofs a 'shared-dir = "share"

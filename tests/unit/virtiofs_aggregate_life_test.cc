@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <filesystem>
 #include <set>
 #include <thread>
@@ -245,6 +246,44 @@ TEST_F(VirtioFsAggregateLife, SyncAndForgetOfRoots) {
   const uint64_t third = all_.Node("a");
   EXPECT_NE(third, a);
   EXPECT_NE(all_.Node("a/file"), 0u);
+}
+
+// Whatever is asked of the root, of a share that is there and of one that has gone: an answer, and
+// nothing that was not to be changed.
+TEST_F(VirtioFsAggregateLife, RequestsOfEveryKindAndLength) {
+  const uint64_t gone = all_.Node("b"), a = all_.Node("a"), file = all_.Node("a/file");
+  const auto root_fh = fs().OpenDir(kRoot).value.fh;
+  const auto held = fs().OpenDir(gone);
+  Remove("b");
+  Add("b", {{"readonly", ""}});
+  const uint64_t read_only = all_.Node("b");
+  for (const uint64_t fh : {root_fh, held.value.fh, uint64_t{0}}) {
+    std::vector<std::byte> arguments(136);
+    std::memcpy(arguments.data(), &fh, 8);
+    const char text[] = "file\0other";
+    for (size_t at = 8; at + sizeof(text) < arguments.size(); at += 16) {
+      std::memcpy(arguments.data() + at, text, sizeof(text));
+    }
+    for (uint32_t opcode = 0; opcode < 56; ++opcode) {
+      // These end the session.
+      if (opcode == FUSE_INIT || opcode == FUSE_DESTROY) continue;
+      // Waits for a lock, maybe.
+      if (opcode == FUSE_SETLKW) continue;
+      for (const uint64_t node :
+           {kRoot, gone, read_only, uint64_t{0}, kRoot + (uint64_t{1} << 32)}) {
+        for (size_t length = 0; length <= arguments.size(); length += 4) {
+          const auto reply = fs().Other(opcode, node, std::span(arguments).first(length), 4096);
+          ASSERT_NE(reply.error, -ETIMEDOUT) << opcode << " " << node << " " << length;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(ReadFile(all_.dir() / "b" / "file"), "of b");
+  EXPECT_EQ(ReadFile(all_.dir() / "a" / "file"), "of a");
+  EXPECT_EQ(fs().GetAttr(file).error, 0);
+  EXPECT_EQ(fs().Lookup(a, "file").value.nodeid, file);
+  EXPECT_EQ(fs().Lookup(kRoot, "b").error, 0);
+  EXPECT_EQ(fs().GetAttr(kRoot).value.attr.mode, static_cast<uint32_t>(S_IFDIR | 0555));
 }
 
 // Two guests' threads work on shares that are removed and added under them.
