@@ -209,3 +209,45 @@ def svg_bars(path, title, results, metric, subject):
         out.append(f'<text x="{left + width * high / most + 8:.1f}" y="{middle + 4:.1f}">{number(value)}</text>')
     out.append("</svg>")
     path.write_text("\n".join(out) + "\n")
+
+
+def svg_quantiles(path, title, curves):
+    """Latency by quantile. curves: name -> [(quantile, microseconds)]; the axis spreads the slow ones: each step
+    of 0.9, 0.99, 0.999 is as wide as the others."""
+    left, top, width, height = 80, 70, 620, 340
+    values = [us for points in curves.values() for _, us in points if us > 0]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    widest = max(-math.log10(1 - q) for points in curves.values() for q, _ in points)
+
+    def x(quantile):
+        return left + width * -math.log10(1 - quantile) / widest
+
+    def y(us):
+        return top + height * (high - math.log10(us)) / (high - low)
+
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{top + height + 50}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="16" y="24" font-size="16">{html.escape(title)}</text>',
+    ]
+    for power in range(low, high + 1):
+        at = y(10.0**power)
+        label = f"{10 ** power:,} us" if power >= 0 else f"{10.0 ** power:g} us"
+        out.append(f'<line x1="{left}" y1="{at:.1f}" x2="{left + width}" y2="{at:.1f}" stroke="#d8dee4"/>')
+        out.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
+    for quantile in (0, 0.5, 0.9, 0.99, 0.999, 0.9999):
+        if -math.log10(1 - quantile) > widest + 1e-9:
+            continue
+        at = x(quantile)
+        out.append(f'<line x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{top + height}" stroke="#d8dee4"/>')
+        out.append(f'<text x="{at:.1f}" y="{top + height + 18}" text-anchor="middle">{quantile * 100:g}%</text>')
+    for i, (name, points) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        line = " ".join(f"{x(q):.1f},{y(us):.1f}" for q, us in points if us > 0)
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        at = 16 + 190 * i
+        out.append(f'<circle cx="{at + 5}" cy="43" r="5" fill="{colour}"/>')
+        out.append(f'<text x="{at + 16}" y="47">{html.escape(name)}</text>')
+    out.append("</svg>")
+    path.write_text("\n".join(out) + "\n")
