@@ -5,7 +5,7 @@ suite_shares() {
   share a "$WORK/dir"
   share b "$WORK/dir"
 }
-suite_prepare() { cd "$WORK/dir" && touch posix ofd flock host-flock host-posix waited range; }
+suite_prepare() { (cd "$WORK/dir" && touch posix ofd flock host-flock host-posix waited range); }
 # A process of the host that holds a lock until the suite ends.
 host_takes_locks() {
   local out
