@@ -325,7 +325,7 @@ stops HUP
 [ ! -e closed.sock ] || complain "left behind closed.sock"
 NOTIFY_SOCKET=/missing/notify starts serve virtiofs --socket-path=notify.sock --shared-dir=share
 stops TERM
-( ulimit -n 12; "$VIRTBAY" serve virtiofs --rlimit-nofile=0 --socket-path=few.sock --shared-dir=share ) 2>/dev/null
+( ulimit -n 10; timeout 20 "$VIRTBAY" serve virtiofs --rlimit-nofile=0 --socket-path=few.sock --shared-dir=share ) 2>/dev/null
 [ ! -e few.sock ] || complain "left behind few.sock"
 
 # Many shares on one device.
