@@ -128,8 +128,15 @@ void Service::Warn(const DeviceConfig& config) const {
 absl::StatusOr<DeviceHandle> Service::MakeDevice(const DeviceConfig& config) {
   VIRTBAY_ASSIGN_OR_RETURN(DeviceHandle device, host_->Add(config.spec));
   for (const ShareConfig& share : config.shares) {
-    absl::Status added = shares::Add(device, share.spec).status();
-    if (added.ok()) continue;
+    const absl::StatusOr<shares::AddedShare> made = shares::Add(device, share.spec);
+    if (made.ok()) {
+      if (made->name != share.spec.name) {
+        log_.Warn(absl::StrCat("device ", config.spec.name, ": share ", share.spec.name,
+                               " is the same as ", made->name, ", under which the guest finds it"));
+      }
+      continue;
+    }
+    absl::Status added = made.status();
     host_->Remove(config.spec.name).IgnoreError();
     added = Annotate(
         added, absl::StrCat("share ", share.spec.name.empty() ? share.spec.path : share.spec.name));

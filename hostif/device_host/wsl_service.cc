@@ -97,7 +97,7 @@ absl::StatusOr<WslService> MakeWslService(const WslRequest& request) {
   std::vector<DeviceConfig> shares;
   std::vector<DeviceConfig> adapters;
   std::vector<DeviceConfig>
-      devices;  // shares by their string, each a device whatever the file says
+      devices;  // shares by their string: of their own, whatever the file says
   for (const std::string& text : request.shares) {
     VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig device, ShareDevice(text, request.socket_dir));
     shares.push_back(std::move(device));
@@ -125,11 +125,13 @@ absl::StatusOr<WslService> MakeWslService(const WslRequest& request) {
                                Device(kNetPlugin, kAdapter, "", request.socket_dir));
       adapters.push_back(std::move(device));
     }
-    if (wsl->serves_shares() && shares.empty() && devices.empty()) {
+    const bool aggregate = wsl->serves_shares() && wsl->aggregate_shares;
+    if (wsl->serves_shares() && !aggregate && shares.empty() && devices.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(
           request.wslconfig, ": wsl2.virtiofs is true, but no --share says which directories"));
     }
-    if (wsl->aggregate_shares && !shares.empty()) {
+    // Without a share as well: they may come later. A string asks for a device of its own.
+    if (aggregate && !(shares.empty() && !devices.empty())) {
       VIRTBAY_RETURN_IF_ERROR(UniqueNames(shares));
       VIRTBAY_ASSIGN_OR_RETURN(DeviceConfig device,
                                Device(kSharePlugin, kAggregate, "", request.socket_dir));

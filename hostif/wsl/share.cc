@@ -126,8 +126,8 @@ std::map<std::string, std::string> PluginOptions(const Share& share) {
   text("case", share.case_sensitivity);
   number("uid", share.uid);
   number("gid", share.gid);
-  number("default-uid", share.default_uid);
-  number("default-gid", share.default_gid);
+  number("default_uid", share.default_uid);
+  number("default_gid", share.default_gid);
   octal("mode", share.mode);
   octal("umask", share.umask);
   octal("fmask", share.fmask);

@@ -6,7 +6,7 @@ set -u
 BUILD=${1:?usage: wsl_cli_test.sh BUILD_DIR}
 . "$(dirname "${BASH_SOURCE[0]}")/cli_lib.sh"
 GUEST=$BUILD/bin/virtbay-guest
-KEPT="$KEPT|.*\.wslconfig|sockets"
+KEPT="$KEPT|.*\.wslconfig|sockets|log"
 CTL=(ctl --control-socket=control.sock)
 mkdir sockets
 
@@ -140,6 +140,22 @@ accepts "${CTL[@]}" inspect late
 says '"aperture": "0x10000000,4194304"'
 stops TERM
 [ ! -e guest.sock ] && [ -z "$(ls sockets)" ] || complain "left behind: $(ls . sockets)"
+
+# One device for all shares.
+printf '[wsl2]\nvirtiofs=true\nmemory=512MB\n' >one.wslconfig
+starts run --socket-dir=sockets --wslconfig one.wslconfig --share 'a=share;umask=022;xattr=user.a=b' \
+  --share 'b=share;ro;default_uid=5;case=off;metadata;symlinkroot=/mnt/' --share 'c=share;ro;default_uid=5;case=off;metadata;symlinkroot=/mnt/' \
+  --control-socket=control.sock
+logged "share c is the same as b"
+[ "$(ls sockets)" = drvfs.sock ] || complain "sockets of one device: $(ls sockets)"
+accepts "${CTL[@]}" inspect drvfs
+says '"aggregate": "true"'
+says '"shares": 2'
+stops TERM
+refuses 1 "share b: device drvfs: share.add: share /missing/dir" run --socket-dir=sockets --wslconfig one.wslconfig --share b=/missing/dir
+refuses 1 "share b: " run --check --socket-dir=sockets --wslconfig one.wslconfig --share "a=share;case=dir" --share b=/missing
+accepts run --check --socket-dir=sockets --wslconfig one.wslconfig --share a=share
+accepts run --check --socket-dir=sockets --wslconfig one.wslconfig
 
 # A kernel without a pool, although it was asked for.
 starts run --socket-dir=sockets --wslconfig each.wslconfig --share a=share --guest-channel=tcp:127.0.0.1:0

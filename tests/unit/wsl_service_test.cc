@@ -207,6 +207,19 @@ TEST_F(WslServiceTest, OneDeviceForAllShares) {
   EXPECT_EQ(service.config.devices[1].spec.options.at("shared-dir"), "/srv/c");
 }
 
+TEST_F(WslServiceTest, OneDeviceWhoseSharesComeLater) {
+  WslConfig("[wsl2]\nvirtiofs=true\n");
+  ASSERT_OK_AND_ASSIGN(WslService service, MakeWslService(request_));
+  ASSERT_EQ(service.config.devices.size(), 1u);
+  EXPECT_THAT(service.config.devices[0].spec.options,
+              UnorderedElementsAre(Pair("tag", "drvfs"), Pair("aggregate", "true")));
+  EXPECT_THAT(service.config.devices[0].shares, IsEmpty());
+  request_.device_strings = {"virtiofs:c;shared-dir=/srv/c"};
+  ASSERT_OK_AND_ASSIGN(service, MakeWslService(request_));
+  ASSERT_EQ(service.config.devices.size(), 1u);
+  EXPECT_EQ(service.config.devices[0].spec.name, "c");
+}
+
 TEST_F(WslServiceTest, WhatSharesOfOneDeviceHaveInCommon) {
   WslConfig("[wsl2]\nvirtiofs=true\n");
   request_.shares = {"a=/srv/a;swiotlb=0x10000000,64m", "b=/srv/b;xattr=user.a=b", "c=/srv/c"};
@@ -235,6 +248,7 @@ TEST_F(WslServiceTest, WhatTheFileDoesNotAskFor) {
               StatusIs(kInvalidArgument, "wsl2.networkingMode is neither"));
   request_.shares = {};
   request_.device_strings = {};
+  WslConfig("[wsl2]\nvirtiofs=true\n[experimental]\nvirtioFsAggregateShares=false\n");
   EXPECT_THAT(MakeWslService(request_), StatusIs(kInvalidArgument, "no --share"));
   WslConfig("");
   EXPECT_THAT(MakeWslService(request_), StatusIs(kInvalidArgument, "asks for no device"));

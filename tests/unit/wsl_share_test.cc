@@ -48,7 +48,7 @@ TEST(Share, EveryOption) {
       PluginOptions(share),
       UnorderedElementsAre(Pair("tag", "c"), Pair("readonly", "true"), Pair("metadata", "true"),
                            Pair("request-queues", "4"), Pair("case", "dir"), Pair("uid", "1000"),
-                           Pair("gid", "1001"), Pair("default-uid", "7"), Pair("default-gid", "8"),
+                           Pair("gid", "1001"), Pair("default_uid", "7"), Pair("default_gid", "8"),
                            Pair("mode", "0755"), Pair("umask", "0022"), Pair("fmask", "0222"),
                            Pair("dmask", "0111"), Pair("symlinkroot", "/mnt/"),
                            Pair("xattr", "user.a=b=c")));
