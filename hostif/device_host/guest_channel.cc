@@ -75,7 +75,7 @@ void GuestChannel::Loop() {
     for (auto it = connections_.begin(); it != connections_.end(); ++i) {
       const short events = polled[i].revents;
       bool keep = true;
-      if (events != 0) keep = it->out.empty() ? Receive(&*it) : Send(&*it);
+      if (events != 0) keep = it->out.empty() ? Receive(&*it) : SendSome(&*it) && Next(&*it);
       it = keep ? std::next(it) : connections_.erase(it);
     }
     if (polled[1].revents != 0) accepting = Accept();
@@ -105,27 +105,49 @@ bool GuestChannel::Receive(Connection* connection) {
   std::array<char, 16384> buffer;
   const ssize_t n = ::recv(connection->fd.get(), buffer.data(), buffer.size(), 0);
   if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
-  // Whoever sends one line may close that direction instead of ending the line.
-  if (n == 0 && connection->in.empty()) return false;
-  const size_t before = connection->in.size();
-  connection->in.append(buffer.data(), static_cast<size_t>(n));
-  const size_t end = connection->in.find('\n', before);
-  if (n > 0 && end == std::string::npos && connection->in.size() <= swiotlb::kMaxReportLine) {
-    return true;
+  if (n == 0) {
+    connection->closing = true;
+    // Whoever sends one line may close that direction instead of ending the line.
+    if (!connection->in.empty()) connection->in.push_back('\n');
   }
-  // Too long: refused as soon as that is known.
-  absl::string_view line = connection->in;
-  if (end != std::string::npos) line = line.substr(0, end);
-  connection->out = Report(line) + "\n";
-  return Send(connection);
+  connection->in.append(buffer.data(), static_cast<size_t>(n));
+  return Next(connection);
 }
 
-bool GuestChannel::Send(Connection* connection) {
+bool GuestChannel::Next(Connection* connection) {
+  std::string& in = connection->in;
+  size_t at = 0;
+  bool keep = true;
+  while (keep && connection->out.empty()) {
+    const size_t end = in.find('\n', at);
+    if (end != std::string::npos) {
+      connection->out = Report(absl::string_view(in).substr(at, end - at)) + "\n";
+      at = end + 1;
+    } else if (in.size() - at > swiotlb::kMaxReportLine && !connection->closing) {
+      // Refused as soon as that is known.
+      connection->out = Report(absl::string_view(in).substr(at)) + "\n";
+      connection->closing = true;
+      at = in.size();
+    } else {
+      keep = !connection->closing;
+      break;
+    }
+    keep = SendSome(connection);
+  }
+  in.erase(0, at);
+  return keep;
+}
+
+bool GuestChannel::SendSome(Connection* connection) {
   const ssize_t n = ::send(connection->fd.get(), connection->out.data() + connection->sent,
                            connection->out.size() - connection->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
   if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
   connection->sent += static_cast<size_t>(n);
-  return connection->sent < connection->out.size();
+  if (connection->sent == connection->out.size()) {
+    connection->out.clear();
+    connection->sent = 0;
+  }
+  return true;
 }
 
 std::string GuestChannel::Report(absl::string_view line) {

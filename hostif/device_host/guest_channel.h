@@ -1,6 +1,7 @@
-// GuestChannel: listens for what the guest's virtbay-guest reports, one line per connection, and
-// applies it. One thread moves the bytes of all connections and waits for none of them; applying a
-// report never blocks.
+// GuestChannel: listens for what the guest's virtbay-guest reports, a line each, and applies it. A
+// connection stays until its other end goes: a virtio port is one for the machine's whole life, and
+// what was sent before a close may never reach the guest. One thread moves the bytes of all
+// connections and waits for none of them; applying a report never blocks.
 // Owned by the executable; Create and the destructor are [control].
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_GUEST_CHANNEL_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_GUEST_CHANNEL_H_
@@ -42,8 +43,9 @@ class GuestChannel {
   struct Connection {
     UniqueFd fd;
     std::string in;
-    std::string out;  // the answer, once there is one; the connection ends when it is sent
+    std::string out;  // an answer; nothing is read before it is sent
     size_t sent = 0;
+    bool closing = false;  // no more is read; it ends when everything is answered
   };
 
   GuestChannel(GuestAddress where, GuestListener listener, UniqueFd wake, ControlTarget* target);
@@ -52,7 +54,8 @@ class GuestChannel {
   bool Accept();
   // False when the connection is over.
   bool Receive(Connection* connection);
-  bool Send(Connection* connection);
+  bool Next(Connection* connection);
+  bool SendSome(Connection* connection);
   // The answer's line to one report.
   std::string Report(absl::string_view line);
   void Refused(const absl::Status& status);

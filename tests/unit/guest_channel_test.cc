@@ -10,13 +10,16 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "hostif/device_host/unix_socket.h"
+#include "hostif/swiotlb/guest_report.h"
 #include "tests/support/log_capture.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
@@ -105,6 +108,7 @@ class GuestChannelTest : public ::testing::Test {
   std::string Exchange(absl::string_view text) {
     const UniqueFd fd = Connect();
     Write(fd, text);
+    EXPECT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
     return ReadAll(fd);
   }
 
@@ -113,21 +117,52 @@ class GuestChannelTest : public ::testing::Test {
   std::unique_ptr<GuestChannel> channel_;
 };
 
-TEST_F(GuestChannelTest, AppliesOneReportPerConnection) {
+TEST_F(GuestChannelTest, AppliesOneReport) {
   ListenAtPath();
   struct stat info = {};
   ASSERT_EQ(::stat(path().c_str(), &info), 0);
   EXPECT_EQ(info.st_mode & 0777, 0600u);
   EXPECT_EQ(Exchange(absl::StrCat(kReport, "\n")), absl::StrCat(kAccepted, "\n"));
   EXPECT_EQ(target_.Count("bounce pool is 0x10000000,67108864"), 1u);
-  EXPECT_EQ(Exchange(absl::StrCat(kReport, "\n", kReport, "\n")), absl::StrCat(kAccepted, "\n"))
-      << "the same again is accepted, and what follows is not read";
+  EXPECT_EQ(Exchange(absl::StrCat(kReport, "\n", kReport, "\n")),
+            absl::StrCat(kAccepted, "\n", kAccepted, "\n"))
+      << "the same again is accepted";
   EXPECT_THAT(Exchange("{\"command\":\"guest\",\"swiotlb\":\"0x20000000,67108864\"}\n"),
               HasSubstr("ALREADY_EXISTS"));
   EXPECT_THAT(Exchange("{\"command\":\"guest\",\"swiotlb\":\"none\"}\n"),
               HasSubstr("ALREADY_EXISTS"));
   channel_.reset();
   EXPECT_NE(::stat(path().c_str(), &info), 0);
+}
+
+// A virtio port is one connection, however often the guest starts.
+TEST_F(GuestChannelTest, AConnectionStaysUntilItsOtherEndGoes) {
+  ListenAtPath();
+  const UniqueFd fd = Connect();
+  for (int i = 0; i < 3; ++i) {
+    Write(fd, absl::StrCat(i == 1 ? "nonsense" : kReport, "\n"));
+    std::string answer;
+    while (answer.empty() || answer.back() != '\n') {
+      char c = 0;
+      ASSERT_EQ(::recv(fd.get(), &c, 1, 0), 1) << answer;
+      answer += c;
+    }
+    EXPECT_THAT(answer, HasSubstr(i == 1 ? "INVALID_ARGUMENT" : "\"ok\":true"));
+  }
+}
+
+// Answers are not made while nobody reads them, and all come in the end.
+TEST_F(GuestChannelTest, AFloodOfLinesIsAnswered) {
+  ListenAtPath();
+  const UniqueFd fd = Connect();
+  constexpr size_t kLines = 100'000;
+  std::thread writer([&] {
+    Write(fd, std::string(kLines, '\n'));
+    ::shutdown(fd.get(), SHUT_WR);
+  });
+  const std::string answers = ReadAll(fd);
+  writer.join();
+  EXPECT_EQ(static_cast<size_t>(std::count(answers.begin(), answers.end(), '\n')), kLines);
 }
 
 TEST_F(GuestChannelTest, TakesALineInPiecesOrWithoutItsEnd) {
@@ -164,7 +199,9 @@ TEST_F(GuestChannelTest, RefusesWhatIsNoReport) {
 
 TEST_F(GuestChannelTest, RefusesALineWithoutEnd) {
   ListenAtPath();
-  EXPECT_THAT(Exchange(std::string(1 << 20, 'x')), HasSubstr("longer than"));
+  const UniqueFd fd = Connect();
+  Write(fd, std::string(swiotlb::kMaxReportLine + 1, 'x'));
+  EXPECT_THAT(ReadAll(fd), HasSubstr("longer than")) << "at once, and the connection ends";
 }
 
 TEST_F(GuestChannelTest, DoesNotFillTheLog) {
@@ -207,6 +244,7 @@ TEST_F(GuestChannelTest, OverTcp) {
   const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   ASSERT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
   Write(fd, absl::StrCat(kReport, "\n"));
+  ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
   EXPECT_EQ(ReadAll(fd), absl::StrCat(kAccepted, "\n"));
 }
 
