@@ -74,13 +74,13 @@ debian_kernel() {
   [ -e "$MODULES/modules.dep" ] || depmod -b "$dir" "$(basename "$MODULES")"
 }
 
-# debian_initramfs FILE: busybox and virtiofs for debian_kernel; /init loads the modules and goes on
+# debian_initramfs FILE: busybox, virtbay-guest and virtiofs for debian_kernel; /init loads the modules and goes on
 # with the script on standard input, which has `result STATUS NAME`.
 debian_initramfs() {
   local out=$1 tree module path dependency
   tree=$(mktemp -d)
   mkdir -p "$tree/bin" "$tree/lib" "$tree/mnt"
-  cp /bin/busybox "$tree/bin/"
+  cp /bin/busybox "$BUILD/bin/virtbay-guest" "$tree/bin/"
   : >"$tree/lib/order"
   # Each with what it needs first; modprobe prints them in the order to load them in.
   for module in virtio_pci virtiofs; do

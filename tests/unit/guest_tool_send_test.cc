@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <thread>
@@ -78,6 +79,22 @@ TEST(Target, RefusesEverythingElse) {
     EXPECT_FALSE(ParseTarget(text, &why)) << text;
     EXPECT_THAT(why, HasSubstr(": ")) << text;
   }
+}
+
+TEST(Target, AVirtioPortByItsName) {
+  TempDir dir;
+  for (const auto& [port, name] : {std::pair<const char*, const char*>{"vport1p1", "other\n"},
+                                   {"vport2p1", "virtbay.guest\n"},
+                                   {"vport3p1", ""}}) {
+    std::filesystem::create_directory(dir / port);
+    dir.Write(std::string(port) + "/name", name);
+  }
+  const std::string directory = dir.path();
+  EXPECT_EQ(VirtioPort("/dev/virtio-ports/virtbay.guest", directory), "vport2p1");
+  EXPECT_EQ(VirtioPort("/dev/virtio-ports/other", directory), "vport1p1");
+  EXPECT_EQ(VirtioPort("/dev/virtio-ports/virtbay", directory), "");
+  EXPECT_EQ(VirtioPort("/dev/virtbay.guest", directory), "");
+  EXPECT_EQ(VirtioPort("/dev/virtio-ports/other", directory + "/missing"), "");
 }
 
 // A host that accepts once and does what the test says.

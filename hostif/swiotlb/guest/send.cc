@@ -1,6 +1,7 @@
 #include "hostif/swiotlb/guest/send.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/vm_sockets.h>
 #include <netinet/in.h>
@@ -16,6 +17,8 @@
 #include <cstring>
 #include <utility>
 
+#include "hostif/swiotlb/guest/file.h"
+
 namespace virtbay::guest_tool {
 namespace {
 
@@ -23,6 +26,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr size_t kMaxAnswer = 64 << 10;  // bytes
 constexpr std::chrono::milliseconds kRetry{50};
+constexpr size_t kMaxPortName = 256;  // bytes
 
 class Fd {
  public:
@@ -157,7 +161,13 @@ class Exchange {
   }
 
   bool OpenDevice(const std::string& path) {
-    fd_ = Fd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    constexpr int kFlags = O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+    fd_ = Fd(::open(path.c_str(), kFlags));
+    if (fd_.get() < 0 && errno == ENOENT) {
+      const std::string port = VirtioPort(path, "/sys/class/virtio-ports");
+      if (!port.empty()) fd_ = Fd(::open(("/dev/" + port).c_str(), kFlags));
+      if (port.empty()) errno = ENOENT;
+    }
     if (fd_.get() < 0) return Failed(Reason(path.c_str(), errno));
     struct stat info = {};
     if (::fstat(fd_.get(), &info) != 0 || !S_ISCHR(info.st_mode)) {
@@ -217,6 +227,21 @@ class Exchange {
 };
 
 }  // namespace
+
+std::string VirtioPort(std::string_view path, const std::string& class_directory) {
+  constexpr std::string_view kLinks = "/dev/virtio-ports/";
+  if (path.substr(0, kLinks.size()) != kLinks) return {};
+  const std::string_view wanted = path.substr(kLinks.size());
+  std::string found;
+  DIR* const directory = ::opendir(class_directory.c_str());
+  while (const dirent* entry = directory == nullptr ? nullptr : ::readdir(directory)) {
+    std::string name = ReadFile(class_directory + "/" + entry->d_name + "/name", kMaxPortName).text;
+    if (!name.empty() && name.back() == '\n') name.pop_back();
+    if (name == wanted) found = entry->d_name;
+  }
+  if (directory != nullptr) ::closedir(directory);
+  return found;
+}
 
 std::optional<Target> ParseTarget(std::string_view text, std::string* why) {
   const auto wrong = [&](const char* reason) {

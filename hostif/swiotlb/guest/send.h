@@ -23,6 +23,11 @@ struct Target {
 // brackets), `device:PATH`. Nothing, with the reason in `why`, for any other text.
 std::optional<Target> ParseTarget(std::string_view text, std::string* why);
 
+// [any] The device of /dev of the virtio port NAME that `path`, /dev/virtio-ports/NAME, stands for:
+// that link is udev's, and early in a boot nobody has made it. Empty when no port has that name, or
+// `path` is another one. `class_directory` is /sys/class/virtio-ports.
+std::string VirtioPort(std::string_view path, const std::string& class_directory);
+
 struct Answer {
   bool ok = false;   // the host has accepted it
   std::string text;  // the host's line, or what went wrong before it came

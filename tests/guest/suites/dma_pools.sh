@@ -78,7 +78,8 @@ guest_boot() {
   done
   qemu_start qemu-system-aarch64 "${MACHINE[@]}" -accel tcg,thread=multi "${NUMA[@]}" \
     -global virtio-mmio.force-legacy=false -kernel "$KERNEL" -initrd "$TOP/initramfs.cpio" \
-    -dtb "$WORK/guest.dtb" -append "console=ttyAMA0 quiet panic=-1 $parameters" "${devices[@]}"
+    -dtb "$WORK/guest.dtb" -append "console=ttyAMA0 quiet panic=-1 $parameters" "${devices[@]}" \
+    ${GUEST_OPTIONS[@]+"${GUEST_OPTIONS[@]}"}
   guest_run "$LIMIT"
 }
 
@@ -100,6 +101,8 @@ phase() {
 }
 phase_start() {
   service_file
+  # Where the guest reports, over a virtio port.
+  sed -i "/^control-socket/a guest-channel = \"unix:$WORK/report.sock\"" "$WORK/virtbay.toml"
   service_start "$WORK" "$WORK/virtbay.toml" && return
   fail "virtbay starts"
   return 1
@@ -119,6 +122,13 @@ refused() {
   verdict $? "$1: the log says why"
 }
 
+# reported I NODE: the guest has told of pool I, and whose it is.
+reported() {
+  grep -aqF "/reserved-memory/dmapool@${POOL[$1]#0x} is a pool for $2: swiotlb=${POOL[$1]},$POOL_SIZE" \
+    "$WORK/virtbay.log"
+  verdict $? "the host learns which pool is that of $2"
+}
+
 phase_pools() {
   phase pools
   guest_layout $((448 * MIB)) $((32 * MIB)) 3
@@ -129,8 +139,14 @@ phase_pools() {
     pooled pci "${POOL[2]}"
   }
   phase_start || return
-  guest_boot "vb_good=fs0,fs1,pci vb_pools=3 vb_platform=3" fs0,iommu_platform=on \
-    fs1,iommu_platform=on pci,iommu_platform=on,addr=1.0
+  local GUEST_OPTIONS=(-chardev "socket,id=report,path=$WORK/report.sock"
+    -device virtio-serial-device,bus=virtio-mmio-bus.8
+    -device virtserialport,chardev=report,name=virtbay.guest)
+  guest_boot "vb_good=fs0,fs1,pci vb_pools=3 vb_platform=3 vb_report=device:/dev/virtio-ports/virtbay.guest" \
+    fs0,iommu_platform=on fs1,iommu_platform=on pci,iommu_platform=on,addr=1.0
+  reported 0 /virtio_mmio@a000000
+  reported 1 /virtio_mmio@a000200
+  reported 2 /pcie@10000000/dev@1,0
   served fs0 "${POOL[0]}"
   served fs1 "${POOL[1]}"
   served pci "${POOL[2]}"
@@ -198,7 +214,7 @@ phase_none() {
 
 suite_run() {
   local TOP=$WORK
-  amd64_with qemu-system-aarch64 dtc fdtoverlay cpio aarch64-linux-gnu-gcc python3 || return
+  amd64_with qemu-system-aarch64 dtc fdtoverlay cpio aarch64-linux-gnu-gcc aarch64-linux-gnu-g++ python3 || return
   if ! KERNEL=$("$HERE/dma_pools/build-kernel.sh" 2>"$TOP/kernel.log"); then
     fail "the guest's kernel is built"
     sed 's/^/    /' "$TOP/kernel.log"
@@ -211,7 +227,14 @@ suite_run() {
     sed 's/^/    /' "$TOP/init.log"
     return
   fi
-  (cd "$TOP/root" && echo init | cpio -o -H newc --quiet) >"$TOP/initramfs.cpio"
+  if ! aarch64-linux-gnu-g++ -std=c++20 -Os -Wall -Wextra -Werror -static -s -I "$ROOT" \
+    -DVIRTBAY_VERSION='"test"' -o "$TOP/root/virtbay-guest" "$ROOT"/hostif/swiotlb/guest/*.cc \
+    >"$TOP/guest.log" 2>&1; then
+    fail "the guest's virtbay-guest is built"
+    sed 's/^/    /' "$TOP/guest.log"
+    return
+  fi
+  (cd "$TOP/root" && printf 'init\nvirtbay-guest\n' | cpio -o -H newc --quiet) >"$TOP/initramfs.cpio"
   phase_pools
   phase_tiny
   phase_wrong

@@ -28,6 +28,10 @@ $(cat <<'BODY'
 look() { echo "@@HOST look"; read -r answer </dev/console; [ "$answer" = ok ]; }
 echo "@@LOG $(dmesg | grep 'software IO TLB: mapped')"
 mkdir -p /mnt/a /mnt/b /mnt/c
+mount -t debugfs debug /sys/kernel/debug
+REPORT=$(virtbay-guest)
+echo "$REPORT" | grep '"swiotlb":"none","reason":.*"global_pool":{"slots":16384,"slots_used":[0-9]' >/dev/null
+result $? "virtbay-guest finds the one pool"
 if grep -q vb_do=find /proc/cmdline; then
   mount -t virtiofs a /mnt/a && (cd /mnt/a && sha256sum -c sums) >/dev/null
   result $? "a device that is not confined works"
