@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/vm_sockets.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -246,6 +247,36 @@ TEST_F(GuestChannelTest, OverTcp) {
   Write(fd, absl::StrCat(kReport, "\n"));
   ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
   EXPECT_EQ(ReadAll(fd), absl::StrCat(kAccepted, "\n"));
+}
+
+// The kernel's own vsock loopback, where that is loaded.
+TEST_F(GuestChannelTest, OverVsockFromTheGuestNamed) {
+  constexpr uint32_t kPort = 0x76620001;
+  sockaddr_vm address = {};
+  address.svm_family = AF_VSOCK;
+  address.svm_cid = VMADDR_CID_LOCAL;
+  address.svm_port = kPort;
+  const auto connected = [&] {
+    UniqueFd fd(::socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0)
+      fd.reset();
+    return fd;
+  };
+  ASSERT_OK_AND_ASSIGN(const GuestAddress where, ParseGuestAddress(absl::StrCat("vsock:", kPort)));
+  auto channel = GuestChannel::Create(where, &target_);
+  if (!channel.ok()) GTEST_SKIP() << channel.status();
+  UniqueFd fd = connected();
+  if (!fd) GTEST_SKIP() << "no vsock loopback";
+  Write(fd, absl::StrCat(kReport, "\n"));
+  ASSERT_EQ(::shutdown(fd.get(), SHUT_WR), 0);
+  EXPECT_EQ(ReadAll(fd), absl::StrCat(kAccepted, "\n"));
+  channel->reset();
+
+  Listen(absl::StrCat("vsock:77:", kPort));
+  fd = connected();
+  ASSERT_TRUE(fd);
+  Write(fd, absl::StrCat(kReport, "\n"));
+  EXPECT_EQ(ReadAll(fd), "") << "from another guest than the one named";
 }
 
 TEST_F(GuestChannelTest, AnAddressInUseIsSaid) {
