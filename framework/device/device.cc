@@ -72,8 +72,10 @@ Device::~Device() { Retire().IgnoreError(); }
 absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        std::shared_ptr<Plugin> plugin,
                                                        const Log& log,
-                                                       std::shared_ptr<SlotPool> shared_pool) {
+                                                       std::shared_ptr<SlotPool> shared_pool,
+                                                       std::shared_ptr<DescriptorBudget> budget) {
   std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
+  device->core_->descriptors.emplace(std::move(budget));
   VIRTBAY_RETURN_IF_ERROR(device->Init(std::move(shared_pool)));
   return device;
 }
@@ -266,6 +268,7 @@ void Device::EndSession(bool forget) {
     }).IgnoreError();
   }
   state_ = "ready";
+  core_->descriptors->SetActive(false);
 }
 
 absl::Status Device::StartThreads() {
@@ -464,6 +467,7 @@ absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
         *result = queue->Start(std::move(*shared_config), maps, features);
       },
       core_->spec.stop_deadline));
+  core_->descriptors->SetActive(true);
   return Annotate(*result, absl::StrCat("queue ", index));
 }
 

@@ -32,10 +32,9 @@ class Device : public std::enable_shared_from_this<Device> {
  public:
   // Makes the plugin's device and brings it to READY.
   // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
-  static absl::StatusOr<std::shared_ptr<Device>> Create(const DeviceSpec& spec,
-                                                        std::shared_ptr<Plugin> plugin,
-                                                        const Log& log,
-                                                        std::shared_ptr<SlotPool> shared_pool);
+  static absl::StatusOr<std::shared_ptr<Device>> Create(
+      const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
+      std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);

@@ -18,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "framework/base/log.h"
 #include "framework/base/log_limiter.h"
+#include "framework/device/descriptor_budget.h"
 #include "framework/device/metrics.h"
 #include "framework/device/offload_pool.h"
 #include "framework/memory/memory_map.h"
@@ -52,6 +53,7 @@ class DeviceCore {
   std::shared_ptr<SlotPool> pool;  // its own, or the one that it shares
   SlotAccount shared_slots;        // its part of a shared one
   std::optional<OffloadPool> offload;
+  std::optional<DescriptorBudget::Share> descriptors;
   Metrics metrics;
   std::vector<std::unique_ptr<Queue>> queues;
   std::vector<std::unique_ptr<QueueThread>> threads;  // queue i is on threads[i % size]

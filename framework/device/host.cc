@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "framework/base/status.h"
+#include "framework/device/descriptor_budget.h"
 #include "framework/device/device.h"
 #include "framework/device/services.h"
 #include "framework/memory/slot_pool.h"
@@ -129,7 +130,8 @@ class HostImpl final : public Host {
     if (spec.arena_policy == ArenaPolicy::kShared) {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
-    return Device::Create(std::move(spec), std::move(plugin), options_.log, std::move(shared));
+    return Device::Create(std::move(spec), std::move(plugin), options_.log, std::move(shared),
+                          descriptors_);
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {
@@ -170,6 +172,7 @@ class HostImpl final : public Host {
 
   const HostOptions options_;
   const PluginSearch search_;
+  const std::shared_ptr<DescriptorBudget> descriptors_ = std::make_shared<DescriptorBudget>();
   mutable absl::Mutex mutex_;
   std::map<std::string, std::shared_ptr<Device>, std::less<>> devices_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> adding_ ABSL_GUARDED_BY(mutex_);

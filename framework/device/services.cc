@@ -221,6 +221,16 @@ int32_t Offload(virtbay_host_device* host, uint32_t index, void (*work)(void*), 
 
 constexpr virtbay_offload_service kOffload = {sizeof(kOffload), 0, &Offload};
 
+uint32_t TakeDescriptor(virtbay_host_device* host, uint32_t flags) {
+  const bool cached = (flags & VIRTBAY_DESCRIPTOR_CACHED) != 0;
+  return host->core->descriptors->Take(cached) ? 1 : 0;
+}
+
+void GiveDescriptor(virtbay_host_device* host) { host->core->descriptors->Give(); }
+
+constexpr virtbay_descriptor_service kDescriptors = {sizeof(kDescriptors), 0, &TakeDescriptor,
+                                                     &GiveDescriptor};
+
 void FailDevice(virtbay_host_device* host, const char* text, uint32_t len) {
   host->core->RaiseNeedsReset(absl::string_view(text, len), /*stops=*/true);
 }
@@ -254,11 +264,17 @@ const void* FindService(const virtbay_host* /*host*/, const char* id) {
     const void* table;
   };
   static constexpr Entry kServices[] = {
-      {VIRTBAY_SERVICE_QUEUE, &kQueue},     {VIRTBAY_SERVICE_MEMORY, &kMemory},
-      {VIRTBAY_SERVICE_IO, &kIo},           {VIRTBAY_SERVICE_LOG, &kLog},
-      {VIRTBAY_SERVICE_TIMER, &kTimer},     {VIRTBAY_SERVICE_CONFIG, &kConfig},
-      {VIRTBAY_SERVICE_METRICS, &kMetrics}, {VIRTBAY_SERVICE_OFFLOAD, &kOffload},
-      {VIRTBAY_SERVICE_DEVICE, &kDevice},   {VIRTBAY_SERVICE_THREAD_CHECK, &kThreadCheck},
+      {VIRTBAY_SERVICE_QUEUE, &kQueue},
+      {VIRTBAY_SERVICE_MEMORY, &kMemory},
+      {VIRTBAY_SERVICE_IO, &kIo},
+      {VIRTBAY_SERVICE_LOG, &kLog},
+      {VIRTBAY_SERVICE_TIMER, &kTimer},
+      {VIRTBAY_SERVICE_CONFIG, &kConfig},
+      {VIRTBAY_SERVICE_METRICS, &kMetrics},
+      {VIRTBAY_SERVICE_OFFLOAD, &kOffload},
+      {VIRTBAY_SERVICE_DEVICE, &kDevice},
+      {VIRTBAY_SERVICE_THREAD_CHECK, &kThreadCheck},
+      {VIRTBAY_SERVICE_DESCRIPTORS, &kDescriptors},
   };
   for (const Entry& entry : kServices) {
     if (std::strcmp(entry.id, id) == 0) return entry.table;

@@ -103,7 +103,7 @@ sdk::Result<Aggregate::Added> Aggregate::Add(std::string name, const std::string
   }
   if (path.empty()) return sdk::InvalidArgument("the share's path is missing");
   if (Status status = CheckOptions(options); !status.ok()) return status.error();
-  if (!fs_->budget.Reserve(false)) {
+  if (!fs_->budget.Reserve(FdKind::kFile)) {
     return Error{VIRTBAY_RESOURCE_EXHAUSTED, ENFILE,
                  "share " + path + ": the device has as many files open as it may"};
   }

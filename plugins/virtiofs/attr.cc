@@ -63,8 +63,9 @@ int SetSize(Call& c, const FdUse& use, const Inode& inode, uint64_t size, bool k
   if (use.handle && use.handle->writable) {
     return ::ftruncate(use.handle->fd, static_cast<off_t>(size)) == 0 ? 0 : errno;
   }
-  const int fd = c.fs.OpenCounted(
-      false, [&] { return Reopen(c.fs.proc_fd, use.fd(), O_WRONLY | O_NONBLOCK | O_NOCTTY); });
+  const int fd = c.fs.OpenCounted(FdKind::kShort, [&] {
+    return Reopen(c.fs.proc_fd, use.fd(), O_WRONLY | O_NONBLOCK | O_NOCTTY);
+  });
   if (fd < 0) return -fd;
   const int result = ::ftruncate(fd, static_cast<off_t>(size)) == 0 ? 0 : errno;
   c.fs.budget.Close(fd, false);

@@ -13,6 +13,8 @@ namespace virtbay::virtiofs {
 namespace {
 
 constexpr size_t kMaxSweep = 4096;
+constexpr uint32_t kBatch = 64;  // closed at a time
+constexpr uint32_t kTries = 8;   // others may take what was closed
 
 }  // namespace
 
@@ -64,26 +66,131 @@ int FdBudget::Remove(Inode& inode) {
   return static_cast<int>(w >> 32) - 1;
 }
 
-bool FdBudget::Reserve(bool path) {
-  const uint32_t total = total_.fetch_add(1, std::memory_order_relaxed);
-  uint32_t paths = 0;
-  if (path) paths = paths_.fetch_add(1, std::memory_order_relaxed);
-  if (total < max_total_ && (!path || paths < max_paths_)) return true;
+FdBudget::~FdBudget() { DropSpares(); }
+
+void FdBudget::DropSpares() {
+  spares_wanted_ = 0;
+  for (const int fd : spares_) {
+    ::close(fd);
+    GiveUnit();
+  }
+  spares_.clear();
+  spare_count_.store(0);
+}
+
+bool FdBudget::KeepSpares(const sdk::Host* host, int fd, uint32_t count, uint32_t for_paths) {
+  host_ = host;
+  spare_source_ = fd;
+  spares_wanted_ = count;
+  spares_.reserve(count);
+  while (spare_count_.load() < count && TakeUnit(false)) {
+    if (AddSpare()) continue;
+    GiveUnit();
+    break;
+  }
+  spares_wanted_ = spare_count_.load();
+  spares_for_paths_ = std::min(for_paths, spares_wanted_ / 2);
+  return spares_wanted_ >= std::min(count, kLeastSpares);
+}
+
+bool FdBudget::TakeUnit(bool cached) {
+  uint32_t units = units_.load(std::memory_order_relaxed);
+  do {
+    if (units >= max_total_) return false;
+  } while (!units_.compare_exchange_weak(units, units + 1, std::memory_order_relaxed));
+  if (host_ == nullptr || host_->TakeDescriptor(cached ? VIRTBAY_DESCRIPTOR_CACHED : 0)) {
+    return true;
+  }
+  units_.fetch_sub(1, std::memory_order_relaxed);
+  return false;
+}
+
+void FdBudget::GiveUnit() {
+  units_.fetch_sub(1, std::memory_order_relaxed);
+  if (host_ != nullptr) host_->GiveDescriptor();
+}
+
+// The caller has a unit for it. False: no descriptor, or there are enough.
+bool FdBudget::AddSpare() {
+  const int fd = ::fcntl(spare_source_, F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) return false;
+  {
+    const std::lock_guard<std::mutex> lock(spare_mu_);
+    if (spares_.size() < spares_wanted_) {
+      spares_.push_back(fd);
+      spare_count_.fetch_add(1, std::memory_order_relaxed);
+      return true;
+    }
+  }
+  ::close(fd);
+  return false;
+}
+
+bool FdBudget::CloseSpare(FdKind kind) {
+  if (kind == FdKind::kFile) return false;
+  const size_t kept = KeptFrom(kind);
+  int fd = -1;
+  {
+    const std::lock_guard<std::mutex> lock(spare_mu_);
+    if (spares_.size() <= kept) return false;
+    fd = spares_.back();
+    spares_.pop_back();
+    spare_count_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  ::close(fd);
+  return true;
+}
+
+bool FdBudget::TakeFor(FdKind kind) {
+  const bool path = kind == FdKind::kPath;
+  if (TakeUnit(path)) return true;
+  for (uint32_t tries = 0; tries < kTries; ++tries) {
+    // A path is kept open for comfort: for another one, one is closed.
+    if (Evict(path ? std::clamp(max_paths_ / 16, 1u, kBatch) : kBatch) == 0) break;
+    if (TakeUnit(path)) return true;
+  }
+  if (path && TakeUnit(false)) return true;
+  // The spare one's unit goes over.
+  if (CloseSpare(kind)) return true;
+  if (kind == FdKind::kFile) return false;
+  // Rather some inodes lost, whose names the guest itself has removed, than all of them. What is
+  // closed becomes spare ones first.
+  return Evict(KeptFrom(kind) + 1, true) != 0 && (TakeUnit(false) || CloseSpare(kind));
+}
+
+bool FdBudget::Reserve(FdKind kind) {
+  const bool path = kind == FdKind::kPath;
   // A few at once, so that a walk over a tree larger than the budget does not sweep for each step.
-  Evict(std::clamp(max_paths_ / 16, 1u, 64u));
-  if (total_.load(std::memory_order_relaxed) <= max_total_) return true;
-  Unreserve(path);
+  if (path && paths_.fetch_add(1, std::memory_order_relaxed) >= max_paths_) {
+    Evict(std::clamp(max_paths_ / 16, 1u, kBatch));
+  }
+  if (TakeFor(kind)) {
+    open_.fetch_add(1, std::memory_order_relaxed);
+    if (gauge_ != nullptr) __atomic_fetch_add(gauge_, 1, __ATOMIC_RELAXED);
+    return true;
+  }
+  if (path) paths_.fetch_sub(1, std::memory_order_relaxed);
   return false;
 }
 
 void FdBudget::Unreserve(bool path) {
-  total_.fetch_sub(1, std::memory_order_relaxed);
+  open_.fetch_sub(1, std::memory_order_relaxed);
+  if (gauge_ != nullptr) __atomic_fetch_sub(gauge_, 1, __ATOMIC_RELAXED);
   if (path) paths_.fetch_sub(1, std::memory_order_relaxed);
+  if (spare_count_.load(std::memory_order_relaxed) < spares_wanted_ && AddSpare()) return;
+  GiveUnit();
 }
 
 void FdBudget::Close(int fd, bool path) {
   ::close(fd);
   Unreserve(path);
+}
+
+bool FdBudget::MakeRoom(FdKind kind) {
+  if (Evict(kBatch) != 0) return true;
+  if (!CloseSpare(kind)) return false;
+  GiveUnit();  // who asks has one already
+  return true;
 }
 
 void FdBudget::KeepHandle(Inode& inode, int fd) {
@@ -96,12 +203,12 @@ void FdBudget::KeepHandle(Inode& inode, int fd) {
   }
 }
 
-uint32_t FdBudget::Evict(uint32_t n) {
+uint32_t FdBudget::Evict(uint32_t n, bool nameless) {
   struct Victim {
     InodeRef inode;
     int fd = -1;
   };
-  std::array<Victim, 64> victims;
+  std::array<Victim, kBatch> victims;
   uint32_t found = 0;
   n = std::min<uint32_t>(n, static_cast<uint32_t>(victims.size()));
   {
@@ -112,7 +219,7 @@ uint32_t FdBudget::Evict(uint32_t n) {
          steps > 0 && found < n && !ring_.empty(); --steps) {
       if (hand_ >= ring_.size()) hand_ = 0;
       Inode& inode = *ring_[hand_];
-      if (inode.keep_fd.load(std::memory_order_relaxed) ||
+      if ((!nameless && inode.keep_fd.load(std::memory_order_relaxed)) ||
           inode.fd_used.exchange(false, std::memory_order_relaxed)) {
         ++hand_;
         continue;

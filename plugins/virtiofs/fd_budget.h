@@ -1,6 +1,7 @@
-// FdBudget: how many descriptors the device holds, and which cold O_PATH ones are closed for new
-// ones (a clock over the inodes that own one).
-// Owned by the device; every function is [any]. Its lock is never held over a system call.
+// FdBudget: how many descriptors the device holds of what the host's devices share, which cold
+// O_PATH ones are closed for new ones (a clock over the inodes that own one), and a few spare ones
+// that the guest's open files cannot take. Owned by the device; every function is [any] unless
+// marked. Its locks are never held over a system call.
 #ifndef VIRTBAY_PLUGINS_VIRTIOFS_FD_BUDGET_H_
 #define VIRTBAY_PLUGINS_VIRTIOFS_FD_BUDGET_H_
 
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "plugins/virtiofs/inode.h"
+#include "virtbay/sdk/host.h"
 
 namespace virtbay::virtiofs {
 
@@ -42,11 +44,30 @@ class PathFd {
   int fd_ = -1;
 };
 
+// What a descriptor is for, which decides what may be done for it when there are no more.
+enum class FdKind : uint8_t {
+  kPath,   // O_PATH of an inode: nothing is found without; kept until it is cold
+  kShort,  // a directory, which is listed and closed; what is closed by the operation that opens it
+  kFile,   // an open file or a lock: the guest holds it as long as it likes
+};
+
 class FdBudget {
  public:
-  // `paths`: most O_PATH descriptors of inodes; `total`: most descriptors of any kind.
+  // Fewer spare ones than that, and a device is of no use.
+  static constexpr uint32_t kLeastSpares = 4;
+
+  ~FdBudget();
+  // [control] `paths`: most O_PATH descriptors of inodes; `total`: most descriptors of any kind.
   void Configure(InodeTable* table, uint32_t paths, uint32_t total);
+  // [control] After Configure: counts with the host, and keeps so many copies of `fd` aside, or as
+  // many as there are. They are closed one by one for descriptors without which directories could
+  // not be listed or files found; the last `for_paths` for the latter alone, because a guest may
+  // have many directories open. False: there are not even kLeastSpares. `host` has to live as long.
+  bool KeepSpares(const sdk::Host* host, int fd, uint32_t count, uint32_t for_paths);
+  // [control] Before `fd` is closed.
+  void DropSpares();
   void set_evicted_counter(uint64_t* cell) { evicted_ = cell; }
+  void set_open_gauge(uint64_t* cell) { gauge_ = cell; }
 
   // The inode's descriptor if it has one.
   static PathFd Acquire(Inode& inode) {
@@ -70,27 +91,47 @@ class FdBudget {
 
   // Counts one descriptor that the caller is about to open, closing cold ones if need be. False:
   // the guest itself holds too many (ENFILE).
-  bool Reserve(bool path);
+  bool Reserve(FdKind kind);
   void Unreserve(bool path);
   // A descriptor is closed: close(2) and Unreserve.
   void Close(int fd, bool path);
+  // open(2) said EMFILE: closes what can be closed. False: nothing.
+  bool MakeRoom(FdKind kind);
 
-  // Closes up to n cold descriptors and returns how many: for when open(2) said EMFILE.
-  uint32_t Evict(uint32_t n);
+  // Closes up to n cold descriptors and returns how many. `nameless`: also those by which alone an
+  // inode is reached, so that it is lost to the guest.
+  uint32_t Evict(uint32_t n, bool nameless = false);
 
-  uint32_t open() const { return total_.load(std::memory_order_relaxed); }
+  uint32_t open() const { return open_.load(std::memory_order_relaxed); }
+  uint32_t spares() const { return spare_count_.load(std::memory_order_relaxed); }
 
  private:
   void RemoveFromRing(Inode& inode);  // mu_ held
   // Remembers the file handle of an inode on its share's mount; of use with CAP_DAC_READ_SEARCH.
   static void KeepHandle(Inode& inode, int fd);
+  bool TakeUnit(bool cached);
+  void GiveUnit();
+  bool TakeFor(FdKind kind);
+  bool CloseSpare(FdKind kind);
+  bool AddSpare();
+  // Spare ones that are not for that kind.
+  uint32_t KeptFrom(FdKind kind) const { return kind == FdKind::kPath ? 0 : spares_for_paths_; }
 
   InodeTable* table_ = nullptr;
   uint32_t max_paths_ = 64;
   uint32_t max_total_ = 256;
   uint64_t* evicted_ = nullptr;
+  uint64_t* gauge_ = nullptr;
+  const sdk::Host* host_ = nullptr;
+  int spare_source_ = -1;
+  uint32_t spares_wanted_ = 0;
+  uint32_t spares_for_paths_ = 0;
   std::atomic<uint32_t> paths_{0};
-  std::atomic<uint32_t> total_{0};
+  std::atomic<uint32_t> open_{0};   // counted for an open
+  std::atomic<uint32_t> units_{0};  // the same and the spare ones: what the host has given
+  std::atomic<uint32_t> spare_count_{0};
+  std::mutex spare_mu_;
+  std::vector<int> spares_;  // guarded by spare_mu_
   std::mutex mu_;
   std::vector<Inode*> ring_;  // guarded by mu_
   size_t hand_ = 0;           // guarded by mu_

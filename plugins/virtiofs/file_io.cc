@@ -339,7 +339,7 @@ void OpSyncfs(Call& c) {
     return OffloadOp(c, op);
   }
   if (inode->key.mnt_id == share.root_mnt_id) {
-    fd = fs.OpenCounted(false, [&] {
+    fd = fs.OpenCounted(FdKind::kShort, [&] {
       const int copy = ::fcntl(share.root_fd, F_DUPFD_CLOEXEC, 0);
       return copy < 0 ? -errno : copy;
     });

@@ -67,8 +67,8 @@ bool CaseFolder::Same(std::string_view a, std::string_view b) const {
 int CaseFolder::Find(Fs& fs, int dirfd, std::string_view name, std::array<char, 256>* real) const {
   const std::unique_ptr<DirStream> stream(new (std::nothrow) DirStream);
   if (stream == nullptr) return ENOMEM;
-  const int fd =
-      fs.OpenCounted(false, [&] { return OpenBeneath(dirfd, ".", O_RDONLY | O_DIRECTORY); });
+  const int fd = fs.OpenCounted(FdKind::kShort,
+                                [&] { return OpenBeneath(dirfd, ".", O_RDONLY | O_DIRECTORY); });
   if (fd < 0) return -fd;
   std::string_view best;
   DirEntry entry;

@@ -21,15 +21,21 @@ using sdk::Errno;
 using sdk::Status;
 
 constexpr uint32_t kFdReserve = 64;
+constexpr uint32_t kSparesPerQueue = 4;
+constexpr uint32_t kSpareDirectories = 8;
 constexpr uint32_t kDefaultPathFds = 16384;
 // Longest chain of parents that is opened anew; a longer one is a circle made by the host moving
 // directories.
 constexpr size_t kMaxDepth = 16384;
 
+// Of a descriptor by which the guest has it open.
+FdKind KindOf(const Inode& inode) { return inode.is_dir() ? FdKind::kShort : FdKind::kFile; }
+
 }  // namespace
 
 Fs::~Fs() {
   DropSession();
+  budget.DropSpares();
   if (proc_fd >= 0) ::close(proc_fd);
 }
 
@@ -63,14 +69,20 @@ Status Fs::Init(const sdk::Host* the_host) {
 
   struct rlimit limit = {1024, 1024};
   ::getrlimit(RLIMIT_NOFILE, &limit);
-  const uint32_t nofile = static_cast<uint32_t>(std::min<rlim_t>(limit.rlim_cur, 1u << 24));
-  uint32_t total = nofile > 2 * kFdReserve ? nofile - kFdReserve : nofile / 2;
+  uint32_t total = static_cast<uint32_t>(std::min<rlim_t>(limit.rlim_cur, 1u << 24));
+  if (!host->CountsDescriptors()) total = total > 2 * kFdReserve ? total - kFdReserve : total / 2;
   if (options.max_open_files != 0) total = std::min(total, options.max_open_files);
-  // An eighth: other devices of the process live on the same limit, and a cold inode is only a
-  // few microseconds away.
+  // An eighth: a cold inode is only a few microseconds away.
   uint32_t paths = std::min(std::max(total / 8, 16u), kDefaultPathFds);
   if (options.max_open_inodes != 0) paths = options.max_open_inodes;
   budget.Configure(&inodes, std::min(paths, total / 2), total);
+  // Each request queue may be in a RENAME: two directories, each with the step that leads to it.
+  const uint32_t for_paths = kSparesPerQueue * options.request_queues;
+  if (!budget.KeepSpares(host, proc_fd, std::min(for_paths + kSpareDirectories, total / 5),
+                         for_paths)) {
+    return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, EMFILE,
+                      "the limit on open files leaves none for this share"};
+  }
   lock_waiters.Configure(options.max_lock_waiters);
   if (!inodes.Init(&budget, options.max_inodes, &share) || !handles.Init(this, total)) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, ENOMEM, "no memory for the inode table"};
@@ -93,6 +105,8 @@ Status Fs::Init(const sdk::Host* the_host) {
   counters.stale = counter("stale_inodes", "inodes that the host had renamed or replaced");
   inodes.set_counter(host->Gauge("inodes", "inodes that the guest knows"));
   handles.set_counter(host->Gauge("open_handles", "files and directories that the guest has open"));
+  budget.set_open_gauge(
+      host->Gauge("descriptors", "files of the host that are open for the guest"));
   budget.set_evicted_counter(counter("fds_evicted", "cold inode descriptors closed"));
   return {};
 }
@@ -115,8 +129,8 @@ PathFd Fs::OpenPathStep(Inode& inode, Inode* parent, int* error) {
     const InodeRef still = inodes.CopyName(inode, &name);
     PathFd parent_fd = FdBudget::Acquire(*parent);
     if (still.get() == parent && parent_fd) {
-      const int fd =
-          OpenCounted(true, [&] { return OpenBeneath(parent_fd.fd(), name.data(), O_PATH); });
+      const int fd = OpenCounted(FdKind::kPath,
+                                 [&] { return OpenBeneath(parent_fd.fd(), name.data(), O_PATH); });
       if (fd >= 0) {
         struct statx st;
         if (StatFd(fd, &st) == 0 && inode.Matches(st)) return budget.Install(inode, fd);
@@ -130,9 +144,10 @@ PathFd Fs::OpenPathStep(Inode& inode, Inode* parent, int* error) {
   const HandleRef open = handles.AnyOf(inode);
   int fd = -ESTALE;
   if (open) {
-    fd = OpenCounted(true, [&] { return Reopen(proc_fd, open->fd, O_PATH); });
+    fd = OpenCounted(FdKind::kPath, [&] { return Reopen(proc_fd, open->fd, O_PATH); });
   } else if (FileHandle* handle = inode.file_handle.load(std::memory_order_acquire)) {
-    fd = OpenCounted(true, [&] { return handle->Open(inode.share->root_fd, O_PATH | O_CLOEXEC); });
+    fd = OpenCounted(FdKind::kPath,
+                     [&] { return handle->Open(inode.share->root_fd, O_PATH | O_CLOEXEC); });
   }
   if (fd >= 0) {
     struct statx st;
@@ -218,7 +233,7 @@ int Fs::OpenByName(Inode& inode, int flags, struct statx* st, int* error) {
   const PathFd parent_fd = PathOf(*parent, error);
   if (!parent_fd) return -1;
   const int fd =
-      OpenCounted(false, [&] { return OpenBeneath(parent_fd.fd(), name.data(), flags); });
+      OpenCounted(KindOf(inode), [&] { return OpenBeneath(parent_fd.fd(), name.data(), flags); });
   if (fd < 0) {
     *error = fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP || fd == -ENXIO ? ESTALE : -fd;
     return -1;
@@ -252,7 +267,7 @@ int Fs::OpenForIo(Inode& inode, int flags) {
     if (!open && !path) return -error;
   }
   const int from = path ? path.fd() : open->fd;
-  return OpenCounted(false, [&] { return Reopen(proc_fd, from, flags); });
+  return OpenCounted(KindOf(inode), [&] { return Reopen(proc_fd, from, flags); });
 }
 
 void Fs::PinBeforeLoss(Inode& inode, FdUse* use) {
@@ -283,7 +298,7 @@ void Fs::CloseHandle(Handle& handle, bool last) {
     unlocked |= lock_owners.DropAll(*this, inode);
     if (inode.keep_fd.load(std::memory_order_relaxed) &&
         inode.nlookup.load(std::memory_order_acquire) > 0 && !FdBudget::Acquire(inode)) {
-      const int fd = OpenCounted(true, [&] { return Reopen(proc_fd, handle.fd, O_PATH); });
+      const int fd = OpenCounted(FdKind::kPath, [&] { return Reopen(proc_fd, handle.fd, O_PATH); });
       if (fd >= 0) budget.Install(inode, fd);
     }
   }

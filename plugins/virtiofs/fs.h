@@ -86,14 +86,14 @@ class Fs : public HandleTable::Closer {
   // Runs an open (fd or -errno) within the budget, closing cold descriptors when the process has
   // too many. The descriptor is counted; -ENFILE when the guest holds too many itself.
   template <typename OpenFunction>
-  int OpenCounted(bool path, OpenFunction&& open) {
-    if (!budget.Reserve(path)) return -ENFILE;
+  int OpenCounted(FdKind kind, OpenFunction&& open) {
+    if (!budget.Reserve(kind)) return -ENFILE;
     int fd = open();
     for (int tries = 0; (fd == -EMFILE || fd == -ENFILE) && tries < 4; ++tries) {
-      if (budget.Evict(64) == 0) break;
+      if (!budget.MakeRoom(kind)) break;
       fd = open();
     }
-    if (fd < 0) budget.Unreserve(path);
+    if (fd < 0) budget.Unreserve(kind == FdKind::kPath);
     return fd == -EMFILE ? -ENFILE : fd;
   }
 

@@ -68,7 +68,8 @@ int LockOwners::Open(Fs& fs, Handle& handle, LockDescription* out) {
   // A write lock needs a description open for writing, a read lock one for reading.
   *out = {-1, true, true, 0};
   const auto reopen = [&](int mode) {
-    return fs.OpenCounted(false, [&] { return Reopen(fs.proc_fd, handle.fd, mode | O_NONBLOCK); });
+    return fs.OpenCounted(FdKind::kFile,
+                          [&] { return Reopen(fs.proc_fd, handle.fd, mode | O_NONBLOCK); });
   };
   out->fd = reopen(O_RDWR);
   if (out->fd >= 0 || !Refused(-out->fd)) return -std::min(out->fd, 0);
@@ -80,7 +81,7 @@ int LockOwners::Open(Fs& fs, Handle& handle, LockDescription* out) {
   }
   // It was created with a mode that lets nobody open it so again.
   out->shared_fh = handle.fh();
-  out->fd = fs.OpenCounted(false, [&] {
+  out->fd = fs.OpenCounted(FdKind::kFile, [&] {
     const int copy = ::fcntl(handle.fd, F_DUPFD_CLOEXEC, 0);
     return copy < 0 ? -errno : copy;
   });

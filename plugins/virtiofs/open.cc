@@ -222,7 +222,7 @@ void OpCreate(Call& c) {
     AsCaller caller;
     error = caller.Enter(c, *parent->share, in.umask);
     if (error == 0) {
-      fd = fs.OpenCounted(false, [&] {
+      fd = fs.OpenCounted(FdKind::kFile, [&] {
         return OpenBeneath(parent_fd.fd(), name.data(), flags | O_CREAT | O_EXCL, mode);
       });
       if (fd < 0) error = -fd;
@@ -280,7 +280,8 @@ void OpTmpfile(Call& c) {
     AsCaller caller;
     error = caller.Enter(c, *parent->share, in.umask);
     if (error == 0) {
-      fd = fs.OpenCounted(false, [&] { return OpenBeneath(parent_fd.fd(), ".", flags, mode); });
+      fd = fs.OpenCounted(FdKind::kFile,
+                          [&] { return OpenBeneath(parent_fd.fd(), ".", flags, mode); });
       if (fd < 0) error = -fd;
     }
     if (!caller.Leave(c)) error = EIO;

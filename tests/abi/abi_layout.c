@@ -106,6 +106,11 @@ int main(void) {
   MEMBER(virtbay_thread_check_service, reserved);
   MEMBER(virtbay_thread_check_service, is_queue_thread);
   MEMBER(virtbay_thread_check_service, is_control_thread);
+  STRUCT(virtbay_descriptor_service);
+  MEMBER(virtbay_descriptor_service, struct_size);
+  MEMBER(virtbay_descriptor_service, reserved);
+  MEMBER(virtbay_descriptor_service, take);
+  MEMBER(virtbay_descriptor_service, give);
   STRUCT(virtbay_host);
   MEMBER(virtbay_host, struct_size);
   MEMBER(virtbay_host, abi_major);
@@ -231,6 +236,7 @@ int main(void) {
   printf("VIRTBAY_SERVICE_OFFLOAD %s\n", VIRTBAY_SERVICE_OFFLOAD);
   printf("VIRTBAY_SERVICE_DEVICE %s\n", VIRTBAY_SERVICE_DEVICE);
   printf("VIRTBAY_SERVICE_THREAD_CHECK %s\n", VIRTBAY_SERVICE_THREAD_CHECK);
+  printf("VIRTBAY_SERVICE_DESCRIPTORS %s\n", VIRTBAY_SERVICE_DESCRIPTORS);
   printf("VIRTBAY_EXTENSION_CONTROL %s\n", VIRTBAY_EXTENSION_CONTROL);
   printf("VIRTBAY_FACTORY_DEVICE %s\n", VIRTBAY_FACTORY_DEVICE);
   return 0;

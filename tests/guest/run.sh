@@ -111,6 +111,7 @@ service_file() {
   GUEST_SHARES=()
   printf '[host]\nlog-level = "info"\ncontrol-socket = "%s"\n' "$WORK/control.sock" \
     >"$WORK/virtbay.toml"
+  [ -z "$HOST_KEYS" ] || printf '%s\n' "$HOST_KEYS" >>"$WORK/virtbay.toml"
   suite_shares
 }
 
@@ -118,7 +119,7 @@ boot() {
   guest_start "$WORK" "$INITRAMFS" "$WORK/job" "${MEMORY:-256M}" "${GUEST_SHARES[@]}"
 }
 
-# A suite is a file that sets LIMIT, and defines suite_shares (host), guest (run inside), and
+# A suite is a file that sets LIMIT (and HOST_KEYS, TOML for [host]), and defines suite_shares (host), guest (run inside), and
 # host_NAME functions; or suite_run for what is not one boot of user-mode Linux.
 run_suite() {
   local missing
@@ -131,6 +132,7 @@ run_suite() {
   LIMIT=300
   MEMORY=256M
   NEEDS=
+  HOST_KEYS=
   unset -f suite_shares suite_run suite_prepare guest
   . "$HERE/suites/$SUITE.sh"
   local tool

@@ -13,7 +13,7 @@ target_compile_definitions(test_op_parallel
 
 virtbay_add_test(device_parts_test
   SOURCES poll_window_test.cc metrics_test.cc offload_pool_test.cc
-          slot_waits_test.cc transfer_helper_test.cc
+          slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc
   LIBRARIES virtbay_device)
 virtbay_add_test(device_test
   SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc

@@ -8,7 +8,7 @@ virtbay_add_test(virtiofs_test
           virtiofs_hostile_test.cc virtiofs_session_test.cc virtiofs_credentials_test.cc
           virtiofs_nameless_test.cc virtiofs_deadlock_test.cc virtiofs_unprivileged_test.cc
           virtiofs_aggregate_test.cc virtiofs_aggregate_life_test.cc
-          virtiofs_names_test.cc virtiofs_ownership_test.cc
+          virtiofs_names_test.cc virtiofs_ownership_test.cc virtiofs_descriptors_test.cc
   LIBRARIES virtbay_guest virtbay_shares)
 target_compile_definitions(virtiofs_test PRIVATE VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>")
 add_dependencies(virtiofs_test virtiofs)

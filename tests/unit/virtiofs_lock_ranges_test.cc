@@ -104,6 +104,7 @@ class VirtioFsLockSearch : public ::testing::Test, private HandleTable::Closer {
  protected:
   void SetUp() override {
     budget_.Configure(&inodes_, 8, 64);
+    waiters_.Configure(1024);
     ASSERT_TRUE(inodes_.Init(&budget_, 1000, &share_));
     ASSERT_TRUE(handles_.Init(this, 100));
   }

@@ -230,7 +230,7 @@ TEST_F(VirtioFsInodes, TheBudgetClosesColdDescriptors) {
     name += std::to_string(i);
     dir_.Write(name, "");
     inodes.push_back(Lookup(name));
-    ASSERT_TRUE(budget_.Reserve(true));
+    ASSERT_TRUE(budget_.Reserve(FdKind::kPath));
     const int fd = OpenBeneath(root_.get(), name.c_str(), O_PATH);
     ASSERT_GE(fd, 0);
     const PathFd use = budget_.Install(*inodes.back(), fd);
@@ -255,6 +255,65 @@ TEST_F(VirtioFsInodes, TheBudgetClosesColdDescriptors) {
   for (const InodeRef& inode : inodes) table_.Forget(*inode, 1);
   inodes.clear();
   EXPECT_EQ(budget_.open(), 0u);
+}
+
+// Open files leave the spare descriptors alone, directories half of them.
+TEST_F(VirtioFsInodes, SpareDescriptorsAreForListingAndFinding) {
+  budget_.Configure(&table_, 64, 20);
+  ASSERT_TRUE(budget_.KeepSpares(nullptr, root_.get(), 8, 4));
+  EXPECT_EQ(budget_.spares(), 8u);
+  const auto reserve = [&](FdKind kind) {
+    int count = 0;
+    while (count < 100 && budget_.Reserve(kind)) ++count;
+    return count;
+  };
+  EXPECT_EQ(reserve(FdKind::kFile), 12);
+  EXPECT_EQ(reserve(FdKind::kShort), 4);
+  EXPECT_EQ(reserve(FdKind::kFile), 0);
+  EXPECT_EQ(reserve(FdKind::kPath), 4);
+  EXPECT_EQ(budget_.spares(), 0u);
+  EXPECT_EQ(budget_.open(), 20u);
+  EXPECT_FALSE(budget_.MakeRoom(FdKind::kPath));
+  // What is given back becomes a spare one first.
+  for (int i = 0; i < 8; ++i) budget_.Unreserve(i < 4);
+  EXPECT_EQ(budget_.spares(), 8u);
+  EXPECT_EQ(reserve(FdKind::kFile), 0);
+  for (int i = 0; i < 12; ++i) budget_.Unreserve(false);
+  EXPECT_EQ(reserve(FdKind::kFile), 12);
+  // The kernel has none although they were counted.
+  EXPECT_FALSE(budget_.MakeRoom(FdKind::kFile));
+  EXPECT_TRUE(budget_.MakeRoom(FdKind::kShort));
+  EXPECT_EQ(budget_.spares(), 7u);
+  for (int i = 0; i < 12; ++i) budget_.Unreserve(false);
+  EXPECT_EQ(budget_.spares(), 8u);
+}
+
+// An inode that is reached by its descriptor alone keeps it as long as anything else can go.
+TEST_F(VirtioFsInodes, NamelessOnesAreTheLastToGo) {
+  budget_.Configure(&table_, 64, 8);
+  const auto install = [&](const InodeRef& inode, const std::string& name) {
+    if (!budget_.Reserve(FdKind::kPath)) return false;
+    budget_.Install(*inode, OpenBeneath(root_.get(), name.c_str(), O_PATH));
+    return true;
+  };
+  std::vector<InodeRef> inodes;
+  for (size_t i = 0; i < 8; ++i) {
+    const std::string name(1, static_cast<char>('a' + static_cast<char>(i)));
+    dir_.Write(name, "");
+    inodes.push_back(Lookup(name));
+    ASSERT_TRUE(install(inodes.back(), name));
+    if (i < 6) table_.ClearName(*inodes.back(), table_.root(), name);
+  }
+  EXPECT_TRUE(budget_.Reserve(FdKind::kFile));
+  EXPECT_TRUE(budget_.Reserve(FdKind::kFile));
+  EXPECT_FALSE(budget_.Reserve(FdKind::kFile));
+  for (size_t i = 0; i < 6; ++i) EXPECT_TRUE(FdBudget::Acquire(*inodes[i])) << i;
+  EXPECT_TRUE(install(inodes[7], "h")) << "a lookup must go on";
+  int lost = 0;
+  for (size_t i = 0; i < 6; ++i) lost += FdBudget::Acquire(*inodes[i]) ? 0 : 1;
+  EXPECT_EQ(lost, 1);
+  budget_.Unreserve(false);
+  budget_.Unreserve(false);
 }
 
 TEST_F(VirtioFsInodes, ManyThreads) {

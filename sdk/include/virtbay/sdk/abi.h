@@ -277,6 +277,26 @@ typedef struct virtbay_offload_service {
 } virtbay_offload_service;
 #define VIRTBAY_SERVICE_OFFLOAD "virtbay.host.offload/1"
 
+/** It can be closed again at any time: refused before the last half of what devices share is gone.
+ */
+#define VIRTBAY_DESCRIPTOR_CACHED 1u
+
+/**
+ * Service `virtbay.host.descriptors/1`, since ABI 1.1: the file descriptors that a device holds for
+ * its guest or keeps for later, counted against what the process may have. The devices of a host
+ * share that; each has a part that the others cannot take.
+ */
+typedef struct virtbay_descriptor_service {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
+  /** [any] Counts one that is about to be opened. 0: none is left, close another one first.
+   * `flags`: VIRTBAY_DESCRIPTOR_*. */
+  uint32_t (*take)(virtbay_host_device* host, uint32_t flags);
+  /** [any] One that was counted is closed, or was not opened after all. */
+  void (*give)(virtbay_host_device* host);
+} virtbay_descriptor_service;
+#define VIRTBAY_SERVICE_DESCRIPTORS "virtbay.host.descriptors/1"
+
 /** Service `virtbay.host.device/1`: the device as a whole. */
 typedef struct virtbay_device_service {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */

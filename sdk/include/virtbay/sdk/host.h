@@ -42,6 +42,9 @@ class Host {
     find(h.offload_, VIRTBAY_SERVICE_OFFLOAD);
     find(h.control_, VIRTBAY_SERVICE_DEVICE);
     find(h.thread_check_, VIRTBAY_SERVICE_THREAD_CHECK);
+    // Since ABI 1.1.
+    h.descriptors_ = static_cast<const virtbay_descriptor_service*>(
+        host->service(host, VIRTBAY_SERVICE_DESCRIPTORS));
     if (missing != nullptr) {
       return Error{VIRTBAY_UNIMPLEMENTED, 0, std::string("host has no service ") + missing};
     }
@@ -117,6 +120,18 @@ class Host {
   /// [queue] Asks for the end of pending operations with that cookie.
   void Cancel(uint32_t queue, uint64_t cookie) const { io_->cancel(device_, queue, cookie); }
 
+  /// [any] Whether the host counts descriptors; where it does not, TakeDescriptor always succeeds.
+  bool CountsDescriptors() const { return descriptors_ != nullptr; }
+  /// [any] Counts a descriptor that is about to be opened; false: none is left. `flags`:
+  /// VIRTBAY_DESCRIPTOR_*.
+  bool TakeDescriptor(uint32_t flags) const {
+    return descriptors_ == nullptr || descriptors_->take(device_, flags) != 0;
+  }
+  /// [any] One that was counted is closed.
+  void GiveDescriptor() const {
+    if (descriptors_ != nullptr) descriptors_->give(device_);
+  }
+
   /// [any] DEVICE_NEEDS_RESET (virtio 1.3 2.1.2).
   void Fail(std::string_view text) const {
     control_->fail(device_, text.data(), static_cast<uint32_t>(text.size()));
@@ -154,6 +169,7 @@ class Host {
   const virtbay_offload_service* offload_ = nullptr;
   const virtbay_device_service* control_ = nullptr;
   const virtbay_thread_check_service* thread_check_ = nullptr;
+  const virtbay_descriptor_service* descriptors_ = nullptr;
 };
 
 }  // namespace virtbay::sdk

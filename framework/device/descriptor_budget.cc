@@ -1,0 +1,114 @@
+#include "framework/device/descriptor_budget.h"
+
+#include <dirent.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace virtbay {
+namespace {
+
+constexpr uint64_t kHighest = uint64_t{1} << 24;
+
+// Descriptors that the process has open; 0 when it cannot be seen.
+uint32_t CountOpen() {
+  struct stat info {};
+  // Linux 6.2 and later tell at once.
+  if (stat("/proc/self/fd", &info) == 0 && info.st_size > 0) {
+    return static_cast<uint32_t>(info.st_size);
+  }
+  DIR* const dir = opendir("/proc/self/fd");
+  if (dir == nullptr) return 0;
+  uint32_t count = 0;
+  while (const dirent* entry = readdir(dir)) count += entry->d_name[0] != '.';
+  closedir(dir);
+  return count - 1;  // the one that this looked with
+}
+
+}  // namespace
+
+DescriptorBudget::Share::Share(std::shared_ptr<DescriptorBudget> budget)
+    : budget_(std::move(budget)) {
+  absl::MutexLock lock(&budget_->mutex_);
+  budget_->shares_.push_back(this);
+  budget_->Measure();
+  // Of what is left a quarter, so that those who come after get something too.
+  const int64_t left = budget_->common_free_.load(std::memory_order_relaxed);
+  guaranteed_ = static_cast<uint32_t>(std::clamp<int64_t>(left / 4, 0, kGuaranteed));
+  budget_->guaranteed_ += guaranteed_;
+  budget_->Measure();
+}
+
+DescriptorBudget::Share::~Share() {
+  absl::MutexLock lock(&budget_->mutex_);
+  budget_->common_free_.fetch_add(Common(word_.load()), std::memory_order_relaxed);
+  budget_->guaranteed_ -= guaranteed_;
+  std::erase(budget_->shares_, this);
+  budget_->Measure();
+}
+
+bool DescriptorBudget::Share::Take(bool cached) {
+  uint64_t word = word_.load(std::memory_order_relaxed);
+  while (Held(word) < guaranteed_ + Common(word)) {
+    if (word_.compare_exchange_weak(word, word + 1, std::memory_order_relaxed)) return true;
+  }
+  if (!budget_->TakeCommon(cached)) return false;
+  word_.fetch_add((uint64_t{1} << 32) + 1, std::memory_order_relaxed);
+  return true;
+}
+
+void DescriptorBudget::Share::Give() {
+  uint64_t word = word_.load(std::memory_order_relaxed);
+  bool common = false;
+  uint64_t next = 0;
+  do {
+    if (Held(word) == 0) return;  // a plugin that gives more than it took
+    common = Common(word) > 0;
+    next = word - 1 - (common ? uint64_t{1} << 32 : 0);
+  } while (!word_.compare_exchange_weak(word, next, std::memory_order_relaxed));
+  if (common) budget_->common_free_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void DescriptorBudget::Share::SetActive(bool active) {
+  absl::MutexLock lock(&budget_->mutex_);
+  active_ = active;
+  budget_->Measure();
+}
+
+bool DescriptorBudget::TakeCommon(bool cached) {
+  int64_t free = common_free_.load(std::memory_order_relaxed);
+  do {
+    const int64_t kept = cached ? common_total_.load(std::memory_order_relaxed) / 2 : 0;
+    if (free <= std::max<int64_t>(kept, 0)) return false;
+  } while (!common_free_.compare_exchange_weak(free, free - 1, std::memory_order_relaxed));
+  return true;
+}
+
+DescriptorBudget::Process DescriptorBudget::Look() const {
+  if (process_ != nullptr) return *process_;
+  Process now;
+  rlimit limit{1024, 1024};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  now.limit = static_cast<uint32_t>(std::min<uint64_t>(limit.rlim_cur, kHighest));
+  now.open = CountOpen();
+  return now;
+}
+
+void DescriptorBudget::Measure() {
+  const Process now = Look();
+  int64_t others = now.open;
+  int64_t room = kSlack;
+  for (const Share* share : shares_) {
+    others -= share->held();
+    if (!share->active_) room += kPerFrontEnd;
+  }
+  const int64_t devices = now.limit - std::max<int64_t>(others, 0) - room;
+  const int64_t total = devices - static_cast<int64_t>(guaranteed_);
+  const int64_t before = common_total_.exchange(total, std::memory_order_relaxed);
+  // What is taken stays taken.
+  common_free_.fetch_add(total - before, std::memory_order_relaxed);
+}
+
+}  // namespace virtbay
