@@ -2,7 +2,6 @@
 
 #include <exception>
 #include <initializer_list>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/prometheus.h"
 #include "hostif/device_host/report.h"
+#include "hostif/json/strict_json.h"
 #include "hostif/swiotlb/option.h"
 
 namespace virtbay::device_host {
@@ -24,54 +24,6 @@ absl::Status Invalid(absl::string_view text) { return absl::InvalidArgumentError
 // Requests may hold anything; what is echoed must stay one short readable line.
 std::string Quoted(absl::string_view text) {
   return absl::StrCat("'", absl::CHexEscape(text.substr(0, 64)), "'");
-}
-
-// Looked at before parsing, so that depth costs the parser nothing.
-bool TooDeep(absl::string_view line) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < line.size(); ++i) {
-    const char c = line[i];
-    if (in_string) {
-      if (c == '\\') {
-        ++i;
-      } else if (c == '"') {
-        in_string = false;
-      }
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '{' || c == '[') {
-      if (++depth > kMaxControlDepth) return true;
-    } else if (c == '}' || c == ']') {
-      --depth;
-    }
-  }
-  return false;
-}
-
-// The parser keeps the last of two values with one name, and a reader of the request the first:
-// which of them was meant is nobody's to guess. Discarded when the line is not JSON.
-absl::StatusOr<json> ParseWithoutDuplicates(absl::string_view line) {
-  std::vector<std::set<std::string>> objects;  // the names so far in each object that is open
-  std::string twice;
-  bool found = false;
-  const auto look = [&](int /*depth*/, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) {
-      objects.emplace_back();
-    } else if (event == json::parse_event_t::object_end) {
-      objects.pop_back();
-    } else if (event == json::parse_event_t::key && !found) {
-      const auto& name = parsed.get_ref<const std::string&>();
-      if (!objects.back().insert(name).second) {
-        twice = name;
-        found = true;
-      }
-    }
-    return true;
-  };
-  json body = json::parse(line.begin(), line.end(), look, /*allow_exceptions=*/false);
-  if (found && !body.is_discarded()) return Invalid(absl::StrCat(Quoted(twice), ": given twice"));
-  return body;
 }
 
 absl::Status OnlyKeys(const json& object, std::initializer_list<absl::string_view> allowed) {
@@ -255,16 +207,8 @@ const Command* FindCommand(absl::string_view name) {
 }
 
 absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
-  if (line.size() > kMaxControlLine) {
-    return Invalid(absl::StrCat("the line is longer than ", kMaxControlLine, " bytes"));
-  }
-  if (TooDeep(line)) {
-    return Invalid(absl::StrCat("nested deeper than ", kMaxControlDepth, " levels"));
-  }
   ControlRequest request;
-  VIRTBAY_ASSIGN_OR_RETURN(request.body, ParseWithoutDuplicates(line));
-  if (request.body.is_discarded()) return Invalid("the line is not JSON");
-  if (!request.body.is_object()) return Invalid("the line is not a JSON object");
+  VIRTBAY_ASSIGN_OR_RETURN(request.body, ParseStrictJson(line, kMaxControlLine));
   VIRTBAY_ASSIGN_OR_RETURN(request.command, StringKey(request.body, "command"));
   const Command* command = FindCommand(request.command);
   if (command == nullptr) {

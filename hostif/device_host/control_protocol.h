@@ -17,7 +17,6 @@
 namespace virtbay::device_host {
 
 inline constexpr size_t kMaxControlLine = 64 << 10;  // bytes, without the newline
-inline constexpr int kMaxControlDepth = 8;
 
 struct ControlRequest {
   std::string command;

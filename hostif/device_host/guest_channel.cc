@@ -22,7 +22,6 @@ namespace {
 constexpr int kRetryAcceptMs = 100;
 // A guest can connect as often as it likes; it must not fill the log.
 constexpr uint32_t kMaxWarnings = 8;
-constexpr size_t kMaxToldPools = 16;
 
 }  // namespace
 
@@ -163,9 +162,8 @@ std::string GuestChannel::Report(absl::string_view line) {
     if (!report->reason.empty()) {
       target_->log().Info(absl::StrCat("guest channel: the guest says: ", report->reason));
     }
-    size_t count = 0;
     for (const swiotlb::RestrictedPool& pool : report->restricted) {
-      if (!pool.pool.has_value() || ++count > kMaxToldPools) continue;
+      if (!pool.pool.has_value()) continue;
       target_->log().Info(
           absl::StrCat("guest channel: ", pool.node, " is a pool for ",
                        pool.devices.empty() ? "no device" : absl::StrJoin(pool.devices, ", "),

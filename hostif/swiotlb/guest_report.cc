@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "hostif/json/strict_json.h"
 #include "hostif/swiotlb/option.h"
 
 namespace virtbay::swiotlb {
@@ -17,7 +18,6 @@ using nlohmann::json;
 constexpr size_t kMaxText = 256;
 constexpr size_t kMaxPools = 256;
 constexpr size_t kMaxDevices = 64;
-constexpr int kMaxDepth = 8;
 constexpr uint64_t kMaxPool = uint64_t{1} << 32;
 
 absl::Status Invalid(absl::string_view text) {
@@ -79,18 +79,9 @@ absl::StatusOr<RestrictedPool> Restricted(const json& entry) {
 }
 
 absl::StatusOr<GuestReport> Parse(absl::string_view line) {
-  if (line.size() > kMaxReportLine) {
-    return Invalid(absl::StrCat("is longer than ", kMaxReportLine, " bytes"));
-  }
-  bool too_deep = false;
-  const json::parser_callback_t shallow = [&](int depth, json::parse_event_t, json&) {
-    too_deep = too_deep || depth > kMaxDepth;
-    return !too_deep;
-  };
-  const json body =
-      json::parse(line.data(), line.data() + line.size(), shallow, /*allow_exceptions=*/false);
-  if (too_deep) return Invalid(absl::StrCat("is nested deeper than ", kMaxDepth, " levels"));
-  if (!body.is_object()) return Invalid("is not a JSON object");
+  absl::StatusOr<json> parsed = ParseStrictJson(line, kMaxReportLine);
+  if (!parsed.ok()) return Invalid(parsed.status().message());
+  const json& body = *parsed;
   const auto command = body.find("command");
   if (command == body.end() || *command != "guest") return Invalid("command: must be \"guest\"");
 

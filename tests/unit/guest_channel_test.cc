@@ -208,7 +208,7 @@ TEST_F(GuestChannelTest, RefusesALineWithoutEnd) {
 TEST_F(GuestChannelTest, DoesNotFillTheLog) {
   ListenAtPath();
   for (int i = 0; i < 50; ++i) EXPECT_THAT(Exchange("x\n"), HasSubstr("INVALID_ARGUMENT"));
-  EXPECT_EQ(target_.Count("warn guest channel: guest report: is not a JSON object"), 8u);
+  EXPECT_EQ(target_.Count("warn guest channel: guest report: the line is not JSON"), 8u);
 }
 
 TEST_F(GuestChannelTest, SilentConnectionsKeepNobodyOut) {

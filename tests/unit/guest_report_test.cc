@@ -80,6 +80,15 @@ TEST(GuestReport, RefusesByKey) {
   }
 }
 
+TEST(GuestReport, AKeyThatIsGivenTwiceIsRefused) {
+  EXPECT_THAT(
+      ParseGuestReport(R"({"command":"guest","swiotlb":"none","swiotlb":"0x10000000,67108864"})"),
+      StatusIs(kInvalidArgument, "'swiotlb': given twice"));
+  EXPECT_THAT(ParseGuestReport(R"({"command":"guest","swiotlb":"none","restricted_pools":[
+                                  {"swiotlb":"none","node":"a","node":"b"}]})"),
+              StatusIs(kInvalidArgument, "'node': given twice"));
+}
+
 TEST(GuestReport, IsBounded) {
   const std::string head = R"({"command":"guest","swiotlb":"none",)";
   EXPECT_THAT(
