@@ -621,7 +621,11 @@ DeviceInfo Device::Inspect() const {
   info.arena_policy = core_->shares_pool() ? "shared" : "private";
   info.arena_size = core_->pool->arena().size();
   info.arena_slots = core_->pool->slots().slots();
-  info.arena_slots_used = core_->slot_account().used();
+  // A queue's stock is in use by no request. It moves while this looks at it.
+  uint32_t stocked = 0;
+  for (const auto& queue : core_->queues) stocked += queue->stocked_slots();
+  const uint32_t out = core_->slot_account().used();
+  info.arena_slots_used = out - std::min(out, stocked);
   info.arena_slots_high_water = core_->slot_account().high_water();
   info.dma_violations = core_->dma_violations.load(std::memory_order_relaxed);
   info.metrics = core_->metrics.Values();

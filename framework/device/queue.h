@@ -100,6 +100,7 @@ class Queue {
   uint16_t stop_index() const { return stop_index_.load(std::memory_order_relaxed); }
   bool broken() const { return broken_.load(std::memory_order_relaxed); }
   QueueStats Stats() const;
+  uint32_t stocked_slots() const { return cache_->stocked(); }
 
   // ---- the path of a request ------------------------------------------------------------------
   // Takes and presents one burst; true if it took anything.

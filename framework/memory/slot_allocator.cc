@@ -120,15 +120,18 @@ SlotCache::SlotCache(SlotAllocator* allocator, SlotAccount* account)
 SlotCache::~SlotCache() { Trim(); }
 
 std::byte* SlotCache::Allocate(uint32_t count) {
+  uint32_t stocked = this->stocked();
   if (count == 1) {
-    if (stocked_ == 0) {
+    if (stocked == 0) {
       const size_t refill = limit_ == 0 ? 1 : kRefill;
-      stocked_ = allocator_->AllocateSingles({stock_, refill}, account_);
+      stocked = static_cast<uint32_t>(allocator_->AllocateSingles({stock_, refill}, account_));
+      if (stocked == 0) return nullptr;
     }
-    return stocked_ == 0 ? nullptr : stock_[--stocked_];
+    stocked_.store(stocked - 1, std::memory_order_relaxed);
+    return stock_[stocked - 1];
   }
   std::byte* data = allocator_->Allocate(count, account_);
-  if (data == nullptr && stocked_ != 0) {
+  if (data == nullptr && stocked != 0) {
     // The stock may be what breaks up the last run.
     Trim();
     data = allocator_->Allocate(count, account_);
@@ -142,24 +145,27 @@ void SlotCache::Free(std::byte* data, uint32_t count) {
     allocator_->Free(data, count, account_);
     return;
   }
-  if (stocked_ == limit_) {
+  uint32_t stocked = this->stocked();
+  if (stocked == limit_) {
     if (limit_ == 0) {
       allocator_->FreeSingles({&data, 1}, account_);
       return;
     }
     // The older half goes back in one lock; the newer is warm.
-    constexpr size_t kHalf = kStock / 2;
+    constexpr uint32_t kHalf = kStock / 2;
     allocator_->FreeSingles({stock_, kHalf}, account_);
     std::copy(stock_ + kHalf, stock_ + kStock, stock_);
-    stocked_ -= kHalf;
+    stocked -= kHalf;
   }
-  stock_[stocked_++] = data;
+  stock_[stocked] = data;
+  stocked_.store(stocked + 1, std::memory_order_relaxed);
 }
 
 void SlotCache::Trim() {
-  if (stocked_ == 0) return;
-  allocator_->FreeSingles({stock_, stocked_}, account_);
-  stocked_ = 0;
+  const uint32_t stocked = this->stocked();
+  if (stocked == 0) return;
+  allocator_->FreeSingles({stock_, stocked}, account_);
+  stocked_.store(0, std::memory_order_relaxed);
 }
 
 }  // namespace virtbay

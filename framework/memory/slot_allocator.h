@@ -51,7 +51,7 @@ class SlotAllocator {
   void FreeSingles(std::span<std::byte* const> slots, SlotAccount* account = nullptr);
 
   uint32_t slots() const { return slots_; }
-  // Those in the stock of a SlotCache included.
+  // Those in the stock of a SlotCache included; see SlotCache::stocked.
   const SlotAccount& account() const { return account_; }
 
  private:
@@ -85,14 +85,16 @@ class SlotCache {
   void Free(std::byte* data, uint32_t count);
   // Returns the stock to the allocator (an idle queue holds nothing back from the others).
   void Trim();
+  // [any] Slots that are in stock: taken from the allocator, in use by nobody.
+  uint32_t stocked() const { return stocked_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr size_t kStock = 64;
   static constexpr size_t kRefill = 16;  // small: what lies in the stock counts as used
   SlotAllocator* const allocator_;
-  SlotAccount* const account_;  // nullptr: the allocator's own is enough
-  const size_t limit_;          // of the stock
-  size_t stocked_ = 0;
+  SlotAccount* const account_;        // nullptr: the allocator's own is enough
+  const size_t limit_;                // of the stock
+  std::atomic<uint32_t> stocked_{0};  // written by the queue's thread
   std::byte* stock_[kStock] = {};
 };
 

@@ -226,13 +226,17 @@ TEST(SlotCache, LastInFirstOut) {
   std::byte* const b = cache.Allocate(1);
   ASSERT_NE(a, nullptr);
   ASSERT_NE(a, b);
+  EXPECT_EQ(allocator.account().used() - cache.stocked(), 2u) << "what is in use";
   cache.Free(a, 1);
+  EXPECT_EQ(allocator.account().used() - cache.stocked(), 1u);
   EXPECT_EQ(cache.Allocate(1), a);
   cache.Free(a, 1);
   cache.Free(b, 1);
   cache.Free(nullptr, 1);
   EXPECT_GT(allocator.account().used(), 0u);  // the stock
+  EXPECT_EQ(allocator.account().used(), cache.stocked());
   cache.Trim();
+  EXPECT_EQ(cache.stocked(), 0u);
   EXPECT_EQ(allocator.account().used(), 0u);
 }
 
