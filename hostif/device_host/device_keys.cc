@@ -88,20 +88,21 @@ bool ValidOptionKey(absl::string_view key) {
   return true;
 }
 
-// "0xBASE,SIZE" is a pool of the device's own, "pool" or "pool,SIZE" a slice of the guest's.
+// "0xBASE,SIZE" is a pool of the device's own, "pool" or "pool,SIZE" a slice of the guest's,
+// "pool,all" all of that.
 absl::Status SetPool(const KeyValue& value, DeviceConfig* config) {
   // Not moved out of its StatusOr: GCC 12 then warns of an uninitialised string.
   const absl::StatusOr<std::string> text = AsNonEmpty(value);
   if (!text.ok()) return text.status();
   const std::string& pool = *text;
-  if (pool == "pool") {
-    config->pool_slice = true;
+  if (pool == "pool" || pool == "pool,all") {
+    config->guest_pool = pool == "pool" ? PoolUse::kSlice : PoolUse::kAll;
     return absl::OkStatus();
   }
   if (pool.rfind("pool,", 0) == 0) {
     VIRTBAY_ASSIGN_OR_RETURN(config->slice_size, AsSize(pool.substr(5)));
     if (config->slice_size == 0) return Invalid("a slice of 0 bytes");
-    config->pool_slice = true;
+    config->guest_pool = PoolUse::kSlice;
     return absl::OkStatus();
   }
   VIRTBAY_ASSIGN_OR_RETURN(config->spec.aperture, swiotlb::ParseOption(pool));
@@ -305,13 +306,17 @@ absl::Status FinishDevice(DeviceConfig* config) {
   VIRTBAY_RETURN_IF_ERROR(ApplyDeviceString(config));
   if (!config->shares.empty()) spec.options.emplace("aggregate", "true");
   // Its request memory is the slice then; this process makes none.
-  if (config->pool_slice && config->slice_size == 0 && config->arena_given) {
+  if (config->guest_pool == PoolUse::kAll && config->arena_given) {
+    return Invalid("arena-size: is the guest's pool's");
+  }
+  if (config->guest_pool == PoolUse::kSlice && config->slice_size == 0 && config->arena_given) {
     config->slice_size = spec.arena_size;
   }
-  if ((spec.aperture.size != 0 || config->pool_slice) && config->dma_given) {
+  const bool pooled = spec.aperture.size != 0 || config->guest_pool != PoolUse::kNone;
+  if (pooled && config->dma_given) {
     return Invalid("dma: cannot be given together with swiotlb");
   }
-  if (spec.aperture.size == 0 && !config->pool_slice && spec.rings != RingPlacement::kAnywhere) {
+  if (!pooled && spec.rings != RingPlacement::kAnywhere) {
     return Invalid("rings: needs swiotlb");
   }
   if (spec.arena_policy == ArenaPolicy::kShared && config->arena_given) {

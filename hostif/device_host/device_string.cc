@@ -59,7 +59,8 @@ absl::Status Apply(DeviceConfig* config) {
     const absl::Status set = SetDeviceOption(key, KeyValue(std::move(value)), config);
     if (!set.ok()) return Annotate(set, key);
   }
-  if (parsed.device.swiotlb.has_value() && spec.aperture.size == 0 && !config->pool_slice) {
+  if (parsed.device.swiotlb.has_value() && spec.aperture.size == 0 &&
+      config->guest_pool == PoolUse::kNone) {
     spec.aperture = *parsed.device.swiotlb;
     spec.dma_mode = DmaMode::kAperture;
   }

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -123,7 +124,9 @@ class ServeCommand final : public Command {
              if (equals == 0 || equals == std::string::npos) {
                Usage(absl::StrCat("--option: '", text, "' is not KEY=VALUE"));
              }
-             options_[text.substr(0, equals)] = text.substr(equals + 1);
+             const std::string key = text.substr(0, equals);
+             if (!given_.insert(key).second) Usage(absl::StrCat("--option ", key, ": given twice"));
+             options_[key] = text.substr(equals + 1);
            },
            "KEY=VALUE: any option of the plugin, see docs/usage.md")
         ->type_name("KEY=VALUE")
@@ -181,8 +184,7 @@ class ServeCommand final : public Command {
     Key("--arena-policy", "arena-policy", "private (default), or shared, to compare with", kGroup);
     Key("--poll-window", "poll-window", "Longest look for more work after work, or off", kGroup);
     Key("--poll-share", "poll-share", "Percent of a core that looking may cost", kGroup);
-    Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device; or pool",
-        kGroup);
+    Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device", kGroup);
     Key("--rings", "rings", "pool: refuse rings outside the pool; or anywhere (default)", kGroup);
     Key("--queue-size", "queue-size", "Largest ring (default 1024)", kGroup);
 
@@ -291,6 +293,11 @@ class ServeCommand final : public Command {
     if (request_queues_ > 0) options["request-queues"] = absl::StrCat(request_queues_);
     const absl::Status finished = FinishDevice(device);
     if (!finished.ok()) Usage(absl::StrCat("--", finished.message()));
+    if (device->guest_pool != PoolUse::kNone) {
+      Usage(
+          "--swiotlb: a pool that the guest reports is for devices that are added after that: "
+          "virtbay run and virtbay ctl add");
+    }
   }
 
   void FillShares(DeviceConfig* device) {
@@ -381,6 +388,7 @@ class ServeCommand final : public Command {
   std::string seccomp_;
   bool foreground_ = false;
   std::map<std::string, std::string> options_;
+  std::set<std::string> given_;  // by --option
   DeviceConfig keys_;
 };
 

@@ -103,8 +103,8 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
   return server;
 }
 
-absl::Status Service::TakeSlice(DeviceConfig* config) {
-  if (!config->pool_slice) return absl::OkStatus();
+absl::Status Service::TakePool(DeviceConfig* config) {
+  if (config->guest_pool == PoolUse::kNone) return absl::OkStatus();
   pool_.Request();
   DeviceSpec& spec = config->spec;
   if (!pool_.available()) {
@@ -114,7 +114,9 @@ absl::Status Service::TakeSlice(DeviceConfig* config) {
     spec.rings = RingPlacement::kAnywhere;
     return absl::OkStatus();
   }
-  VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, pool_.Take(spec.name, config->slice_size));
+  VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, config->guest_pool == PoolUse::kAll
+                                              ? pool_.TakeAll(spec.name)
+                                              : pool_.Take(spec.name, config->slice_size));
   spec.dma_mode = DmaMode::kAperture;
   return absl::OkStatus();
 }
@@ -154,7 +156,7 @@ absl::Status Service::CheckDevice(DeviceConfig config) {
   if (!config.socket_group.empty()) {
     VIRTBAY_RETURN_IF_ERROR(GroupId(config.socket_group).status());
   }
-  VIRTBAY_RETURN_IF_ERROR(TakeSlice(&config));
+  VIRTBAY_RETURN_IF_ERROR(TakePool(&config));
   const absl::Status added = MakeDevice(config).status();
   if (added.ok()) host_->Remove(config.spec.name).IgnoreError();
   pool_.Release(config.spec.name);
@@ -173,7 +175,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   Warn(config);
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> server =
       absl::UnknownError("not listening yet");
-  absl::Status status = TakeSlice(&config);
+  absl::Status status = TakePool(&config);
   const absl::StatusOr<DeviceHandle> device =
       status.ok() ? MakeDevice(config) : absl::StatusOr<DeviceHandle>(status);
   status = device.status();
@@ -184,7 +186,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   }
   absl::MutexLock lock(&mutex_);
   if (!status.ok()) {
-    if (config.pool_slice) pool_.Release(name);
+    if (config.guest_pool != PoolUse::kNone) pool_.Release(name);
     entries_.erase(name);
     return status;
   }

@@ -76,8 +76,8 @@ class Service final : public ControlTarget {
         pool_(log_, /*requested=*/false) {}
 
   void Warn(const DeviceConfig& config) const;
-  // The device's slice of the guest's pool, if it asks for one.
-  absl::Status TakeSlice(DeviceConfig* config);
+  // What the device asks for of the guest's pool, if anything.
+  absl::Status TakePool(DeviceConfig* config);
   // The device with the shares that it begins with; nothing is left of it on an error.
   absl::StatusOr<DeviceHandle> MakeDevice(const DeviceConfig& config);
   // A device that is there, not just being added or removed.

@@ -27,6 +27,9 @@ struct ShareConfig {
 // Payload of an error: the "FILE:LINE" that it is about, when that is not the device's.
 inline constexpr char kOriginPayload[] = "virtbay/origin";
 
+// `swiotlb = "pool"`, and `"pool,all"` beside other devices that say so.
+enum class PoolUse { kNone, kSlice, kAll };
+
 // One device and the socket that its front-end connects to.
 struct DeviceConfig {
   DeviceSpec spec;
@@ -34,10 +37,9 @@ struct DeviceConfig {
   int socket_fd = -1;        // inherited listening socket, taken over by the service
   std::string socket_group;  // group that may connect; empty: the owner alone
 
-  // `swiotlb = "pool"`: takes a slice of the pool that the guest reports; of so many bytes, or an
-  // equal share for 0. Without a pool the device bounces.
-  bool pool_slice = false;
-  uint64_t slice_size = 0;
+  // What it takes of the pool that the guest reports. Without a pool the device bounces.
+  PoolUse guest_pool = PoolUse::kNone;
+  uint64_t slice_size = 0;   // bytes; 0: an equal share
   bool dma_given = false;    // `dma` was, which says something else
   bool arena_given = false;  // `arena-size` was: the size of the slice as well
 

@@ -52,6 +52,7 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
         absl::StrCat("the pool ", text(guest), " holds no whole unit of 2 MiB"));
   }
   reported_ = guest;
+  whole_ = {guest.swiotlb_base, guest.swiotlb_size};
   pool_ = {begin, end - begin};
   log_.Info(absl::StrCat("the guest's bounce pool is ", text(guest)));
   return absl::OkStatus();
@@ -77,15 +78,39 @@ bool GuestPool::available() const {
   return pool_.size != 0;
 }
 
-absl::StatusOr<Aperture> GuestPool::Take(absl::string_view device, uint64_t size) {
-  absl::MutexLock lock(&mutex_);
+absl::Status GuestPool::CheckNew(absl::string_view device) const {
   if (pool_.size == 0) {
     return absl::FailedPreconditionError(
         absl::StrCat("device ", device, ": the guest has no bounce pool"));
   }
-  if (slices_.contains(device)) {
+  if (slices_.contains(device) || sharers_.contains(device)) {
     return absl::AlreadyExistsError(
-        absl::StrCat("device ", device, ": has a slice of the guest's pool already"));
+        absl::StrCat("device ", device, ": has room in the guest's pool already"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Aperture> GuestPool::TakeAll(absl::string_view device) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckNew(device));
+  if (!slices_.empty() || !abandoned_.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "device ", device, ": cannot have the whole pool of the guest: ",
+        slices_.empty() ? "a device that was removed may still write to its slice of it"
+                        : absl::StrCat("a slice of it is device ", slices_.begin()->first, "'s")));
+  }
+  sharers_.emplace(device);
+  return whole_;
+}
+
+absl::StatusOr<Aperture> GuestPool::Take(absl::string_view device, uint64_t size) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckNew(device));
+  if (!sharers_.empty() || sharer_abandoned_) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "device ", device, ": cannot have a slice of the guest's pool: ",
+        sharers_.empty() ? "a device that was removed may still write anywhere in it"
+                         : absl::StrCat("device ", *sharers_.begin(), " has all of it")));
   }
   const uint64_t share = std::max(kPoolUnit, pool_.size / shares_ / kPoolUnit * kPoolUnit);
   const uint64_t wanted = size == 0 ? share : RoundPoolSize(size);
@@ -106,10 +131,19 @@ void GuestPool::Release(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
   const auto found = slices_.find(device);
   if (found != slices_.end()) slices_.erase(found);
+  const auto sharer = sharers_.find(device);
+  if (sharer != sharers_.end()) sharers_.erase(sharer);
 }
 
 void GuestPool::Abandon(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
+  if (const auto sharer = sharers_.find(device); sharer != sharers_.end()) {
+    sharers_.erase(sharer);
+    sharer_abandoned_ = true;
+    log_.Warn(absl::StrCat("device ", device,
+                           ": something of it may still write to the guest's bounce pool"));
+    return;
+  }
   const auto found = slices_.find(device);
   if (found == slices_.end()) return;
   abandoned_.push_back(found->second);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,17 +52,23 @@ class GuestPool {
   // A slice for the device, aligned to kPoolUnit: of `size` bytes rounded up to it, or an equal
   // share for 0. FailedPrecondition without a pool, AlreadyExists when the device has one,
   // ResourceExhausted naming the device, the size asked for and the largest size left.
+  // FailedPrecondition too while a device has the whole pool.
   absl::StatusOr<Aperture> Take(absl::string_view device, uint64_t size);
-  // Gives it back; a device without one is ignored.
+  // The whole pool, beside other devices that have it too: for a guest that takes room for any of
+  // them anywhere in it. FailedPrecondition without a pool or while a device has a slice,
+  // AlreadyExists when the device has some of it.
+  absl::StatusOr<Aperture> TakeAll(absl::string_view device);
+  // Gives back either; a device without one is ignored.
   void Release(absl::string_view device);
   // The device is gone, but may still write to its slice (Host::Remove says so): nobody gets that
-  // any more, while another device can have this one's name.
+  // any more, while another device can have this one's name. What it shared with others they keep.
   void Abandon(absl::string_view device);
 
   uint64_t free_bytes() const;
 
  private:
   void WarnIfMissed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckNew(absl::string_view device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::vector<Aperture> Taken() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Log log_;
@@ -70,9 +77,12 @@ class GuestPool {
   bool requested_ ABSL_GUARDED_BY(mutex_);
   bool warned_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<GuestCapabilities> reported_ ABSL_GUARDED_BY(mutex_);
-  Aperture pool_ ABSL_GUARDED_BY(mutex_);  // whole units of it
+  Aperture whole_ ABSL_GUARDED_BY(mutex_);  // as reported
+  Aperture pool_ ABSL_GUARDED_BY(mutex_);   // whole units of it
   std::map<std::string, Aperture, std::less<>> slices_ ABSL_GUARDED_BY(mutex_);
   std::vector<Aperture> abandoned_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string, std::less<>> sharers_ ABSL_GUARDED_BY(mutex_);  // of the whole pool
+  bool sharer_abandoned_ ABSL_GUARDED_BY(mutex_) = false;  // it may still write anywhere in it
 };
 
 }  // namespace virtbay::swiotlb

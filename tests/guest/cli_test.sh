@@ -34,6 +34,10 @@ done
 refuses 2 "--inode-file-handles" "${SERVE[@]}" --inode-file-handles=sometimes
 refuses 2 "--fd" "${SERVE[@]}" --fd=5
 refuses 2 "-o bogus" "${SERVE[@]}" -o bogus=1
+refuses 2 "--option tag: given twice" "${SERVE[@]}" --option tag=a --option tag=b
+for pool in pool pool,16M pool,all; do
+  refuses 2 "--swiotlb: a pool that the guest reports" "${SERVE[@]}" --swiotlb=$pool
+done
 refuses 1 "umask" "${SERVE[@]}" --umask=9
 refuses 2 "--shared-dir" "${SERVE[@]}" --share=a=share
 refuses 2 "NAME=DIR" serve virtiofs --socket-path=new.sock --share=a

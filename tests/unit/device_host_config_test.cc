@@ -148,10 +148,12 @@ TEST(DeviceHostConfig, Swiotlb) {
   EXPECT_EQ(own->devices[0].spec.rings, RingPlacement::kPool);
   const auto slice = with("swiotlb = \"pool,16M\"\n");
   ASSERT_TRUE(slice.ok()) << slice.status();
-  EXPECT_TRUE(slice->devices[0].pool_slice);
+  EXPECT_EQ(slice->devices[0].guest_pool, PoolUse::kSlice);
   EXPECT_EQ(slice->devices[0].slice_size, 16u << 20);
   EXPECT_EQ(slice->devices[0].spec.dma_mode, DmaMode::kBounce) << "until there is a pool";
-  EXPECT_TRUE(with("swiotlb = \"pool\"\nrings = \"pool\"\n")->devices[0].pool_slice);
+  EXPECT_EQ(with("swiotlb = \"pool\"\nrings = \"pool\"\n")->devices[0].guest_pool, PoolUse::kSlice);
+  EXPECT_EQ(with("swiotlb = \"pool,all\"\n")->devices[0].guest_pool, PoolUse::kAll);
+  EXPECT_FALSE(with("swiotlb = \"pool,all\"\narena = \"4M\"\n").ok());
   for (const char* bad :
        {"swiotlb = \"\"\n", "swiotlb = 5\n", "swiotlb = \"pool,\"\n", "swiotlb = \"pool,0\"\n",
         "swiotlb = \"pools\"\n", "swiotlb = \"0x1001,4096\"\n", "rings = \"pool\"\n",

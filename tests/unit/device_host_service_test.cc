@@ -44,7 +44,7 @@ class ServiceTest : public ::testing::Test {
   // With a slice of the guest's pool.
   DeviceConfig Sliced(const std::string& name, const std::string& plugin, uint64_t size) {
     DeviceConfig config = Config(name, plugin);
-    config.pool_slice = true;
+    config.guest_pool = PoolUse::kSlice;
     config.slice_size = size;
     return config;
   }
@@ -72,6 +72,28 @@ TEST_F(ServiceTest, ASliceIsGivenBackWithItsDevice) {
               StatusIs(absl::StatusCode::kResourceExhausted));
   ASSERT_OK(service_->RemoveDevice("a"));
   EXPECT_OK(service_->AddDevice(Sliced("b", "correct", 16 * kMiB)));
+}
+
+TEST_F(ServiceTest, DevicesOfOneKernelMayAllHaveItsWholePool) {
+  ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
+  DeviceConfig a = Config("a", "correct");
+  a.guest_pool = PoolUse::kAll;
+  DeviceConfig b = Config("b", "correct");
+  b.guest_pool = PoolUse::kAll;
+  ASSERT_OK(service_->AddDevice(a));
+  ASSERT_OK(service_->AddDevice(b));
+  for (const char* name : {"a", "b"}) {
+    ASSERT_OK_AND_ASSIGN(const DeviceReport report, service_->InspectDevice(name));
+    EXPECT_EQ(report.info.dma_mode, "aperture");
+    EXPECT_EQ(report.info.aperture.base, kPool);
+    EXPECT_EQ(report.info.aperture.size, 16 * kMiB);
+    ASSERT_OK(Connect(name).status());
+  }
+  EXPECT_THAT(service_->AddDevice(Sliced("c", "correct", 2 * kMiB)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, "device a has all of it"));
+  ASSERT_OK(service_->RemoveDevice("a"));
+  ASSERT_OK(service_->RemoveDevice("b"));
+  EXPECT_OK(service_->AddDevice(Sliced("c", "correct", 2 * kMiB)));
 }
 
 TEST_F(ServiceTest, ASliceThatMayStillBeWrittenIsNobodysAnyMore) {

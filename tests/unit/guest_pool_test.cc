@@ -99,6 +99,38 @@ TEST(GuestPool, AnAbandonedSliceIsNobodysAnyMore) {
   EXPECT_EQ(pool.free_bytes(), 48 * kMiB);
 }
 
+TEST(GuestPool, IsSharedWholeOrInSlices) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  EXPECT_THAT(pool.TakeAll("a"), StatusIs(absl::StatusCode::kFailedPrecondition));
+  ASSERT_OK(pool.Apply(kGuest));
+  for (const char* device : {"a", "b"}) {
+    ASSERT_OK_AND_ASSIGN(const Aperture all, pool.TakeAll(device));
+    EXPECT_EQ(all.base, kGuest.swiotlb_base);
+    EXPECT_EQ(all.size, kGuest.swiotlb_size);
+  }
+  EXPECT_THAT(pool.TakeAll("a"), StatusIs(kAlreadyExists));
+  EXPECT_THAT(pool.Take("a", 0), StatusIs(kAlreadyExists));
+  EXPECT_THAT(pool.Take("c", 0), StatusIs(absl::StatusCode::kFailedPrecondition, "device a"));
+  pool.Release("a");
+  EXPECT_THAT(pool.Take("c", 0), StatusIs(absl::StatusCode::kFailedPrecondition, "device b"));
+  pool.Release("b");
+  ASSERT_OK(pool.Take("c", 0).status());
+  EXPECT_THAT(pool.TakeAll("a"), StatusIs(absl::StatusCode::kFailedPrecondition, "device c"));
+  pool.Abandon("c");
+  EXPECT_THAT(pool.TakeAll("a"), StatusIs(absl::StatusCode::kFailedPrecondition, "may still"));
+}
+
+TEST(GuestPool, ASharerThatMayStillWriteLeavesNoSlices) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  ASSERT_OK(pool.Apply(kGuest));
+  ASSERT_OK(pool.TakeAll("a").status());
+  pool.Abandon("a");
+  EXPECT_THAT(pool.Take("b", 0), StatusIs(absl::StatusCode::kFailedPrecondition, "may still"));
+  EXPECT_OK(pool.TakeAll("a")) << "the others share with it in any case";
+}
+
 TEST(GuestPool, RefusesWhatCannotBeOne) {
   LogCapture log;
   GuestPool pool(log.log(), false);
