@@ -174,7 +174,7 @@ void Release(Call& c) {
   HandleRef handle = c.fs.handles.Find(in.fh, c.header().nodeid);
   if (!handle) return c.Error(EBADF);
   Fs& fs = c.fs;
-  const InodeRef inode = fs.inodes.Ref(*handle->inode);
+  InodeRef inode = fs.inodes.Ref(*handle->inode);
   // At once, not when the last reference goes: an operation under way may keep the handle.
   if (handle->flocked.load(std::memory_order_relaxed)) ::flock(handle->fd, LOCK_UN);
   if ((in.release_flags & FUSE_RELEASE_FLUSH) != 0) {
@@ -182,9 +182,11 @@ void Release(Call& c) {
   }
   fs.lock_owners.DropOf(fs, *inode, handle->fh());
   fs.handles.Release(*handle);
-  // Closed before the answer: the guest may count on it.
+  // Closed before the answer: the guest may count on it. The inode as well, which may be the last
+  // of a share that is gone, and keep its file system from being unmounted.
   handle.Reset();
   if (fs.lock_waiters.Poke(*inode, c.worker.queue)) c.worker.retry_parked = true;
+  inode.Reset();
   c.Ok();
 }
 
