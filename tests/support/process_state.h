@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <filesystem>
 #include <functional>
+#include <string>
+#include <system_error>
 
 #include "framework/base/clock.h"
 
@@ -29,6 +31,18 @@ namespace virtbay::testing {
 inline size_t CountEntries(const char* directory) {
   const std::filesystem::directory_iterator all(directory);
   return static_cast<size_t>(std::distance(begin(all), end(all)));
+}
+
+// Descriptors of this process that are open on `path` or something under it.
+inline size_t CountOpenUnder(const std::filesystem::path& path) {
+  size_t count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code closed;  // it may have been by now
+    const std::string target = std::filesystem::read_symlink(entry.path(), closed).native();
+    const std::string& prefix = path.native();
+    if (target == prefix || target.rfind(prefix + "/", 0) == 0) ++count;
+  }
+  return count;
 }
 
 // Looks again and again, giving way in between, until the condition holds; false after a minute.

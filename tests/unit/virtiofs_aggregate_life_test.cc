@@ -49,7 +49,7 @@ class VirtioFsAggregateLife : public ::testing::Test {
 };
 
 TEST_F(VirtioFsAggregateLife, WhatIsOpenGoesOnUntilItIsReleased) {
-  const size_t fds = CountEntries("/proc/self/fd");
+  const size_t fds = CountOpenUnder(all_.dir().path());
   const uint64_t root = all_.Node("a"), sub = all_.Node("a/sub"), file = all_.Node("a/file");
   const uint64_t other = all_.Node("a/sub/deep");
   const auto open = fs().Open(file, O_RDWR);
@@ -109,7 +109,7 @@ TEST_F(VirtioFsAggregateLife, WhatIsOpenGoesOnUntilItIsReleased) {
   ASSERT_TRUE(all_.ready());
   EXPECT_EQ(all_.Metric("inodes"), 0u);
   EXPECT_EQ(all_.Metric("open_handles"), 0u);
-  EXPECT_EQ(CountEntries("/proc/self/fd"), fds - 2);
+  EXPECT_EQ(CountOpenUnder(all_.dir().path()), fds - 2);
 }
 
 // The file system of a share can be unmounted as soon as nothing of it is open.
