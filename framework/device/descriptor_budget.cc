@@ -101,7 +101,8 @@ void DescriptorBudget::Measure() {
   int64_t others = now.open;
   int64_t room = kSlack;
   for (const Share* share : shares_) {
-    others -= share->held();
+    const int64_t held = share->held();
+    others -= held - std::clamp<int64_t>(share->kept_.load(std::memory_order_relaxed), 0, held);
     if (!share->active_) room += kPerFrontEnd;
   }
   const int64_t devices = now.limit - std::max<int64_t>(others, 0) - room;

@@ -32,6 +32,9 @@ class DescriptorBudget {
     bool Take(bool cached);
     // [any] One that was counted is closed.
     void Give();
+    // [any] So many more of those that are counted are not open, so that they do not show in what
+    // the process has open.
+    void Keep(int32_t change) { kept_.fetch_add(change, std::memory_order_relaxed); }
     // [control] The front-end's own descriptors are there (or gone), so room for them need not be
     // kept any more (or again). Looks at the process anew in any case.
     void SetActive(bool active);
@@ -49,6 +52,7 @@ class DescriptorBudget {
     bool active_ = false;  // guarded by the budget
     // How many of them come out of the common part << 32 | how many are held.
     std::atomic<uint64_t> word_{0};
+    std::atomic<int32_t> kept_{0};  // of those that are held
   };
 
   // Descriptors that are left to the process beside what it has open: for whatever it does in

@@ -227,9 +227,12 @@ uint32_t TakeDescriptor(virtbay_host_device* host, uint32_t flags) {
 }
 
 void GiveDescriptor(virtbay_host_device* host) { host->core->descriptors->Give(); }
+void KeepDescriptors(virtbay_host_device* host, int32_t change) {
+  host->core->descriptors->Keep(change);
+}
 
 constexpr virtbay_descriptor_service kDescriptors = {sizeof(kDescriptors), 0, &TakeDescriptor,
-                                                     &GiveDescriptor};
+                                                     &GiveDescriptor, &KeepDescriptors};
 
 void FailDevice(virtbay_host_device* host, const char* text, uint32_t len) {
   host->core->RaiseNeedsReset(absl::string_view(text, len), /*stops=*/true);

@@ -1,6 +1,5 @@
 #include "plugins/virtiofs/fd_budget.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -66,29 +65,11 @@ int FdBudget::Remove(Inode& inode) {
   return static_cast<int>(w >> 32) - 1;
 }
 
-FdBudget::~FdBudget() { DropSpares(); }
-
-void FdBudget::DropSpares() {
-  spares_wanted_ = 0;
-  for (const int fd : spares_) {
-    ::close(fd);
-    GiveUnit();
-  }
-  spares_.clear();
-  spare_count_.store(0);
-}
-
-bool FdBudget::KeepSpares(const sdk::Host* host, int fd, uint32_t count, uint32_t for_paths) {
+bool FdBudget::KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths) {
   host_ = host;
-  spare_source_ = fd;
-  spares_wanted_ = count;
-  spares_.reserve(count);
-  while (spare_count_.load() < count && TakeUnit(false)) {
-    if (AddSpare()) continue;
-    GiveUnit();
-    break;
-  }
-  spares_wanted_ = spare_count_.load();
+  while (spares_wanted_ < count && TakeUnit(false)) ++spares_wanted_;
+  spares_.store(spares_wanted_);
+  Keep(static_cast<int32_t>(spares_wanted_));
   spares_for_paths_ = std::min(for_paths, spares_wanted_ / 2);
   return spares_wanted_ >= std::min(count, kLeastSpares);
 }
@@ -110,34 +91,24 @@ void FdBudget::GiveUnit() {
   if (host_ != nullptr) host_->GiveDescriptor();
 }
 
-// The caller has a unit for it. False: no descriptor, or there are enough.
+// The caller has a unit for it. False: there are enough.
 bool FdBudget::AddSpare() {
-  const int fd = ::fcntl(spare_source_, F_DUPFD_CLOEXEC, 0);
-  if (fd < 0) return false;
-  {
-    const std::lock_guard<std::mutex> lock(spare_mu_);
-    if (spares_.size() < spares_wanted_) {
-      spares_.push_back(fd);
-      spare_count_.fetch_add(1, std::memory_order_relaxed);
-      return true;
-    }
-  }
-  ::close(fd);
-  return false;
+  uint32_t spares = spares_.load(std::memory_order_relaxed);
+  do {
+    if (spares >= spares_wanted_) return false;
+  } while (!spares_.compare_exchange_weak(spares, spares + 1, std::memory_order_relaxed));
+  Keep(1);
+  return true;
 }
 
-bool FdBudget::CloseSpare(FdKind kind) {
+// The caller has the spare one's unit then.
+bool FdBudget::UseSpare(FdKind kind) {
   if (kind == FdKind::kFile) return false;
-  const size_t kept = KeptFrom(kind);
-  int fd = -1;
-  {
-    const std::lock_guard<std::mutex> lock(spare_mu_);
-    if (spares_.size() <= kept) return false;
-    fd = spares_.back();
-    spares_.pop_back();
-    spare_count_.fetch_sub(1, std::memory_order_relaxed);
-  }
-  ::close(fd);
+  uint32_t spares = spares_.load(std::memory_order_relaxed);
+  do {
+    if (spares <= KeptFrom(kind)) return false;
+  } while (!spares_.compare_exchange_weak(spares, spares - 1, std::memory_order_relaxed));
+  Keep(-1);
   return true;
 }
 
@@ -150,12 +121,11 @@ bool FdBudget::TakeFor(FdKind kind) {
     if (TakeUnit(path)) return true;
   }
   if (path && TakeUnit(false)) return true;
-  // The spare one's unit goes over.
-  if (CloseSpare(kind)) return true;
+  if (UseSpare(kind)) return true;
   if (kind == FdKind::kFile) return false;
   // Rather some inodes lost, whose names the guest itself has removed, than all of them. What is
   // closed becomes spare ones first.
-  return Evict(KeptFrom(kind) + 1, true) != 0 && (TakeUnit(false) || CloseSpare(kind));
+  return Evict(KeptFrom(kind) + 1, true) != 0 && (TakeUnit(false) || UseSpare(kind));
 }
 
 bool FdBudget::Reserve(FdKind kind) {
@@ -177,7 +147,7 @@ void FdBudget::Unreserve(bool path) {
   open_.fetch_sub(1, std::memory_order_relaxed);
   if (gauge_ != nullptr) __atomic_fetch_sub(gauge_, 1, __ATOMIC_RELAXED);
   if (path) paths_.fetch_sub(1, std::memory_order_relaxed);
-  if (spare_count_.load(std::memory_order_relaxed) < spares_wanted_ && AddSpare()) return;
+  if (AddSpare()) return;
   GiveUnit();
 }
 
@@ -186,12 +156,7 @@ void FdBudget::Close(int fd, bool path) {
   Unreserve(path);
 }
 
-bool FdBudget::MakeRoom(FdKind kind) {
-  if (Evict(kBatch) != 0) return true;
-  if (!CloseSpare(kind)) return false;
-  GiveUnit();  // who asks has one already
-  return true;
-}
+bool FdBudget::MakeRoom() { return Evict(kBatch) != 0; }
 
 void FdBudget::KeepHandle(Inode& inode, int fd) {
   if (!inode.share->keep_handles || inode.key.mnt_id != inode.share->root_mnt_id) return;

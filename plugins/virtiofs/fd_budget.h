@@ -1,7 +1,7 @@
 // FdBudget: how many descriptors the device holds of what the host's devices share, which cold
-// O_PATH ones are closed for new ones (a clock over the inodes that own one), and a few spare ones
-// that the guest's open files cannot take. Owned by the device; every function is [any] unless
-// marked. Its locks are never held over a system call.
+// O_PATH ones are closed for new ones (a clock over the inodes that own one), and a few that are
+// counted but never opened, which the guest's open files cannot take. Owned by the device; every
+// function is [any] unless marked. Its lock is never held over a system call.
 #ifndef VIRTBAY_PLUGINS_VIRTIOFS_FD_BUDGET_H_
 #define VIRTBAY_PLUGINS_VIRTIOFS_FD_BUDGET_H_
 
@@ -56,16 +56,13 @@ class FdBudget {
   // Fewer spare ones than that, and a device is of no use.
   static constexpr uint32_t kLeastSpares = 4;
 
-  ~FdBudget();
   // [control] `paths`: most O_PATH descriptors of inodes; `total`: most descriptors of any kind.
   void Configure(InodeTable* table, uint32_t paths, uint32_t total);
-  // [control] After Configure: counts with the host, and keeps so many copies of `fd` aside, or as
-  // many as there are. They are closed one by one for descriptors without which directories could
-  // not be listed or files found; the last `for_paths` for the latter alone, because a guest may
-  // have many directories open. False: there are not even kLeastSpares. `host` has to live as long.
-  bool KeepSpares(const sdk::Host* host, int fd, uint32_t count, uint32_t for_paths);
-  // [control] Before `fd` is closed.
-  void DropSpares();
+  // [control] After Configure: counts with the host, and keeps room for so many descriptors aside,
+  // or for as many as there are: for those without which directories could not be listed or files
+  // found; the last `for_paths` for the latter alone, because a guest may have many directories
+  // open. False: there are not even kLeastSpares. `host` has to live as long.
+  bool KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths);
   void set_evicted_counter(uint64_t* cell) { evicted_ = cell; }
   void set_open_gauge(uint64_t* cell) { gauge_ = cell; }
 
@@ -95,15 +92,16 @@ class FdBudget {
   void Unreserve(bool path);
   // A descriptor is closed: close(2) and Unreserve.
   void Close(int fd, bool path);
-  // open(2) said EMFILE: closes what can be closed. False: nothing.
-  bool MakeRoom(FdKind kind);
+  // open(2) said EMFILE, since others in the process have opened more than they were given: closes
+  // what can be closed. False: nothing.
+  bool MakeRoom();
 
   // Closes up to n cold descriptors and returns how many. `nameless`: also those by which alone an
   // inode is reached, so that it is lost to the guest.
   uint32_t Evict(uint32_t n, bool nameless = false);
 
   uint32_t open() const { return open_.load(std::memory_order_relaxed); }
-  uint32_t spares() const { return spare_count_.load(std::memory_order_relaxed); }
+  uint32_t spares() const { return spares_.load(std::memory_order_relaxed); }
 
  private:
   void RemoveFromRing(Inode& inode);  // mu_ held
@@ -111,8 +109,11 @@ class FdBudget {
   static void KeepHandle(Inode& inode, int fd);
   bool TakeUnit(bool cached);
   void GiveUnit();
+  void Keep(int32_t change) {
+    if (host_ != nullptr) host_->KeepDescriptors(change);
+  }
   bool TakeFor(FdKind kind);
-  bool CloseSpare(FdKind kind);
+  bool UseSpare(FdKind kind);
   bool AddSpare();
   // Spare ones that are not for that kind.
   uint32_t KeptFrom(FdKind kind) const { return kind == FdKind::kPath ? 0 : spares_for_paths_; }
@@ -123,15 +124,12 @@ class FdBudget {
   uint64_t* evicted_ = nullptr;
   uint64_t* gauge_ = nullptr;
   const sdk::Host* host_ = nullptr;
-  int spare_source_ = -1;
   uint32_t spares_wanted_ = 0;
   uint32_t spares_for_paths_ = 0;
   std::atomic<uint32_t> paths_{0};
   std::atomic<uint32_t> open_{0};   // counted for an open
   std::atomic<uint32_t> units_{0};  // the same and the spare ones: what the host has given
-  std::atomic<uint32_t> spare_count_{0};
-  std::mutex spare_mu_;
-  std::vector<int> spares_;  // guarded by spare_mu_
+  std::atomic<uint32_t> spares_{0};
   std::mutex mu_;
   std::vector<Inode*> ring_;  // guarded by mu_
   size_t hand_ = 0;           // guarded by mu_

@@ -35,7 +35,6 @@ FdKind KindOf(const Inode& inode) { return inode.is_dir() ? FdKind::kShort : FdK
 
 Fs::~Fs() {
   DropSession();
-  budget.DropSpares();
   if (proc_fd >= 0) ::close(proc_fd);
 }
 
@@ -78,8 +77,7 @@ Status Fs::Init(const sdk::Host* the_host) {
   budget.Configure(&inodes, std::min(paths, total / 2), total);
   // Each request queue may be in a RENAME: two directories, each with the step that leads to it.
   const uint32_t for_paths = kSparesPerQueue * options.request_queues;
-  if (!budget.KeepSpares(host, proc_fd, std::min(for_paths + kSpareDirectories, total / 5),
-                         for_paths)) {
+  if (!budget.KeepSpares(host, std::min(for_paths + kSpareDirectories, total / 5), for_paths)) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, EMFILE,
                       "the limit on open files leaves none for this share"};
   }

@@ -90,7 +90,7 @@ class Fs : public HandleTable::Closer {
     if (!budget.Reserve(kind)) return -ENFILE;
     int fd = open();
     for (int tries = 0; (fd == -EMFILE || fd == -ENFILE) && tries < 4; ++tries) {
-      if (!budget.MakeRoom(kind)) break;
+      if (!budget.MakeRoom()) break;
       fd = open();
     }
     if (fd < 0) budget.Unreserve(kind == FdKind::kPath);

@@ -14,12 +14,11 @@ constexpr uint64_t kRefMask = 0xffffffffu;
 bool HandleTable::Init(Closer* closer, uint32_t max_handles) {
   closer_ = closer;
   max_ = max_handles / kChunk * kChunk + kChunk;
-  chunks_.reset(new (std::nothrow) std::atomic<Handle*>[max_ / kChunk]());
-  return chunks_ != nullptr;
+  return chunks_.Init(max_ / kChunk);
 }
 
 HandleTable::~HandleTable() {
-  if (chunks_ == nullptr) return;
+  if (!chunks_) return;
   DropAll();
   for (uint32_t i = 0; i < max_ / kChunk; ++i) delete[] chunks_[i].load();
 }

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "plugins/virtiofs/inode.h"
+#include "plugins/virtiofs/lazy_array.h"
 
 namespace virtbay::virtiofs {
 
@@ -138,7 +139,7 @@ class HandleTable {
 
   Closer* closer_ = nullptr;
   uint32_t max_ = 0;
-  std::unique_ptr<std::atomic<Handle*>[]> chunks_;
+  LazyArray<std::atomic<Handle*>> chunks_;
   std::atomic<uint32_t> slots_{0};
   std::mutex mu_;      // free list
   uint32_t free_ = 0;  // index + 1, through next; guarded by mu_

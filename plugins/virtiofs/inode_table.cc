@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -53,10 +52,9 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, Share* share) {
   max_inodes_ = max_inodes;
   // Free slots stay with their shard, so leave room for shards that are not evenly filled.
   max_slots_ = (max_inodes + max_inodes / 2) / kChunk * kChunk + kChunk * 64;
-  chunks_ = static_cast<Inode**>(std::calloc(max_slots_ / kChunk, sizeof(Inode*)));
-  if (chunks_ == nullptr) return false;
+  if (!chunks_.Init(max_slots_ / kChunk)) return false;
   if (::getrandom(&seed_, sizeof(seed_), GRND_NONBLOCK) != sizeof(seed_)) {
-    seed_ = reinterpret_cast<uintptr_t>(chunks_) * kMul;
+    seed_ = reinterpret_cast<uintptr_t>(&chunks_[0]) * kMul;
   }
   Inode* chunk = new (std::nothrow) Inode[kChunk];
   if (chunk == nullptr) return false;
@@ -75,11 +73,10 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, Share* share) {
 }
 
 InodeTable::~InodeTable() {
-  if (chunks_ == nullptr) return;
+  if (!chunks_) return;
   DropAll();
   const uint32_t slots = slots_.load();
-  for (uint32_t i = 0; i * kChunk < slots; ++i) delete[] chunks_[i];
-  std::free(chunks_);
+  for (uint32_t i = 0; i * kChunk < slots; ++i) delete[] chunks_[i].load();
 }
 
 uint64_t InodeTable::HashKey(const InodeKey& key) const {
@@ -111,7 +108,7 @@ Inode* InodeTable::NewSlot(KeyShard& shard) {
   do {
     if (index >= max_slots_) return nullptr;
     // The chunk first, so that an index below slots_ always has one.
-    const std::atomic_ref<Inode*> chunk(chunks_[index / kChunk]);
+    std::atomic<Inode*>& chunk = chunks_[index / kChunk];
     if (chunk.load(std::memory_order_acquire) == nullptr) {
       Inode* fresh = new (std::nothrow) Inode[kChunk];
       if (fresh == nullptr) return nullptr;

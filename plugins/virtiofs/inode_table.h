@@ -13,6 +13,7 @@
 
 #include "plugins/virtiofs/fd_budget.h"
 #include "plugins/virtiofs/inode.h"
+#include "plugins/virtiofs/lazy_array.h"
 
 namespace virtbay::virtiofs {
 
@@ -91,7 +92,7 @@ class InodeTable {
 
  private:
   friend class InodeRef;
-  static constexpr uint32_t kChunk = 256;
+  static constexpr uint32_t kChunk = 64;  // the first one is there from the start
   static constexpr uint32_t kShards = 64;
   struct alignas(64) KeyShard {
     std::mutex mu;
@@ -106,7 +107,7 @@ class InodeTable {
   };
 
   Inode* Slot(uint32_t index) const {
-    Inode* chunk = std::atomic_ref(chunks_[index / kChunk]).load(std::memory_order_acquire);
+    Inode* chunk = chunks_[index / kChunk].load(std::memory_order_acquire);
     return chunk == nullptr ? nullptr : &chunk[index % kChunk];
   }
   uint64_t HashKey(const InodeKey& key) const;
@@ -129,7 +130,7 @@ class InodeTable {
   uint64_t seed_ = 0;
   Inode* root_ = nullptr;
   // Changed through atomic_ref. From calloc, so that what is not used costs no memory.
-  Inode** chunks_ = nullptr;
+  LazyArray<std::atomic<Inode*>> chunks_;
   uint32_t max_slots_ = 0;
   std::atomic<uint32_t> slots_{0};  // every index below has been given out once
   std::atomic<uint32_t> count_{0};

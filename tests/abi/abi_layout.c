@@ -111,6 +111,7 @@ int main(void) {
   MEMBER(virtbay_descriptor_service, reserved);
   MEMBER(virtbay_descriptor_service, take);
   MEMBER(virtbay_descriptor_service, give);
+  MEMBER(virtbay_descriptor_service, keep);
   STRUCT(virtbay_host);
   MEMBER(virtbay_host, struct_size);
   MEMBER(virtbay_host, abi_major);

@@ -113,6 +113,20 @@ TEST_F(DescriptorBudgetTest, OthersInTheProcessComeFirst) {
   EXPECT_TRUE(share.Take(false));
 }
 
+TEST_F(DescriptorBudgetTest, WhatIsKeptDoesNotShowInTheProcess) {
+  Share& share = Join();
+  const int64_t before = budget_->common_free();
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(share.Take(false));
+  share.Keep(12);
+  process_.open = 20 + 28;
+  share.SetActive(false);
+  EXPECT_EQ(budget_->common_free(), before - 8) << "beyond its own part";
+  share.Keep(-2);
+  process_.open = 20 + 30;
+  share.SetActive(false);
+  EXPECT_EQ(budget_->common_free(), before - 8);
+}
+
 TEST_F(DescriptorBudgetTest, WhoLeavesGivesEverythingBack) {
   Share& stays = Join();
   const int64_t before = budget_->common_free();

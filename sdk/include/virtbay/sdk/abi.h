@@ -294,6 +294,9 @@ typedef struct virtbay_descriptor_service {
   uint32_t (*take)(virtbay_host_device* host, uint32_t flags);
   /** [any] One that was counted is closed, or was not opened after all. */
   void (*give)(virtbay_host_device* host);
+  /** [any] So many more (or fewer) of those that are counted are not open: the device keeps them
+   * for what it could not do without. */
+  void (*keep)(virtbay_host_device* host, int32_t change);
 } virtbay_descriptor_service;
 #define VIRTBAY_SERVICE_DESCRIPTORS "virtbay.host.descriptors/1"
 

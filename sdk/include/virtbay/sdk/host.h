@@ -131,6 +131,10 @@ class Host {
   void GiveDescriptor() const {
     if (descriptors_ != nullptr) descriptors_->give(device_);
   }
+  /// [any] So many more (or fewer) of those that are counted are kept, not open.
+  void KeepDescriptors(int32_t change) const {
+    if (descriptors_ != nullptr) descriptors_->keep(device_, change);
+  }
 
   /// [any] DEVICE_NEEDS_RESET (virtio 1.3 2.1.2).
   void Fail(std::string_view text) const {
