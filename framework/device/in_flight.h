@@ -5,6 +5,7 @@
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -17,7 +18,7 @@
 namespace virtbay {
 
 class Queue;
-struct InFlightTable;
+class InFlightTable;
 
 // A memory map and how many requests were parsed with it.
 struct MapHold {
@@ -59,13 +60,39 @@ struct InFlightRequest {
   }
 };
 
-struct InFlightTable {
-  explicit InFlightTable(uint16_t size) : entries(size) {}
+class InFlightTable {
+ public:
+  InFlightTable(Queue* owner, uint16_t size) : owner_(owner), size_(size) { made_.reserve(size); }
 
-  std::vector<InFlightRequest> entries;
+  uint16_t size() const { return size_; }
+  // The entry of a head below size(); its address stays. Entries are made when a head is first
+  // used: a driver uses low ones again and again, and the others need no memory.
+  InFlightRequest& At(uint16_t head) {
+    if (head >= count_made_) [[unlikely]]
+      MakeUpTo(head);
+    return made_[head];
+  }
+  // Those that were made, free ones among them.
+  std::vector<InFlightRequest>& made() { return made_; }
+
   uint32_t count = 0;      // not free
   bool abandoned = false;  // its ring is gone: ending a request writes nothing
   bool waits = false;      // abandoned, but its ring may go on where it stopped
+
+ private:
+  void MakeUpTo(uint16_t head) {
+    count_made_ = std::min<uint32_t>(size_, (head | 15u) + 1);
+    while (made_.size() < count_made_) {
+      InFlightRequest& request = made_.emplace_back();
+      request.queue = owner_;
+      request.table = this;
+    }
+  }
+
+  Queue* const owner_;
+  const uint16_t size_;
+  uint32_t count_made_ = 0;
+  std::vector<InFlightRequest> made_;  // within the capacity of the beginning
 };
 
 }  // namespace virtbay

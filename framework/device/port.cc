@@ -32,15 +32,15 @@ class Port final : public DevicePort {
   absl::Status EnableQueue(uint32_t queue, bool enabled) override {
     return device_->OnRunningQueue(queue, [enabled](Queue* q) { q->SetEnabled(enabled); });
   }
-  absl::Status SetKick(uint32_t queue, UniqueFd fd) override {
+  absl::Status SetKick(uint32_t queue, SharedFd fd) override {
     return device_->OnRunningQueue(
         queue, [fd = std::move(fd)](Queue* q) mutable { q->SetKick(std::move(fd)); });
   }
-  absl::Status SetCall(uint32_t queue, UniqueFd fd) override {
+  absl::Status SetCall(uint32_t queue, SharedFd fd) override {
     return device_->OnRunningQueue(
         queue, [fd = std::move(fd)](Queue* q) mutable { q->SetCall(std::move(fd)); });
   }
-  absl::Status SetError(uint32_t queue, UniqueFd fd) override {
+  absl::Status SetError(uint32_t queue, SharedFd fd) override {
     return device_->OnRunningQueue(
         queue, [fd = std::move(fd)](Queue* q) mutable { q->SetError(std::move(fd)); });
   }

@@ -151,17 +151,12 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
 
 InFlightTable* Queue::EmptyTable(uint16_t size) {
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
-    if (table->count == 0 && table->entries.size() == size) {
+    if (table->count == 0 && table->size() == size) {
       table->abandoned = false;
       return table.get();
     }
   }
-  InFlightTable* table = tables_.emplace_back(std::make_unique<InFlightTable>(size)).get();
-  for (InFlightRequest& request : table->entries) {
-    request.queue = this;
-    request.table = table;
-  }
-  return table;
+  return tables_.emplace_back(std::make_unique<InFlightTable>(this, size)).get();
 }
 
 void Queue::BeginDrain() {
@@ -195,7 +190,7 @@ uint16_t Queue::Finish(bool forget) {
   if (draining_) loop_->CancelTimers(index_);  // on_timer is for RUNNING and QUIESCING
   ring_.emplace<std::monostate>();
   running_.store(false, std::memory_order_release);
-  SetKick(UniqueFd());
+  SetKick(SharedFd());
   call_.reset();
   call_fd_ = -1;
   error_.reset();
@@ -222,7 +217,7 @@ void Queue::EndSession() {
   }
   GiveUp();
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
-    for (InFlightRequest& request : table->entries) {
+    for (InFlightRequest& request : table->made()) {
       if (table->count == 0) break;
       if (request.state == RequestState::kFree) continue;
       if (request.io_pending != 0) {
@@ -253,7 +248,7 @@ void Queue::GiveUp() {
   DropRequeued();
   if (left_ == nullptr) return;
   left_->waits = false;
-  for (InFlightRequest& request : left_->entries) {
+  for (InFlightRequest& request : left_->made()) {
     if (request.state == RequestState::kLate) Free(&request);
   }
   left_ = nullptr;
@@ -279,7 +274,7 @@ void Queue::TakeUp(SplitRing<kEventIdx>& ring) {
     return true;
   });
   present_requeued_ = !requeued_.empty();
-  for (InFlightRequest& request : table_->entries) {
+  for (InFlightRequest& request : table_->made()) {
     if (request.state != RequestState::kLate) continue;
     request.state = RequestState::kHeld;
     Complete(&request, request.late_out, request.late_written);
@@ -329,7 +324,7 @@ void Queue::SetMemory(const QueueMaps& maps) {
   if (old->users == 0) ReleaseMap(old);
 }
 
-void Queue::SetKick(UniqueFd fd) {
+void Queue::SetKick(SharedFd fd) {
   if (kick_ != nullptr) {
     loop_->Unwatch(kick_);
     kick_ = nullptr;
@@ -347,7 +342,7 @@ void Queue::OnKickLost(int32_t error) {
                                error == 0 ? "end of file" : absl::StrCat("errno ", -error), ")"));
 }
 
-void Queue::SetCall(UniqueFd fd) {
+void Queue::SetCall(SharedFd fd) {
   call_ = std::move(fd);
   call_fd_ = call_.get();
   if (call_fd_ < 0) return;
@@ -356,28 +351,28 @@ void Queue::SetCall(UniqueFd fd) {
   if (running() && completions_.value() > 0) WriteEvent(call_fd_);
 }
 
-void Queue::SetError(UniqueFd fd) {
+void Queue::SetError(SharedFd fd) {
   error_ = std::move(fd);
   if (error_) MakeNonBlocking(error_.get());
 }
 
-UniqueFd Queue::StopForGood() {
+SharedFd Queue::StopForGood() {
   Publish();
   broken_.store(true, std::memory_order_relaxed);
-  UniqueFd error = std::move(error_);
+  SharedFd error = std::move(error_);
   Finish(/*forget=*/true);
   return error;
 }
 
 void Queue::Break(absl::string_view why, bool device_fails) {
   if (!running()) return;
-  const UniqueFd error = StopForGood();
+  const SharedFd error = StopForGood();
   core_->RaiseNeedsReset(absl::StrCat("queue ", index_, ": ", why), device_fails);
   // Last, so that a front-end that wakes up by it finds the ring stopped and the status set.
   TellStopped(error);
 }
 
-void Queue::TellStopped(const UniqueFd& error) {
+void Queue::TellStopped(const SharedFd& error) {
   if (error) WriteEvent(error.get());
 }
 
@@ -388,7 +383,7 @@ ChainError Queue::Take(SplitRing<kEventIdx>& ring, InFlightRequest** out) {
   uint16_t head = 0;
   ChainError error = ring.PeekHead(&head);
   if (error != ChainError::kNone) return error;
-  InFlightRequest& request = table_->entries[head];
+  InFlightRequest& request = table_->At(head);
   if (request.state != RequestState::kFree) return ChainError::kHeadInFlight;
   // Before the chain is taken, so that a full arena leaves it in the ring.
   std::byte* view = nullptr;

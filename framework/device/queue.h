@@ -18,7 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "framework/base/log_limiter.h"
-#include "framework/base/unique_fd.h"
+#include "framework/base/shared_fd.h"
 #include "framework/device/callback_monitor.h"
 #include "framework/device/device_core.h"
 #include "framework/device/in_flight.h"
@@ -85,15 +85,15 @@ class Queue {
   // Takes what was offered: rebinds the ring or stops it.
   void TakeMaps();
   void SetEnabled(bool enabled) { enabled_ = enabled; }
-  void SetKick(UniqueFd fd);
-  void SetCall(UniqueFd fd);
-  void SetError(UniqueFd fd);
+  void SetKick(SharedFd fd);
+  void SetCall(SharedFd fd);
+  void SetError(SharedFd fd);
   // Stops the ring: DEVICE_NEEDS_RESET, config interrupt and the error fd (virtio 1.3 2.1.2).
   void Break(absl::string_view why, bool device_fails = false);
   // Stops a running ring for good and no more; returns its error descriptor for TellStopped, which
   // comes after the status has been set.
-  UniqueFd StopForGood();
-  static void TellStopped(const UniqueFd& error);
+  SharedFd StopForGood();
+  static void TellStopped(const SharedFd& error);
 
   // [any]
   bool running() const { return running_.load(std::memory_order_acquire); }
@@ -225,8 +225,8 @@ class Queue {
   uint16_t left_used_ = 0;         // its used index
   std::atomic<uint16_t> stop_index_{0};
   WatchHandle kick_ = nullptr;
-  UniqueFd call_;
-  UniqueFd error_;
+  SharedFd call_;
+  SharedFd error_;
   LogLimiter refusals_;
   std::atomic<bool> running_{false};
   std::atomic<bool> broken_{false};

@@ -22,6 +22,8 @@ namespace virtbay {
 namespace {
 
 constexpr uint32_t kRingEntries = 128;
+// For queues of small messages: its memory shows where a process has a thousand devices.
+constexpr uint32_t kAuxiliaryRingEntries = 16;
 constexpr uint64_t kStalledLookNs = 1'000'000;
 constexpr uint64_t kKicklessLookNs = 100'000;  // and twice as long after each look in vain
 constexpr uint64_t kKicklessLongestNs = 10'000'000;
@@ -56,7 +58,10 @@ QueueThread::QueueThread(DeviceCore* core, std::string name, std::vector<Queue*>
 absl::StatusOr<std::unique_ptr<QueueThread>> QueueThread::Start(DeviceCore* core, std::string name,
                                                                 std::vector<Queue*> queues) {
   std::unique_ptr<QueueThread> self(new QueueThread(core, std::move(name), std::move(queues)));
-  VIRTBAY_ASSIGN_OR_RETURN(self->loop_, Loop::Create(kRingEntries, self.get()));
+  const bool auxiliary = std::all_of(self->queues_.begin(), self->queues_.end(),
+                                     [](const Queue* queue) { return queue->auxiliary(); });
+  VIRTBAY_ASSIGN_OR_RETURN(
+      self->loop_, Loop::Create(auxiliary ? kAuxiliaryRingEntries : kRingEntries, self.get()));
   self->mailbox_ = std::make_shared<Mailbox>(self->loop_.get());
   for (Queue* queue : self->queues_) queue->set_thread(self.get());
   try {
@@ -276,7 +281,7 @@ void QueueThread::StopRings() {
     for (Queue* queue : queues_) queue->Publish();
     CheckConditions();
   }
-  std::vector<UniqueFd> errors;
+  std::vector<SharedFd> errors;
   for (Queue* queue : queues_) {
     if (queue->running()) errors.push_back(queue->StopForGood());
   }
@@ -289,7 +294,7 @@ void QueueThread::StopRings() {
   if (!errors.empty() && !others) {
     core_->RaiseNeedsReset(absl::StrCat(name_, ": ", condemned_why_), /*stops=*/false);
   }
-  for (const UniqueFd& error : errors) Queue::TellStopped(error);
+  for (const SharedFd& error : errors) Queue::TellStopped(error);
 }
 
 void QueueThread::DrainIo() {

@@ -1,31 +1,79 @@
 #include "framework/io/loop.h"
 
 #include <liburing.h>
+#include <linux/futex.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 
 #include "framework/base/clock.h"
 #include "framework/base/status.h"
 
 namespace virtbay {
 
+namespace {
+
+// Newer than the headers of Debian 12.
+constexpr uint8_t kOpFutexWait = 51;                       // IORING_OP_FUTEX_WAIT, Linux 6.7
+constexpr uint32_t kFutex = 2 | 128;                       // FUTEX2_SIZE_U32, FUTEX2_PRIVATE
+constexpr unsigned kFeatureRegisteredRegister = 1u << 13;  // IORING_FEAT_REG_REG_RING, Linux 6.3
+constexpr unsigned kUseRegisteredRing = 1u << 31;          // IORING_REGISTER_USE_REGISTERED_RING
+
+bool HasFutexWait(io_uring* ring) {
+  io_uring_probe* const probe = io_uring_get_probe_ring(ring);
+  if (probe == nullptr) return false;
+  const bool has = io_uring_opcode_supported(probe, kOpFutexWait) != 0;
+  io_uring_free_probe(probe);
+  return has;
+}
+
+}  // namespace
+
 struct Loop::Ring {
   io_uring ring{};
   bool ready = false;
   bool disabled = false;  // set up R_DISABLED, to be enabled by its thread
+  bool keeps_descriptor = false;
+  // Registered with the thread and without a descriptor of its own; goes with that thread.
+  bool registered_only = false;
+  pthread_t thread{};
+
+  // The thread knows the ring by a number of its own, which saves the kernel the look-up of the
+  // descriptor at each call. Where everything can be done by that number, the descriptor is given
+  // back: thousands of devices have two threads and more each.
+  void Register() {
+    if (io_uring_register_ring_fd(&ring) != 1) return;
+    if (keeps_descriptor || (ring.features & kFeatureRegisteredRegister) == 0) return;
+    ::close(ring.ring_fd);
+    ring.ring_fd = -1;
+    registered_only = true;
+    thread = pthread_self();
+  }
 
   ~Ring() {
-    if (ready) io_uring_queue_exit(&ring);
+    if (!ready) return;
+    // On any other thread the number means nothing, and the ring's own has ended before.
+    if (registered_only && pthread_equal(thread, pthread_self()) != 0) {
+      io_uring_rsrc_update number{};
+      number.offset = static_cast<unsigned>(ring.enter_ring_fd);
+      io_uring_register(static_cast<unsigned>(ring.enter_ring_fd),
+                        IORING_UNREGISTER_RING_FDS | kUseRegisteredRing, &number, 1);
+    }
+    io_uring_queue_exit(&ring);
   }
 };
 
 Loop::Loop(LoopEvents* events) : events_(events), ring_(std::make_unique<Ring>()) {}
 
-absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents* events) {
+absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents* events,
+                                                   Kernel kernel) {
   std::unique_ptr<Loop> loop(new Loop(events));
   // From the cheapest way to get completions to what every kernel with io_uring has.
   constexpr std::array<unsigned, 3> kFlags = {
@@ -46,13 +94,15 @@ absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents*
   if ((loop->ring_->ring.features & IORING_FEAT_EXT_ARG) == 0) {
     return absl::UnimplementedError("io_uring of this kernel has no timeouts (needs Linux 5.11)");
   }
-  UniqueFd wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wake) return ErrnoStatus(errno, "eventfd");
-  loop->wake_fd_ = wake.get();
   IoOp* op = loop->NewOp();
   op->kind = IoKind::kWake;
-  op->owned_ = std::move(wake);
-  op->fd = loop->wake_fd_;
+  loop->ring_->keeps_descriptor = kernel == Kernel::kOldKernel;
+  if (kernel == Kernel::kOldKernel || !HasFutexWait(&loop->ring_->ring)) {
+    op->owned_ = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!op->owned_) return ErrnoStatus(errno, "eventfd");
+    loop->wake_fd_ = op->owned_.get();
+    op->fd = loop->wake_fd_;
+  }
   return loop;
 }
 
@@ -68,8 +118,7 @@ absl::Status Loop::Enable() {
                                          IORING_REGISTER_ENABLE_RINGS, nullptr, 0);
     if (error != 0) return ErrnoStatus(error, "io_uring enable");
   }
-  // Saves the kernel the look-up of the ring's fd at each call; every call works without.
-  io_uring_register_ring_fd(&ring_->ring);
+  ring_->Register();
   Start(&ops_.front());  // the wake-up watch that Create put there
   return absl::OkStatus();
 }
@@ -129,7 +178,12 @@ void Loop::Prepare(io_uring_sqe* sqe, IoOp* op) {
       break;
     case IoKind::kWatch:
     case IoKind::kWake:
-      if (op->polls_) {
+      if (op->kind == IoKind::kWake && wake_fd_ < 0) {
+        // Waits while the word is what it is now.
+        const uint32_t word = wake_word_.load(std::memory_order_seq_cst);
+        io_uring_prep_rw(kOpFutexWait, sqe, kFutex, &wake_word_, 0, word);
+        sqe->addr3 = FUTEX_BITSET_MATCH_ANY;
+      } else if (op->polls_) {
         io_uring_prep_poll_add(sqe, op->fd, POLLIN);
       } else {
         io_uring_prep_read(sqe, op->fd, &op->word_, sizeof(op->word_), UINT64_MAX);
@@ -197,7 +251,7 @@ void Loop::CancelAll() {
   }
 }
 
-WatchHandle Loop::Watch(UniqueFd fd, uint32_t tag) {
+WatchHandle Loop::Watch(SharedFd fd, uint32_t tag) {
   IoOp* op = NewOp();
   op->kind = IoKind::kWatch;
   op->fd = fd.get();
@@ -264,6 +318,11 @@ void Loop::Handle(IoOp* op, int32_t result) {
   }
   if (op->dead_) {
     Release(op);
+    return;
+  }
+  if (op->kind == IoKind::kWake && wake_fd_ < 0) {
+    // Woken, or the word had changed before the wait began.
+    Start(op);
     return;
   }
   if (result > 0 || result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
@@ -341,6 +400,13 @@ void Loop::Wait(uint64_t deadline_ns) {
 void Loop::Wake() {
   if (woken_.exchange(true, std::memory_order_seq_cst)) return;
   if (!sleeping_.load(std::memory_order_seq_cst)) return;
+  if (wake_fd_ < 0) {
+    wake_word_.fetch_add(1, std::memory_order_seq_cst);
+    // All that wait on it: a ring that has ended may leave its wait behind for a while, on memory
+    // that is this loop's by now.
+    syscall(SYS_futex, &wake_word_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    return;
+  }
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t n = ::write(wake_fd_, &one, sizeof(one));
 }

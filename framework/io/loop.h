@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "framework/base/unique_fd.h"
+#include "framework/base/shared_fd.h"
 
 struct io_uring_sqe;
 struct io_uring_cqe;
@@ -37,7 +37,7 @@ struct IoOp {
 
  private:
   friend class Loop;
-  UniqueFd owned_;     // of a watch
+  SharedFd owned_;     // of a watch
   uint64_t word_ = 0;  // what a watch reads into
   uint32_t tag_ = 0;
   bool pending_ = false;  // the kernel, or the queue to it, has it
@@ -64,8 +64,11 @@ class LoopEvents {
 class Loop {
  public:
   // [control] Sets the ring up with `entries` submission entries; the kernel memory for it is small
-  // and its first use belongs to the thread that calls Enable.
-  static absl::StatusOr<std::unique_ptr<Loop>> Create(uint32_t entries, LoopEvents* events);
+  // and its first use belongs to the thread that calls Enable. kOldKernel: does without what
+  // kernels older than 6.7 lack, for tests.
+  enum class Kernel { kThis, kOldKernel };
+  static absl::StatusOr<std::unique_ptr<Loop>> Create(uint32_t entries, LoopEvents* events,
+                                                      Kernel kernel = Kernel::kThis);
   ~Loop();
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
@@ -84,7 +87,7 @@ class Loop {
   uint32_t pending() const { return pending_; }
 
   // Reads 8 bytes from fd whenever it is readable, and reports the tag.
-  WatchHandle Watch(UniqueFd fd, uint32_t tag);
+  WatchHandle Watch(SharedFd fd, uint32_t tag);
   void Unwatch(WatchHandle watch);
 
   // One-shot timer; the same (queue, cookie) again moves it.
@@ -136,7 +139,10 @@ class Loop {
   uint64_t next_deadline_ns_ = UINT64_MAX;
   uint32_t pending_ = 0;
   uint64_t enters_ = 0;
-  int wake_fd_ = -1;  // owned by its watch
+  // How others wake the thread: the ring waits on a word of memory, or, before Linux 6.7, reads an
+  // eventfd, which costs a descriptor for each thread of each device.
+  std::atomic<uint32_t> wake_word_{0};
+  int wake_fd_ = -1;  // owned by its watch; -1: the word
   std::atomic<bool> sleeping_{false};
   std::atomic<bool> woken_{false};
 };

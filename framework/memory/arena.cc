@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "framework/base/unique_fd.h"
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U  // Linux 6.3
@@ -45,12 +46,13 @@ absl::StatusOr<Arena> Arena::Create(absl::string_view name, uint64_t size) {
   label.resize(std::min(label.size(), kMemfdNameMax));
 
   Arena arena;
-  arena.fd_ = CreateMemfd(label);
-  if (!arena.fd_.valid()) return ErrnoStatus(errno, absl::StrCat("arena '", name, "': memfd"));
-  if (ftruncate(arena.fd_.get(), static_cast<off_t>(rounded)) != 0) {
+  // The mapping keeps the memory: thousands of devices need not hold a descriptor each.
+  const UniqueFd fd = CreateMemfd(label);
+  if (!fd.valid()) return ErrnoStatus(errno, absl::StrCat("arena '", name, "': memfd"));
+  if (ftruncate(fd.get(), static_cast<off_t>(rounded)) != 0) {
     return ErrnoStatus(errno, absl::StrCat("arena '", name, "': ftruncate"));
   }
-  if (fcntl(arena.fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+  if (fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     return ErrnoStatus(errno, absl::StrCat("arena '", name, "': seal"));
   }
 
@@ -63,7 +65,7 @@ absl::StatusOr<Arena> Arena::Create(absl::string_view name, uint64_t size) {
   std::byte* const data = static_cast<std::byte*>(base) + guard;
   arena.data_ = data;
   arena.size_ = rounded;
-  if (mmap(data, rounded, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, arena.fd_.get(), 0) ==
+  if (mmap(data, rounded, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd.get(), 0) ==
       MAP_FAILED) {
     return ErrnoStatus(errno, absl::StrCat("arena '", name, "': mmap"));
   }
@@ -71,13 +73,10 @@ absl::StatusOr<Arena> Arena::Create(absl::string_view name, uint64_t size) {
 }
 
 Arena::Arena(Arena&& other) noexcept
-    : fd_(std::move(other.fd_)),
-      data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
 Arena& Arena::operator=(Arena&& other) noexcept {
   if (this != &other) {
-    std::swap(fd_, other.fd_);
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
   }

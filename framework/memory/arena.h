@@ -8,7 +8,6 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "framework/base/unique_fd.h"
 
 namespace virtbay {
 
@@ -31,7 +30,6 @@ class Arena {
 
  private:
   Arena() = default;
-  UniqueFd fd_;
   std::byte* data_ = nullptr;
   uint64_t size_ = 0;
 };

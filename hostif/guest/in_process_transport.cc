@@ -13,7 +13,7 @@ namespace virtbay::guest {
 namespace {
 
 // A duplicate, or an invalid descriptor for -1.
-absl::Status CopyFd(int fd, UniqueFd* copy) {
+absl::Status CopyFd(int fd, SharedFd* copy) {
   if (fd < 0) return absl::OkStatus();
   copy->reset(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
   return copy->valid() ? absl::OkStatus() : ErrnoStatus(errno, "duplicating a queue's descriptor");

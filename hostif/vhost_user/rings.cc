@@ -16,7 +16,7 @@ bool IsPowerOfTwo(uint32_t value) { return value != 0 && (value & (value - 1)) =
 
 // Tells the front-end that its ring has stopped. It never waits: what the front-end does not read
 // is its own loss.
-void Signal(const UniqueFd& fd) {
+void Signal(const SharedFd& fd) {
   if (!fd) return;
   const int flags = fcntl(fd.get(), F_GETFL);
   if (flags < 0 || fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) != 0) return;
@@ -96,7 +96,7 @@ absl::Status Rings::SetAddresses(uint32_t index, const VringAddress& addresses) 
   return StartIfReady(index);
 }
 
-absl::Status Rings::SetKick(uint32_t index, UniqueFd fd) {
+absl::Status Rings::SetKick(uint32_t index, SharedFd fd) {
   VIRTBAY_ASSIGN_OR_RETURN(Ring* const ring, Find(index));
   const bool running = Running(index);
   if (ring->started && !running) {
@@ -109,23 +109,18 @@ absl::Status Rings::SetKick(uint32_t index, UniqueFd fd) {
   return StartIfReady(index);
 }
 
-absl::Status Rings::SetCall(uint32_t index, UniqueFd fd) {
+absl::Status Rings::SetCall(uint32_t index, SharedFd fd) {
   return ReplaceFd(index, &Ring::call, std::move(fd), &DevicePort::SetCall);
 }
 
-absl::Status Rings::SetError(uint32_t index, UniqueFd fd) {
+absl::Status Rings::SetError(uint32_t index, SharedFd fd) {
   return ReplaceFd(index, &Ring::error, std::move(fd), &DevicePort::SetError);
 }
 
-absl::Status Rings::ReplaceFd(uint32_t index, UniqueFd Ring::*member, UniqueFd fd,
-                              absl::Status (DevicePort::*set)(uint32_t, UniqueFd)) {
+absl::Status Rings::ReplaceFd(uint32_t index, SharedFd Ring::*member, SharedFd fd,
+                              absl::Status (DevicePort::*set)(uint32_t, SharedFd)) {
   VIRTBAY_ASSIGN_OR_RETURN(Ring* const ring, Find(index));
-  if (Running(index)) {
-    // The ring's own copy stays here: the ring may have to move and start again.
-    UniqueFd copy = fd.Duplicate();
-    if (fd && !copy) return ErrnoStatus(errno, absl::StrCat("ring ", index, ": duplicating a fd"));
-    VIRTBAY_RETURN_IF_ERROR((port_->*set)(index, std::move(copy)));
-  }
+  if (Running(index)) VIRTBAY_RETURN_IF_ERROR((port_->*set)(index, fd));
   ring->*member = std::move(fd);
   return absl::OkStatus();
 }
@@ -236,12 +231,9 @@ absl::Status Rings::StartIfReady(uint32_t index) {
   config.avail = place->avail;
   config.used = place->used;
   config.enabled = ring.enabled;
-  config.kick = ring.kick.Duplicate();
-  config.call = ring.call.Duplicate();
-  config.error = ring.error.Duplicate();
-  if ((ring.kick && !config.kick) || (ring.call && !config.call) || (ring.error && !config.error)) {
-    return ErrnoStatus(EMFILE, absl::StrCat("ring ", index, ": duplicating its fds"));
-  }
+  config.kick = ring.kick;
+  config.call = ring.call;
+  config.error = ring.error;
   if (absl::Status status = port_->StartQueue(index, std::move(config)); !status.ok()) {
     return Annotate(status, absl::StrCat("starting ring ", index));
   }

@@ -12,7 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "framework/base/log.h"
-#include "framework/base/unique_fd.h"
+#include "framework/base/shared_fd.h"
 #include "framework/memory/memory_map.h"
 #include "hostif/vhost_user/messages.h"
 #include "virtbay/device_port.h"
@@ -36,9 +36,9 @@ class Rings {
 
   // SET_VRING_KICK, _CALL, _ERR; without an fd the ring is polled, not notified, has no error fd.
   // SetKick starts the ring as soon as the rest is known.
-  absl::Status SetKick(uint32_t index, UniqueFd fd);
-  absl::Status SetCall(uint32_t index, UniqueFd fd);
-  absl::Status SetError(uint32_t index, UniqueFd fd);
+  absl::Status SetKick(uint32_t index, SharedFd fd);
+  absl::Status SetCall(uint32_t index, SharedFd fd);
+  absl::Status SetError(uint32_t index, SharedFd fd);
 
   // SET_VRING_ENABLE.
   absl::Status SetEnabled(uint32_t index, bool enabled);
@@ -75,9 +75,10 @@ class Rings {
     bool enabled = false;
     bool waiting = false;  // SET_VRING_KICK has come and the ring does not run yet
     bool started = false;  // given to the device, which may have stopped it since
-    UniqueFd kick;
-    UniqueFd call;
-    UniqueFd error;
+    // The device holds the same ones while the ring runs; it may have to move and start again.
+    SharedFd kick;
+    SharedFd call;
+    SharedFd error;
     // Where it runs.
     uint64_t guest_descriptors = 0;
     uint64_t guest_avail = 0;
@@ -98,8 +99,8 @@ class Rings {
   absl::Status Halt(uint32_t index);
   // Makes way for a new size or index.
   absl::Status HaltIfDisabled(uint32_t index, absl::string_view what);
-  absl::Status ReplaceFd(uint32_t index, UniqueFd Ring::*member, UniqueFd fd,
-                         absl::Status (DevicePort::*set)(uint32_t, UniqueFd));
+  absl::Status ReplaceFd(uint32_t index, SharedFd Ring::*member, SharedFd fd,
+                         absl::Status (DevicePort::*set)(uint32_t, SharedFd));
 
   DevicePort* port_;
   Log log_;

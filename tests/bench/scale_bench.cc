@@ -171,6 +171,7 @@ class Scale {
     (*line)["read_p50"] = samples.QuantileUs(0.5);
     (*line)["read_p99"] = samples.QuantileUs(0.99);
     fs.Release(found.value.nodeid, opened.value.fh);
+    fs.Forget(found.value.nodeid, 1);  // so that it is idle again
     return absl::OkStatus();
   }
 

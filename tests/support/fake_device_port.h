@@ -88,7 +88,7 @@ class FakeDevice {
 
  private:
   struct Fds {
-    UniqueFd kick, call, error;
+    SharedFd kick, call, error;
   };
 
   class Port final : public DevicePort {
@@ -173,17 +173,17 @@ class FakeDevice {
       device_.With([&](State& s) { s.queues[index].enabled = enabled; });
       return absl::OkStatus();
     }
-    absl::Status SetKick(uint32_t index, UniqueFd fd) override {
+    absl::Status SetKick(uint32_t index, SharedFd fd) override {
       device_.With([&](State& s) { s.queues[index].has_kick = fd.valid(); });
       fds_[index].kick = std::move(fd);
       return absl::OkStatus();
     }
-    absl::Status SetCall(uint32_t index, UniqueFd fd) override {
+    absl::Status SetCall(uint32_t index, SharedFd fd) override {
       device_.With([&](State& s) { s.queues[index].has_call = fd.valid(); });
       fds_[index].call = std::move(fd);
       return absl::OkStatus();
     }
-    absl::Status SetError(uint32_t index, UniqueFd fd) override {
+    absl::Status SetError(uint32_t index, SharedFd fd) override {
       device_.With([&](State& s) { s.queues[index].has_error = fd.valid(); });
       fds_[index].error = std::move(fd);
       return absl::OkStatus();

@@ -12,6 +12,7 @@
 #include "framework/base/clock.h"
 #include "framework/base/gate.h"
 #include "framework/base/log.h"
+#include "framework/base/shared_fd.h"
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
 #include "tests/support/log_capture.h"
@@ -90,6 +91,27 @@ TEST(UniqueFd, ClosesOnceAndMoves) {
   read_end.reset();
   EXPECT_FALSE(Open(number));
   EXPECT_FALSE(UniqueFd().Duplicate().valid());
+}
+
+TEST(SharedFd, TheLastHolderCloses) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const UniqueFd read_end(ends[0]);
+  SharedFd one = UniqueFd(ends[1]);
+  ASSERT_TRUE(one);
+  EXPECT_EQ(one.get(), ends[1]);
+  SharedFd two = one;
+  EXPECT_EQ(two.get(), ends[1]) << "no second descriptor";
+  one.reset();
+  EXPECT_FALSE(one.valid());
+  EXPECT_EQ(one.get(), -1);
+  EXPECT_TRUE(Open(ends[1]));
+  SharedFd three = std::move(two);
+  EXPECT_FALSE(two.valid());  // NOLINT(bugprone-use-after-move): that is the test
+  three.reset(dup(ends[0]));
+  EXPECT_FALSE(Open(ends[1]));
+  EXPECT_TRUE(three.valid());
+  EXPECT_FALSE(SharedFd(UniqueFd()).valid());
 }
 
 TEST(Gate, RefusesOnceClosedAndWaitsForThoseInside) {

@@ -20,6 +20,7 @@
 
 #include "framework/base/clock.h"
 #include "framework/io/loop.h"
+#include "tests/support/process_state.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -76,9 +77,9 @@ class LoopTest : public ::testing::Test {
     std::signal(SIGPIPE, SIG_IGN);
     Make(64);
   }
-  void Make(uint32_t entries) {
+  void Make(uint32_t entries, Loop::Kernel kernel = Loop::Kernel::kThis) {
     loop_.reset();
-    ASSERT_OK_AND_ASSIGN(loop_, Loop::Create(entries, &events_));
+    ASSERT_OK_AND_ASSIGN(loop_, Loop::Create(entries, &events_, kernel));
     ASSERT_OK(loop_->Enable());
   }
 
@@ -366,46 +367,109 @@ TEST_F(LoopTest, WaitEndsAtItsDeadline) {
 }
 
 TEST_F(LoopTest, AWakeBeforeTheWaitEndsIt) {
-  for (int i = 0; i < 1000; ++i) {
-    loop_->Wake();
-    if (i % 3 == 0) loop_->Wake();
-    loop_->Wait(0);
-    if (i % 2 == 0) loop_->Poll();
+  for (const auto kernel : {Loop::Kernel::kThis, Loop::Kernel::kOldKernel}) {
+    Make(64, kernel);
+    for (int i = 0; i < 1000; ++i) {
+      loop_->Wake();
+      if (i % 3 == 0) loop_->Wake();
+      loop_->Wait(0);
+      if (i % 2 == 0) loop_->Poll();
+    }
   }
+}
+
+// A thread may have sixteen rings registered: more, one after the other, work as the first did only
+// if each gives its place back.
+TEST_F(LoopTest, LoopsOnOneThreadLeaveNothingBehind) {
+  loop_.reset();
+  for (const auto kernel : {Loop::Kernel::kThis, Loop::Kernel::kOldKernel}) {
+    const size_t before = testing::CountEntries("/proc/self/fd");
+    size_t first = 0;
+    for (int i = 0; i < 40; ++i) {
+      events_ = {};
+      Make(8, kernel);
+      const size_t now = testing::CountEntries("/proc/self/fd");
+      if (i == 0) first = now;
+      EXPECT_EQ(now, first) << i;
+      UniqueFd event = MakeEvent();
+      loop_->Watch(event.Duplicate(), 1);
+      std::thread other([&] {
+        Signal(event);
+        loop_->Wake();
+      });
+      EXPECT_TRUE(RunUntil([&] { return events_.watches[1] == 1; }));
+      other.join();
+      loop_.reset();
+      event.reset();
+      EXPECT_EQ(testing::CountEntries("/proc/self/fd"), before) << i;
+    }
+  }
+}
+
+// As the control plane does it: made and ended elsewhere than on its thread.
+TEST_F(LoopTest, ALoopOutlivesItsThread) {
+  const size_t before = testing::CountEntries("/proc/self/fd");
+  for (const auto kernel : {Loop::Kernel::kThis, Loop::Kernel::kOldKernel}) {
+    for (int i = 0; i < 40; ++i) {
+      ASSERT_OK_AND_ASSIGN(std::unique_ptr<Loop> other, Loop::Create(8, &events_, kernel));
+      const UniqueFd event = MakeEvent();
+      std::atomic<bool> stop{false};
+      std::thread thread([&] {
+        ASSERT_OK(other->Enable());
+        other->Watch(event.Duplicate(), 1);
+        while (!stop.load()) {
+          other->Poll();
+          other->Wait(0);
+        }
+      });
+      stop = true;
+      other->Wake();
+      thread.join();
+      other.reset();
+      // The ring of this thread is not the one that was taken away.
+      Signal(event);
+      loop_->Wake();
+      loop_->Wait(0);
+    }
+  }
+  EXPECT_EQ(testing::CountEntries("/proc/self/fd"), before);
 }
 
 // Each thread counts up and wakes; the loop sleeps whenever it has seen every count. A wake that
 // gets lost leaves it asleep for ever.
 TEST_F(LoopTest, NoWakeIsLostAmongManyThreads) {
-  constexpr int kThreads = 8;
-  constexpr uint64_t kRounds = 4000;
-  std::array<std::atomic<uint64_t>, kThreads> asked{};
-  std::array<std::atomic<uint64_t>, kThreads> answered{};
-  std::vector<std::thread> threads;
-  for (size_t t = 0; t < kThreads; ++t) {
-    threads.emplace_back([&, t] {
-      for (uint64_t round = 1; round <= kRounds; ++round) {
-        asked[t].store(round);
-        loop_->Wake();
-        // Half of the threads wait for the answer: the loop then really sleeps in between.
-        while (t % 2 == 0 && answered[t].load() < round) std::this_thread::yield();
-      }
-    });
-  }
-  const auto done = [&] {
+  for (const auto kernel : {Loop::Kernel::kThis, Loop::Kernel::kOldKernel}) {
+    Make(64, kernel);
+    constexpr int kThreads = 8;
+    constexpr uint64_t kRounds = 4000;
+    std::array<std::atomic<uint64_t>, kThreads> asked{};
+    std::array<std::atomic<uint64_t>, kThreads> answered{};
+    std::vector<std::thread> threads;
     for (size_t t = 0; t < kThreads; ++t) {
-      if (asked[t].load() < kRounds) return false;
+      threads.emplace_back([&, t] {
+        for (uint64_t round = 1; round <= kRounds; ++round) {
+          asked[t].store(round);
+          loop_->Wake();
+          // Half of the threads wait for the answer: the loop then really sleeps in between.
+          while (t % 2 == 0 && answered[t].load() < round) std::this_thread::yield();
+        }
+      });
     }
-    return true;
-  };
-  while (!done()) {
-    for (size_t t = 0; t < kThreads; ++t) answered[t].store(asked[t].load());
-    loop_->Poll();
-    if (done()) break;
-    loop_->Wait(0);
+    const auto done = [&] {
+      for (size_t t = 0; t < kThreads; ++t) {
+        if (asked[t].load() < kRounds) return false;
+      }
+      return true;
+    };
+    while (!done()) {
+      for (size_t t = 0; t < kThreads; ++t) answered[t].store(asked[t].load());
+      loop_->Poll();
+      if (done()) break;
+      loop_->Wait(0);
+    }
+    for (size_t t = 0; t < kThreads; ++t) answered[t].store(kRounds);
+    for (std::thread& thread : threads) thread.join();
   }
-  for (size_t t = 0; t < kThreads; ++t) answered[t].store(kRounds);
-  for (std::thread& thread : threads) thread.join();
 }
 
 // ---- operations ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "framework/base/unique_fd.h"
+#include "framework/base/shared_fd.h"
 #include "framework/memory/memory_map.h"
 
 namespace virtbay {
@@ -26,9 +26,9 @@ struct QueueConfig {
   uint64_t avail = 0;
   uint64_t used = 0;
   uint16_t base = 0;
-  UniqueFd kick;  // eventfd or pipe that the driver writes; none: the ring is polled
-  UniqueFd call;  // eventfd or pipe that the device writes; none: no notifications
-  UniqueFd error;
+  SharedFd kick;  // eventfd or pipe that the driver writes; none: the ring is polled
+  SharedFd call;  // eventfd or pipe that the device writes; none: no notifications
+  SharedFd error;
   bool enabled = true;
 };
 
@@ -66,26 +66,27 @@ class DevicePort {
 
   // FailedPrecondition while a ring runs, InvalidArgument for bits that were not offered.
   virtual absl::Status SetFeatures(uint64_t acknowledged) = 0;
-  // Replaces the memory map, also under running rings, without waiting for them: each takes it before
-  // it looks at its ring again, and requests in flight keep the old one. A ring whose parts are no
-  // longer mapped stops: NEEDS_RESET, and its error fd is written.
+  // Replaces the memory map, also under running rings, without waiting for them: each takes it
+  // before it looks at its ring again, and requests in flight keep the old one. A ring whose parts
+  // are no longer mapped stops: NEEDS_RESET, and its error fd is written.
   virtual absl::Status SetMemory(MemoryMapRef map) = 0;
 
   // Starts the ring and polls it once without waiting for a kick.
   virtual absl::Status StartQueue(uint32_t queue, QueueConfig config) = 0;
   // Stops taking chains, waits for those in flight up to the stop deadline, and returns the next
   // avail index. Requests that do not end in time do not keep the driver from that answer. With a
-  // line in the log they stay behind: if the ring is started again in the same place where it stopped
-  // they are answered there, else what becomes of them reaches nobody. FailedPrecondition when it does not run; DeadlineExceeded when the
-  // queue's thread itself does not answer (a callback that hangs): the device has failed then.
+  // line in the log they stay behind: if the ring is started again in the same place where it
+  // stopped they are answered there, else what becomes of them reaches nobody. FailedPrecondition
+  // when it does not run; DeadlineExceeded when the queue's thread itself does not answer (a
+  // callback that hangs): the device has failed then.
   virtual absl::StatusOr<uint16_t> StopQueue(uint32_t queue) = 0;
   virtual bool queue_running(uint32_t queue) const = 0;
   // A disabled ring stays started and takes nothing.
   virtual absl::Status EnableQueue(uint32_t queue, bool enabled) = 0;
   // Replace the fds of a running ring; a new call fd is written once if used entries wait.
-  virtual absl::Status SetKick(uint32_t queue, UniqueFd fd) = 0;
-  virtual absl::Status SetCall(uint32_t queue, UniqueFd fd) = 0;
-  virtual absl::Status SetError(uint32_t queue, UniqueFd fd) = 0;
+  virtual absl::Status SetKick(uint32_t queue, SharedFd fd) = 0;
+  virtual absl::Status SetCall(uint32_t queue, SharedFd fd) = 0;
+  virtual absl::Status SetError(uint32_t queue, SharedFd fd) = 0;
 
   // virtio 1.3 2.5; OutOfRange beyond config_size.
   virtual absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) = 0;
