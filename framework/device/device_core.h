@@ -58,6 +58,8 @@ class DeviceCore {
   std::vector<std::unique_ptr<Queue>> queues;
   std::vector<std::unique_ptr<QueueThread>> threads;  // queue i is on threads[i % size]
   std::atomic<uint64_t> dma_violations{0};
+  // What parked requests of all queues occupy of an aperture, in slots of the guest's pool.
+  std::atomic<uint64_t> parked_pool_slots{0};
 
   // [any] DEVICE_NEEDS_RESET with the first reason kept; `stops` also ends the taking of requests.
   void RaiseNeedsReset(absl::string_view why, bool stops);

@@ -6,8 +6,10 @@
 #define VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
@@ -52,6 +54,11 @@ struct InFlightRequest {
   uint32_t late_written = 0;
   uint32_t io_pending = 0;  // operations that still use the chain
   RequestState state = RequestState::kFree;
+  // While it is parked: what it occupies of its ring and of the guest's pool; 0: it is not parked.
+  uint32_t parked_descriptors = 0;
+  uint32_t parked_pool_slots = 0;
+  // The out view of a parked request; made when it is first parked and kept with the entry.
+  std::unique_ptr<std::array<uint8_t, VIRTBAY_PARKED_OUT>> parked_out;
   bool out_in_guest = false;  // direct mode: the out view is guest memory, nothing to copy back
   Chain chain;
 
@@ -75,7 +82,8 @@ class InFlightTable {
   // Those that were made, free ones among them.
   std::vector<InFlightRequest>& made() { return made_; }
 
-  uint32_t count = 0;      // not free
+  uint32_t count = 0;  // not free
+  uint32_t parked_descriptors = 0;
   bool abandoned = false;  // its ring is gone: ending a request writes nothing
   bool waits = false;      // abandoned, but its ring may go on where it stopped
 

@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <climits>
+#include <new>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -249,6 +250,7 @@ void Queue::GiveUp() {
   if (left_ == nullptr) return;
   left_->waits = false;
   for (InFlightRequest& request : left_->made()) {
+    Unpark(&request);  // the driver has its descriptors back
     if (request.state == RequestState::kLate) Free(&request);
   }
   left_ = nullptr;
@@ -432,10 +434,20 @@ void Queue::FillViews(InFlightRequest* request) {
 template <bool kEventIdx>
 bool Queue::PumpRing() {
   if (!enabled_ || core_->failed()) return false;
-  if (present_requeued_) PresentRequeued();
+  if (present_requeued_ && !PresentRequeued()) {
+    const bool was_stalled = std::exchange(stalled_, true);
+    CountStall(was_stalled, /*took=*/false);
+    return false;
+  }
   auto& ring = *std::get_if<SplitRing<kEventIdx>>(&ring_);
   const int32_t available = ring.Available();
-  if (available == 0) return false;
+  if (available == 0) {
+    if (stalled_) [[unlikely]] {
+      stalled_ = false;
+      CountStall(/*was_stalled=*/true, /*took=*/false);
+    }
+    return false;
+  }
   if (available < 0) {
     Break(ChainErrorName(ChainError::kAvailIndex));
     return false;
@@ -491,17 +503,29 @@ void Queue::Present(virtbay_request* const* requests, uint32_t count) {
               [&] { core_->ops.on_requests(core_->device, index_, requests, count); });
 }
 
-void Queue::PresentRequeued() {
+bool Queue::PresentRequeued() {
   present_requeued_ = false;
   std::vector<InFlightRequest*> requests;
   requests.swap(requeued_);
-  for (InFlightRequest* request : requests) {
+  for (auto next = requests.begin(); next != requests.end(); ++next) {
+    InFlightRequest* const request = *next;
+    // One that was parked has given its slots away.
+    if (view_slots_ > 0 && request->view.data == nullptr) {
+      std::byte* const view = cache_->Allocate(view_slots_);
+      if (view == nullptr) {
+        requeued_.insert(requeued_.begin(), next, requests.end());
+        present_requeued_ = true;
+        break;
+      }
+      request->view = SlotRun{view, view_slots_};
+    }
     request->state = RequestState::kHeld;
     FillViews(request);
     virtbay_request* raw = &request->abi;
     Present(&raw, 1);
   }
   Publish();
+  return !present_requeued_;
 }
 
 void Queue::Refuse(uint16_t head, ChainError error) {
@@ -609,12 +633,86 @@ int32_t Queue::Requeue(InFlightRequest* request) {
     return VIRTBAY_OK;
   }
   FreeExtra(request);
+  Unpark(request);
   request->state = RequestState::kRequeued;
   requeued_.push_back(request);
   return VIRTBAY_OK;
 }
 
+int32_t Queue::Park(InFlightRequest* request) {
+  if (request->state != RequestState::kHeld) {
+    core_->log.Error(
+        absl::StrCat("queue ", index_, ": request ", request->abi.head, " parked after its end"));
+    return VIRTBAY_FAILED_PRECONDITION;
+  }
+  if (request->parked_descriptors != 0) return VIRTBAY_OK;
+  InFlightTable* const table = request->table;
+  const uint32_t descriptors = std::max(request->chain.ring_descriptors(), 1u);
+  bool granted = !table->abandoned && table->parked_descriptors + descriptors <= table->size() / 2;
+  if (granted && request->parked_out == nullptr) {
+    request->parked_out.reset(new (std::nothrow) std::array<uint8_t, VIRTBAY_PARKED_OUT>);
+    granted = request->parked_out != nullptr;
+  }
+  if (granted && core_->spec.dma_mode == DmaMode::kAperture) {
+    const uint32_t slots = PoolSlots(*request);
+    const uint64_t most = core_->spec.aperture.size / kSlotSize / 2;
+    if (core_->parked_pool_slots.fetch_add(slots, std::memory_order_relaxed) + slots <= most) {
+      request->parked_pool_slots = slots;
+    } else {
+      core_->parked_pool_slots.fetch_sub(slots, std::memory_order_relaxed);
+      granted = false;
+    }
+  }
+  if (!granted) {
+    parks_refused_.Add();
+    return VIRTBAY_RESOURCE_EXHAUSTED;
+  }
+  request->parked_descriptors = descriptors;
+  table->parked_descriptors += descriptors;
+  parked_.fetch_add(1, std::memory_order_relaxed);
+  // It has been read, and what answers it is short: no slots of the arena for that.
+  FreeExtra(request);
+  if (request->view.data != nullptr) cache_->Free(request->view.data, request->view.count);
+  request->view = SlotRun();
+  request->out_in_guest = false;
+  virtbay_request& abi = request->abi;
+  abi.in = nullptr;
+  abi.in_len = 0;
+  abi.out = request->parked_out->data();
+  abi.out_len = std::min(abi.out_total, VIRTBAY_PARKED_OUT);
+  return VIRTBAY_OK;
+}
+
+uint32_t Queue::PoolSlots(const InFlightRequest& request) const {
+  uint64_t slots = 0;
+  size_t segments = 0;
+  const auto count = [&](std::span<const iovec> chain) {
+    for (const iovec& segment : chain) {
+      const uint64_t begin = reinterpret_cast<uintptr_t>(segment.iov_base) / kSlotSize;
+      const uint64_t end =
+          (reinterpret_cast<uintptr_t>(segment.iov_base) + segment.iov_len + kSlotSize - 1) /
+          kSlotSize;
+      slots += end - begin;
+      ++segments;
+    }
+  };
+  count(request.chain.readable());
+  count(request.chain.writable());
+  // An indirect table is bounced as well.
+  if (segments > request.chain.ring_descriptors()) slots += SlotsFor(segments * 16);
+  return static_cast<uint32_t>(std::min<uint64_t>(slots, UINT32_MAX));
+}
+
+void Queue::Unpark(InFlightRequest* request) {
+  if (request->parked_descriptors == 0) return;
+  request->table->parked_descriptors -= std::exchange(request->parked_descriptors, 0);
+  core_->parked_pool_slots.fetch_sub(std::exchange(request->parked_pool_slots, 0),
+                                     std::memory_order_relaxed);
+  parked_.fetch_sub(1, std::memory_order_relaxed);
+}
+
 void Queue::Free(InFlightRequest* request) {
+  Unpark(request);
   if (request->view.data != nullptr) cache_->Free(request->view.data, request->view.count);
   request->view = SlotRun();
   if (!request->extra.empty()) [[unlikely]]
@@ -631,6 +729,7 @@ std::byte* Queue::AllocateExtra(InFlightRequest* request, uint32_t count) {
   if (slots != nullptr) {
     if (request->waits_since != 0) slot_waits_.End(std::exchange(request->waits_since, 0));
     request->extra.push_back({slots, count});
+    Unpark(request);  // nothing that is parked keeps slots
   } else if (request->waits_since == 0) {
     request->waits_since = slot_waits_.Begin();
     request->extra.push_back({});
@@ -757,6 +856,8 @@ QueueStats Queue::Stats() const {
   stats.bytes_copied_out = bytes_out_.value();
   stats.bytes_direct = bytes_direct_.value();
   stats.syscalls = syscalls_.value();
+  stats.parked = parked_.load(std::memory_order_relaxed);
+  stats.parks_refused = parks_refused_.value();
   stats.in_flight = in_flight_.load(std::memory_order_relaxed);
   stats.running = running();
   stats.broken = broken();

@@ -123,6 +123,7 @@ class Queue {
 
   int32_t Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t written);
   int32_t Requeue(InFlightRequest* request);
+  int32_t Park(InFlightRequest* request);
   int32_t Fetch(InFlightRequest* request, uint32_t offset, uint32_t len, const uint8_t** data);
   int32_t Reserve(InFlightRequest* request, uint32_t len);
   int64_t Transfer(InFlightRequest* request, bool read, int fd, uint64_t file_offset,
@@ -148,7 +149,8 @@ class Queue {
   ChainError Take(SplitRing<kEventIdx>& ring, InFlightRequest** out);
   void Present(virtbay_request* const* requests, uint32_t count);
   void SetMemory(const QueueMaps& maps);
-  void PresentRequeued();
+  // False: some of them wait for arena slots.
+  bool PresentRequeued();
   int64_t TransferWithHelper(InFlightRequest* request, int fd, uint64_t file_offset,
                              uint32_t offset, uint32_t len, uint32_t rw_flags);
   void DropRequeued();
@@ -160,6 +162,10 @@ class Queue {
   void FillViews(InFlightRequest* request);
   void Refuse(uint16_t head, ChainError error);
   void Free(InFlightRequest* request);
+  // What the request occupies counts no more as parked.
+  void Unpark(InFlightRequest* request);
+  // Slots of the guest's pool that the chain occupies, where its driver bounces.
+  uint32_t PoolSlots(const InFlightRequest& request) const;
   // For fetch and reserve; nullptr: the request waits for them.
   std::byte* AllocateExtra(InFlightRequest* request, uint32_t count);
   void FreeExtra(InFlightRequest* request);
@@ -245,6 +251,8 @@ class Queue {
   StatCell bytes_out_;
   StatCell bytes_direct_;
   StatCell syscalls_;
+  StatCell parks_refused_;
+  std::atomic<uint32_t> parked_{0};
   std::atomic<uint32_t> in_flight_{0};
 };
 

@@ -65,7 +65,13 @@ int32_t Requeue(virtbay_request* raw) {
   return request->queue->Requeue(request);
 }
 
-constexpr virtbay_queue_service kQueue = {sizeof(kQueue), 0, &Complete, &Fail, &Requeue};
+int32_t Park(virtbay_request* raw) {
+  InFlightRequest* request = OwnRequest(raw, "park");
+  if (request == nullptr) return VIRTBAY_FAILED_PRECONDITION;
+  return request->queue->Park(request);
+}
+
+constexpr virtbay_queue_service kQueue = {sizeof(kQueue), 0, &Complete, &Fail, &Requeue, &Park};
 
 // ---- memory -----------------------------------------------------------------------------------
 

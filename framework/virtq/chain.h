@@ -42,12 +42,16 @@ class Chain {
   }
   uint32_t readable_bytes() const { return readable_bytes_; }
   uint32_t writable_bytes() const { return writable_bytes_; }
+  // Entries of the ring's own descriptor table that it occupies; one with an indirect table.
+  uint32_t ring_descriptors() const { return ring_descriptors_; }
+  void set_ring_descriptors(uint32_t count) { ring_descriptors_ = count; }
 
   void Begin(uint16_t head) {
     head_ = head;
     readable_ = 0;
     readable_bytes_ = 0;
     writable_bytes_ = 0;
+    ring_descriptors_ = 0;
     segments_.clear();
   }
   // Appends a checked buffer; the capacity that this needs is kept, so that a queue in steady state
@@ -88,6 +92,7 @@ class Chain {
   size_t readable_ = 0;
   uint32_t readable_bytes_ = 0;
   uint32_t writable_bytes_ = 0;
+  uint32_t ring_descriptors_ = 0;
   std::vector<iovec> segments_;
 };
 

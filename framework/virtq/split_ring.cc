@@ -78,7 +78,10 @@ ChainError WalkTable(const MemoryMap& map, vring_desc* table, uint32_t size, uin
     } else if (result == ChainError::kNone) {
       result = AddBuffer(map, d, chain);
     }
-    if ((d.flags & VRING_DESC_F_NEXT) == 0) return result;
+    if ((d.flags & VRING_DESC_F_NEXT) == 0) {
+      if (ring != nullptr) chain->set_ring_descriptors(seen + 1);
+      return result;
+    }
     // A bad buffer does not end the walk: a loop or a wild index behind it still breaks the ring.
     if (d.next >= size)
       return ring != nullptr ? ChainError::kNextOutOfRange : ChainError::kBadIndirect;

@@ -122,6 +122,12 @@ constexpr QueueFamily kQueueFamilies[] = {
      [](const QueueStats& q) { return q.syscalls; }},
     {"virtbay_queue_in_flight", "gauge", "Requests taken and not yet answered.",
      [](const QueueStats& q) { return uint64_t{q.in_flight}; }},
+    {"virtbay_queue_parked", "gauge",
+     "Requests in flight that are kept for as long as it takes (locks that are awaited).",
+     [](const QueueStats& q) { return uint64_t{q.parked}; }},
+    {"virtbay_queue_parks_refused_total", "counter",
+     "Requests that could not be kept so, because others leave too little of the queue free.",
+     [](const QueueStats& q) { return q.parks_refused; }},
     {"virtbay_queue_broken", "gauge", "1 when the queue was stopped because of its contents.",
      [](const QueueStats& q) { return uint64_t{q.broken}; }},
 };

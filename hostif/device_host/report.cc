@@ -24,7 +24,9 @@ json QueueJson(const QueueStats& queue) {
               {"bytes_copied_out", queue.bytes_copied_out},
               {"bytes_direct", queue.bytes_direct},
               {"syscalls", queue.syscalls},
+              {"parks_refused", queue.parks_refused},
               {"in_flight", queue.in_flight},
+              {"parked", queue.parked},
               {"running", queue.running},
               {"broken", queue.broken}};
 }
@@ -109,7 +111,9 @@ QueueStats SumQueues(const DeviceInfo& info) {
     sum.bytes_copied_out += queue.bytes_copied_out;
     sum.bytes_direct += queue.bytes_direct;
     sum.syscalls += queue.syscalls;
+    sum.parks_refused += queue.parks_refused;
     sum.in_flight += queue.in_flight;
+    sum.parked += queue.parked;
     sum.running = sum.running || queue.running;
     sum.broken = sum.broken || queue.broken;
   }

@@ -23,6 +23,10 @@ using sdk::Status;
 constexpr uint32_t kFdReserve = 64;
 constexpr uint32_t kSparesPerQueue = 4;
 constexpr uint32_t kSpareDirectories = 8;
+// SETLKW requests that may wait. With a host that does not see to it that they leave room in their
+// ring, few.
+constexpr uint32_t kLockWaiters = 1024;
+constexpr uint32_t kLockWaitersUnbounded = 32;
 constexpr uint32_t kDefaultPathFds = 16384;
 // Longest chain of parents that is opened anew; a longer one is a circle made by the host moving
 // directories.
@@ -81,7 +85,8 @@ Status Fs::Init(const sdk::Host* the_host) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, EMFILE,
                       "the limit on open files leaves none for this share"};
   }
-  lock_waiters.Configure(options.max_lock_waiters);
+  lock_waiters.Configure(options.max_lock_waiters.value_or(
+      host->BoundsParked() ? kLockWaiters : kLockWaitersUnbounded));
   if (!inodes.Init(&budget, options.max_inodes, &share) || !handles.Init(this, total)) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, ENOMEM, "no memory for the inode table"};
   }

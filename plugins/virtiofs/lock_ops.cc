@@ -77,6 +77,11 @@ void Park(Call& c, HandleRef handle, const fuse_lk_in& in, bool flock) {
       sdk::Host::Add(fs.counters.lock_deadlocks);
       return c.Error(EDEADLK);
   }
+  if (!c.request().Park()) {
+    // The rest of the ring is for those who end the waiting.
+    fs.lock_waiters.Remove(waiter.get());
+    return c.Error(ENOLCK);
+  }
   // Whoever gave the lock up between the try and Add did not see this waiter.
   waiter->poked.store(true, std::memory_order_relaxed);
   waiter->request = c.request().Release();

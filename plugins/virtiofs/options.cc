@@ -76,7 +76,9 @@ Status ParseOne(std::string_view key, const std::string& value, Options* o, Time
   }
   if (key == "max-open-files") return ParseNumber(key, value, 16, 1u << 24, &o->max_open_files);
   if (key == "max-inodes") return ParseNumber(key, value, 64, 1u << 28, &o->max_inodes);
-  if (key == "max-lock-waiters") return ParseNumber(key, value, 0, 65536, &o->max_lock_waiters);
+  if (key == "max-lock-waiters") {
+    return ParseNumber(key, value, 0, 65536, &o->max_lock_waiters.emplace());
+  }
   return sdk::InvalidArgument("option " + std::string(key) + ": there is no such option");
 }
 

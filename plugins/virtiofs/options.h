@@ -87,7 +87,7 @@ struct Options {
   uint32_t max_inodes = 8u << 20;  // inodes that the guest may know
   // Blocked SETLKW requests. They keep their places in the rings, where the unlock that ends them
   // needs one as well: a quarter of the smallest usual ring.
-  uint32_t max_lock_waiters = 32;
+  std::optional<uint32_t> max_lock_waiters;
 
   using KeyValue = std::pair<std::string, std::string>;
   // [control] An Error names the key and the value that is wrong, or the key that is unknown.

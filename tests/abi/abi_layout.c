@@ -37,6 +37,7 @@ int main(void) {
   MEMBER(virtbay_queue_service, complete);
   MEMBER(virtbay_queue_service, fail);
   MEMBER(virtbay_queue_service, requeue);
+  MEMBER(virtbay_queue_service, park);
   STRUCT(virtbay_memory_service);
   MEMBER(virtbay_memory_service, struct_size);
   MEMBER(virtbay_memory_service, reserved);
@@ -193,6 +194,7 @@ int main(void) {
   CONSTANT(VIRTBAY_ABI_MAGIC);
   CONSTANT(VIRTBAY_ABI_MAJOR);
   CONSTANT(VIRTBAY_ABI_MINOR);
+  CONSTANT(VIRTBAY_PARKED_OUT);
   CONSTANT(VIRTBAY_OK);
   CONSTANT(VIRTBAY_CANCELLED);
   CONSTANT(VIRTBAY_UNKNOWN);

@@ -16,7 +16,7 @@ virtbay_add_test(device_parts_test
           slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc
   LIBRARIES virtbay_device)
 virtbay_add_test(device_test
-  SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc
+  SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc device_park_test.cc
           device_control_test.cc device_isolation_test.cc
   LIBRARIES virtbay_guest)
 target_compile_definitions(device_test PRIVATE

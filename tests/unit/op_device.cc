@@ -142,7 +142,7 @@ class OpDevice : public Device {
     for (Kept& kept : kept_[queue]) {
       if (kept.op == Op::kHold) {
         kept.request.Fail();
-      } else if (kept.op == Op::kPark) {
+      } else if (kept.op == Op::kPark || kept.op == Op::kWait) {
         kept.request.Requeue();
       } else {
         left.push_back(std::move(kept));
@@ -205,6 +205,16 @@ class OpDevice : public Device {
       case Op::kHold:
       case Op::kHoldStill:
       case Op::kPark:
+        kept_[queue].push_back({command.op, std::move(request)});
+        return;
+      case Op::kWait:
+        if (!request.Park() || !request.in().empty() || !request.Park()) {
+          return Answer(std::move(request), -1);
+        }
+        // Grows while it waits, if it has to: `a` bytes, which ends the parking.
+        if (command.a != 0 && (!request.Reserve(command.a) || !request.Park())) {
+          return Answer(std::move(request), -2);
+        }
         kept_[queue].push_back({command.op, std::move(request)});
         return;
       case Op::kRelease: {

@@ -14,6 +14,7 @@ enum class Op : uint32_t {
   kHold,         // kept until kRelease or the queue's end, which fails it
   kHoldStill,    // kept until kRelease, whatever happens
   kPark,         // kept; the queue's end requeues it
+  kWait,         // as kPark, when the host lets it; else ends with result -1
   kRelease,      // ends what queue `a` holds with result 1; its own result is how many those were
   kFetch,        // result: sum of the readable bytes [a, a + b), or -1
   kReserve,      // a writable bytes, all with the value b; result -1 if there is no room

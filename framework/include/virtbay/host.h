@@ -91,7 +91,9 @@ struct QueueStats {
   uint64_t bytes_copied_out = 0;  // arena -> guest
   uint64_t bytes_direct = 0;      // payload moved without a copy of ours
   uint64_t syscalls = 0;          // made by the framework for this queue
+  uint64_t parks_refused = 0;     // times a request could not be kept for long, see park
   uint32_t in_flight = 0;
+  uint32_t parked = 0;  // of those in flight: kept for as long as it takes (a lock that is awaited)
   bool running = false;
   bool broken = false;
   // Where its ring lies in guest memory (virtio 1.3 2.7), in descriptors and guest addresses; a

@@ -24,7 +24,7 @@ extern "C" {
 
 #define VIRTBAY_ABI_MAGIC 0x59424256u /**< "VBBY", little endian */
 #define VIRTBAY_ABI_MAJOR 1u          /**< a host loads only its own major */
-#define VIRTBAY_ABI_MINOR 1u          /**< a host loads every minor: tables only grow */
+#define VIRTBAY_ABI_MINOR 2u          /**< a host loads every minor: tables only grow */
 
 /** Name of the one symbol that a plugin exports, a `const virtbay_plugin`. */
 #define VIRTBAY_ENTRY_SYMBOL "virtbay_plugin_entry"
@@ -90,7 +90,10 @@ struct virtbay_request {
   uint64_t user;      /**< the plugin's own; 0 when the request is presented */
 };
 
-/** Service `virtbay.host.queue/1`: how a request ends. */
+/** Most bytes of the out view of a request that is parked. */
+#define VIRTBAY_PARKED_OUT 64u
+
+/** Service `virtbay.host.queue/1`: how a request ends, or goes on for long. */
 typedef struct virtbay_queue_service {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */
   uint32_t reserved;    /**< zero */
@@ -106,6 +109,18 @@ typedef struct virtbay_queue_service {
   /** [queue] Hands the chain back unanswered: it is presented again, first, after the next start.
    */
   int32_t (*requeue)(virtbay_request* request);
+  /**
+   * [queue, may allocate] Since ABI 1.2. Asks to keep the request for a time that has no bound (a
+   * lock that somebody else holds, an event that may never come); to be called before it is kept.
+   * Granted while all that is parked leaves free at least half of the ring's descriptors and, where
+   * the guest bounces its DMA, half of its pool, so that what ends the wait still gets through.
+   * RESOURCE_EXHAUSTED: it is not granted; end the request, with an error. A parked request has no
+   * arena slots: `in` is gone, with what fetch() and reserve() gave, and `out` has at most
+   * VIRTBAY_PARKED_OUT bytes, whose contents are lost. It is ended as any other; a fetch() or
+   * reserve() that needs slots ends the parking, so who keeps it on after that asks again. Payload
+   * I/O may be under way meanwhile. Once more for a parked request: OK, and nothing happens.
+   */
+  int32_t (*park)(virtbay_request* request);
 } virtbay_queue_service;
 #define VIRTBAY_SERVICE_QUEUE "virtbay.host.queue/1"
 

@@ -120,6 +120,12 @@ class Host {
   /// [queue] Asks for the end of pending operations with that cookie.
   void Cancel(uint32_t queue, uint64_t cookie) const { io_->cancel(device_, queue, cookie); }
 
+  /// [any] Whether the host bounds how many requests are kept for long; see Request::Park.
+  bool BoundsParked() const {
+    constexpr size_t kEnd = offsetof(virtbay_queue_service, park) + sizeof(queue_->park);
+    return queue_->struct_size >= kEnd && queue_->park != nullptr;
+  }
+
   /// [any] Whether the host counts descriptors; where it does not, TakeDescriptor always succeeds.
   bool CountsDescriptors() const { return descriptors_ != nullptr; }
   /// [any] Counts a descriptor that is about to be opened; false: none is left. `flags`:

@@ -111,6 +111,11 @@ class Request {
   /// Hands the chain back, to be presented again after the next start.
   void Requeue() { host_->queue_service().requeue(std::exchange(raw_, nullptr)); }
 
+  /// Asks to keep it for a time that has no bound; false: end it, with an error. Granted, in() is
+  /// empty, out() has at most VIRTBAY_PARKED_OUT bytes, and what Fetch and Reserve gave is gone.
+  /// A host from before ABI 1.2 takes nothing away and refuses nothing, see Host::BoundsParked.
+  bool Park() { return !host_->BoundsParked() || host_->queue_service().park(raw_) == VIRTBAY_OK; }
+
   /// Gives up the hold without ending the request: for virtbay_io::request and tables of the
   /// plugin's own. Request(host, raw) takes it up again.
   virtbay_request* Release() { return std::exchange(raw_, nullptr); }
