@@ -22,10 +22,9 @@ LockRanges::Span LockRanges::Within(uint64_t start, uint64_t end) const {
   return {first, last};
 }
 
-const LockRange* LockRanges::Conflict(const LockRange& wanted, uint32_t* steps) const {
+const LockRange* LockRanges::Conflict(const LockRange& wanted) const {
+  if (!wanted.write && writes_ == 0) return nullptr;
   for (const LockRange& range : Within(wanted.start, wanted.end)) {
-    if (*steps == 0) return nullptr;
-    --*steps;
     if (wanted.write || range.write) return &range;
   }
   return nullptr;
@@ -57,6 +56,10 @@ void LockRanges::Replace(uint64_t start, uint64_t end, const LockRange* fresh) {
   };
   for (size_t i = 0; i < count; ++i) add(pieces[i]);
   if (last != ranges_.end()) add(*last++);
+  const auto is_write = [](const LockRange& range) { return range.write; };
+  writes_ -= static_cast<size_t>(std::count_if(first, last, is_write));
+  writes_ += static_cast<size_t>(
+      std::count_if(joined.begin(), joined.begin() + static_cast<std::ptrdiff_t>(n), is_write));
   const auto room = static_cast<size_t>(last - first);
   const auto overwritten = std::copy_n(joined.begin(), std::min(n, room), first);
   if (n > room) {

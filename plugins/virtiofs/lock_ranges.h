@@ -30,9 +30,8 @@ class LockRanges {
     if (ranges_.capacity() - ranges_.size() < kGrowth) ranges_.reserve(2 * ranges_.size() + 4);
   }
 
-  // The first range that another owner's `wanted` cannot have beside it, or nullptr. Looks at no
-  // more than *steps ranges, and takes from *steps what it looked at.
-  const LockRange* Conflict(const LockRange& wanted, uint32_t* steps) const;
+  // The first range that another owner's `wanted` cannot have beside it, or nullptr.
+  const LockRange* Conflict(const LockRange& wanted) const;
   // The ranges that have bytes in common with [start, end], whole.
   struct Span {
     const LockRange* first;
@@ -50,6 +49,7 @@ class LockRanges {
   void Replace(uint64_t start, uint64_t end, const LockRange* fresh);
 
   std::vector<LockRange> ranges_;  // by start; no two have a byte in common
+  size_t writes_ = 0;              // of them
 };
 
 }  // namespace virtbay::virtiofs

@@ -9,10 +9,6 @@
 namespace virtbay::virtiofs {
 namespace {
 
-// Holders, ranges and waiters that one search looks at. A guest that makes up more than that waits
-// without being told.
-constexpr uint32_t kMaxSteps = 16384;
-
 bool OwnerLess(const LockWaiter* a, const LockWaiter* b) { return a->owner < b->owner; }
 
 // The first waiter of that owner, or the end.
@@ -65,34 +61,59 @@ void LockWaiters::RemoveLocked(LockWaiter* waiter) {
   count_.store(static_cast<uint32_t>(waiters_.size()), std::memory_order_release);
 }
 
+uint32_t* LockWaiters::HoldersOf(const Inode& inode, uint64_t wanted_owner) {
+  const auto [at, fresh] = first_holder_.try_emplace(&inode, kNoHolder);
+  if (!fresh) return &at->second;
+  for (const LockOwner* owner = inode.lock_owners.load(); owner != nullptr; owner = owner->next) {
+    if (owner->ranges.empty()) continue;
+    Holder holder{owner, nullptr, at->second};
+    if (owner->owner != wanted_owner) {
+      const auto first = FirstOf(by_owner_, owner->owner);
+      if (first == by_owner_.end() || (*first)->searched == searches_) continue;
+      holder.waits = *first;
+    }
+    at->second = static_cast<uint32_t>(holders_.size());
+    holders_.push_back(holder);
+  }
+  return &at->second;
+}
+
+// Puts those who hold what the waiter wants on the list; true: the searched one is among them.
+bool LockWaiters::Follow(const LockWaiter& waiter, uint64_t wanted_owner, LockWaiter** to_visit) {
+  const LockRange range = LockOwners::RangeOf(waiter.lock);
+  uint32_t* link = HoldersOf(*waiter.handle->inode, wanted_owner);
+  while (*link != kNoHolder) {
+    Holder& holder = holders_[*link];
+    if (holder.waits == nullptr || holder.waits->searched != searches_) {
+      if (holder.owner->owner == waiter.owner || holder.owner->ranges.Conflict(range) == nullptr) {
+        link = &holder.next;
+        continue;
+      }
+      if (holder.waits == nullptr) return true;
+      holder.waits->searched = searches_;
+      holder.waits->next_visit = std::exchange(*to_visit, holder.waits);
+    }
+    *link = holder.next;  // found: nobody has to look at it again
+  }
+  return false;
+}
+
 bool LockWaiters::Deadlocks(const LockWaiter& wanted, LockOwners& owners) {
   // Depth first from lock to holder to the locks that the holder waits for. Every owner once: the
   // first of its waiters carries the mark and the place in the list of what is to be visited.
-  uint32_t steps = kMaxSteps;
-  const uint64_t search = ++searches_;
+  ++searches_;
+  holders_.clear();
+  first_holder_.clear();
+  const LockOwners::Still still = owners.HoldStill();
   LockWaiter* to_visit = nullptr;
-  const auto reaches = [&](const LockWaiter& waiter) {
-    return owners.AnyHolder(*waiter.handle->inode, waiter.owner, waiter.lock, &steps,
-                            [&](uint64_t holder) {
-                              if (holder == wanted.owner) return true;
-                              const auto first = FirstOf(by_owner_, holder);
-                              if (first != by_owner_.end() && (*first)->searched != search) {
-                                (*first)->searched = search;
-                                (*first)->next_visit = std::exchange(to_visit, *first);
-                              }
-                              return false;
-                            });
-  };
-  if (reaches(wanted)) return true;
+  if (Follow(wanted, wanted.owner, &to_visit)) return true;
   while (to_visit != nullptr) {
     LockWaiter* const at = std::exchange(to_visit, to_visit->next_visit);
     for (auto it = FirstOf(by_owner_, at->owner);
          it != by_owner_.end() && (*it)->owner == at->owner; ++it) {
       // One that was interrupted waits no more, though its thread has not come to it.
       if ((*it)->interrupted.load(std::memory_order_acquire)) continue;
-      if (steps == 0) return false;
-      --steps;
-      if (reaches(**it)) return true;
+      if (Follow(**it, wanted.owner, &to_visit)) return true;
     }
   }
   return false;

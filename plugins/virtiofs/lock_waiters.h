@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <unordered_map>
 #include <vector>
 
 #include "plugins/virtiofs/handle_table.h"
@@ -48,7 +49,9 @@ class LockWaiters {
   enum class Added { kWaits, kTooMany, kDeadlock };
   // [queue] kTooMany: ENOLCK. kDeadlock: whoever holds what it wants waits, if through others, for
   // a lock of the same owner (EDEADLK). Only record locks are searched, as everywhere in Linux, and
-  // only those of this device: what the host's processes wait for nobody can tell.
+  // only those of this device: what the host's processes wait for nobody can tell. The search is
+  // exact; it looks once at each owner of an inode that is waited for, and from each waiter that it
+  // comes to at those who hold something there and wait themselves.
   Added Add(LockWaiter* waiter, LockOwners& owners);
   // [queue] The same search for one that waits already, because others hold the lock by now. True:
   // it is removed.
@@ -70,9 +73,20 @@ class LockWaiters {
   static constexpr uint32_t kNoQueue = 0xffffffffu;
 
  private:
+  // An owner that holds something on an inode and that the search may still come to.
+  struct Holder {
+    const LockOwner* owner = nullptr;
+    LockWaiter* waits = nullptr;  // the first of its waiters; none: the one that is searched for
+    uint32_t next = 0;            // of the same inode, in holders_
+  };
+  static constexpr uint32_t kNoHolder = 0xffffffffu;
+
   void Signal(uint32_t queues);
   void RemoveLocked(LockWaiter* waiter);                         // mu_ held
   bool Deadlocks(const LockWaiter& wanted, LockOwners& owners);  // mu_ held
+  // Of a search: mu_ and the owners held.
+  uint32_t* HoldersOf(const Inode& inode, uint64_t wanted_owner);
+  bool Follow(const LockWaiter& waiter, uint64_t wanted_owner, LockWaiter** to_visit);
 
   uint32_t limit_ = 1024;
   std::atomic<uint32_t> count_{0};
@@ -81,6 +95,8 @@ class LockWaiters {
   std::vector<LockWaiter*> waiters_;   // in order of arrival
   std::vector<LockWaiter*> by_owner_;  // those for record locks, sorted
   uint64_t searches_ = 0;
+  std::vector<Holder> holders_;                              // of the search
+  std::unordered_map<const Inode*, uint32_t> first_holder_;  // the same
   std::array<std::atomic<int>, kMaxQueues> event_fds_ = {-1, -1, -1, -1, -1, -1, -1, -1, -1};
 };
 

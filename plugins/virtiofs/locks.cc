@@ -187,6 +187,12 @@ int LockOwners::Widen(Fs& fs, Handle& handle, LockOwner& entry, bool write) {
   LockDescription wider;
   int error = Open(fs, handle, &wider);
   if (error != 0) return error == ENFILE ? ENOLCK : error;
+  // A file that allows nobody to read and write it: what is held needs the one, what comes the
+  // other, and two descriptions would stand in each other's way.
+  if (!held.empty() && !wider.readable) {
+    fs.budget.Close(wider.fd, false);
+    return ENOLCK;
+  }
   Inode& inode = *handle.inode;
   Stripe& stripe = StripeOf(inode);
   const std::lock_guard<std::mutex> group(stripe.group_mu);
@@ -255,8 +261,7 @@ bool LockOwners::SharedConflict(Inode& inode, const LockOwner& entry, const Lock
   const std::lock_guard<std::mutex> guard(StripeOf(inode).mu);
   for (LockOwner* at = inode.lock_owners.load(); at != nullptr; at = at->next) {
     if (at == &entry || at->description.shared_fh != entry.description.shared_fh) continue;
-    uint32_t steps = UINT32_MAX;
-    if (at->ranges.Conflict(range, &steps) != nullptr) return true;
+    if (at->ranges.Conflict(range) != nullptr) return true;
   }
   return false;
 }
@@ -285,8 +290,7 @@ int LockOwners::Get(Fs& fs, Handle& handle, uint64_t owner, const fuse_file_lock
     const std::lock_guard<std::mutex> guard(StripeOf(inode).mu);
     for (LockOwner* at = inode.lock_owners.load(); at != nullptr; at = at->next) {
       if (at->owner == owner) continue;
-      uint32_t steps = UINT32_MAX;
-      if (const LockRange* held = at->ranges.Conflict(RangeOf(wire), &steps)) {
+      if (const LockRange* held = at->ranges.Conflict(RangeOf(wire))) {
         const short type = held->write ? F_WRLCK : F_RDLCK;
         *out = FromHost(HostLock(type, held->start, held->end),
                         at->pid.load(std::memory_order_relaxed));

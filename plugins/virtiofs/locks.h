@@ -65,33 +65,30 @@ class LockOwners {
   // Gives up the locks of all owners.
   bool DropAll(Fs& fs, Inode& inode);
 
-  // Calls found(owner) for every owner that holds something which keeps `owner` from that lock,
-  // until it returns true, or *steps owners and ranges have been looked at. True: found did.
-  template <typename Found>
-  bool AnyHolder(Inode& inode, uint64_t owner, const fuse_file_lock& wanted, uint32_t* steps,
-                 Found&& found) {
-    if (inode.lock_owners.load(std::memory_order_acquire) == nullptr) return false;
-    const LockRange range = RangeOf(wanted);
-    const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
-    for (LockOwner* at = inode.lock_owners.load(); at != nullptr && *steps != 0; at = at->next) {
-      --*steps;
-      if (at->owner == owner || at->ranges.Conflict(range, steps) == nullptr) continue;
-      if (found(at->owner)) return true;
-    }
-    return false;
+  static LockRange RangeOf(const fuse_file_lock& wire) {
+    return {wire.start, wire.end, wire.type == F_WRLCK};
+  }
+
+ private:
+  static constexpr uint32_t kStripes = 16;
+
+ public:
+  // While it lives no owner comes, goes or changes what it holds, on any inode: their lists may be
+  // read. Not for longer than a look.
+  using Still = std::array<std::unique_lock<std::mutex>, kStripes>;
+  Still HoldStill() {
+    Still still;
+    for (uint32_t i = 0; i < kStripes; ++i) still[i] = std::unique_lock(stripes_[i].mu);
+    return still;
   }
 
  private:
   // Ranges of all owners together: each costs the host's kernel memory as well.
   static constexpr uint32_t kMaxRanges = 1u << 18;
-  static constexpr uint32_t kStripes = 16;
   struct alignas(64) Stripe {
     std::mutex mu;        // the lists and what owners hold; no system call under it
     std::mutex group_mu;  // operations on shared descriptions; taken after an owner's op_mu
   };
-  static LockRange RangeOf(const fuse_file_lock& wire) {
-    return {wire.start, wire.end, wire.type == F_WRLCK};
-  }
   Stripe& StripeOf(const Inode& inode) { return stripes_[inode.index % kStripes]; }
   LockOwner* Find(Inode& inode, uint64_t owner);  // with a reference, or nullptr
   LockOwner* FindOrOpen(Fs& fs, Handle& handle, uint64_t owner, int* error);

@@ -64,8 +64,7 @@ TEST(VirtioFsLockRanges, AsAByteMapHasIt) {
         std::fill(map.begin() + start, map.begin() + end + 1, '\0');
         break;
       default: {
-        uint32_t steps = 1000;
-        const LockRange* found = held.Conflict({start, end, write}, &steps);
+        const LockRange* found = held.Conflict({start, end, write});
         bool expected = false;
         for (uint64_t at = start; at <= end; ++at) {
           expected |= map[at] == 'w' || (map[at] == 'r' && write);
@@ -87,16 +86,24 @@ TEST(VirtioFsLockRanges, AsAByteMapHasIt) {
   }
 }
 
-TEST(VirtioFsLockRanges, AConflictIsLookedForInSteps) {
+TEST(VirtioFsLockRanges, ReadersAreOnlyInTheWayOfWriters) {
   LockRanges held;
   for (uint64_t i = 0; i < 1000; ++i) held.Set({2 * i, 2 * i, false});
+  EXPECT_EQ(held.Conflict({0, kEnd, false}), nullptr);
+  EXPECT_EQ(held.Conflict({1, 1, true}), nullptr);
+  ASSERT_NE(held.Conflict({1, 2, true}), nullptr);
   held.Set({3000, 3000, true});
-  uint32_t steps = 100;
-  EXPECT_EQ(held.Conflict({0, kEnd, false}, &steps), nullptr);
-  EXPECT_EQ(steps, 0u);
-  steps = 2000;
-  ASSERT_NE(held.Conflict({0, kEnd, false}, &steps), nullptr);
-  EXPECT_EQ(steps, 999u);
+  ASSERT_NE(held.Conflict({0, kEnd, false}), nullptr);
+  EXPECT_EQ(held.Conflict({0, kEnd, false})->start, 3000u);
+  EXPECT_EQ(held.Conflict({0, 2999, false}), nullptr);
+  // However the last write lock goes.
+  held.Set({2999, 3001, true});
+  held.Set({3000, 3000, false});
+  ASSERT_NE(held.Conflict({2999, 2999, false}), nullptr);
+  ASSERT_NE(held.Conflict({3001, 3001, false}), nullptr);
+  held.Clear(3001, kEnd);
+  held.Set({2990, 2999, false});
+  EXPECT_EQ(held.Conflict({0, kEnd, false}), nullptr);
 }
 
 // Waiters and holders of made-up owners on made-up inodes.
@@ -225,20 +232,25 @@ TEST_F(VirtioFsLockSearch, OneThatWaitsAlreadyIsRemoved) {
   EXPECT_FALSE(waiters_.RemoveIfDeadlocked(&waiting_.back(), owners_)) << "one of two is told";
 }
 
-// The search ends although everybody waits for everybody; nobody is told what is not so.
-TEST_F(VirtioFsLockSearch, TheSearchIsBounded) {
-  constexpr uint64_t kMany = 3000;
-  waiters_.Configure(2 * kMany);
-  const size_t crowded = File(), other = File();
-  for (uint64_t owner = 1; owner <= kMany; ++owner) Hold(owner, crowded, {0, kEnd, false});
-  for (uint64_t owner = 1; owner <= 50; ++owner) {
-    EXPECT_EQ(Wait(100'000 + owner, crowded, kAll), kWaits);
+// However many others hold and wait beside the circle.
+TEST_F(VirtioFsLockSearch, ACircleIsFoundInACrowd) {
+  constexpr uint64_t kHolders = 40'000;
+  constexpr uint64_t kWaiters = 1000;
+  waiters_.Configure(2 * kWaiters);
+  const size_t crowded = File(), other = File(), last = File();
+  // The first holder made is the last that a search comes to.
+  Hold(1, crowded, {0, kEnd, false});
+  for (uint64_t owner = 2; owner <= kHolders; ++owner) Hold(owner, crowded, {0, kEnd, false});
+  for (uint64_t owner = 0; owner < kWaiters; ++owner) {
+    ASSERT_EQ(Wait(100'000 + owner, crowded, kAll), kWaits);
   }
   Hold(100'001, other, kAll);
-  for (uint64_t owner = 200'000; owner < 200'050; ++owner) {
-    EXPECT_EQ(Wait(owner, other, kAll), kWaits);
-  }
-  EXPECT_EQ(Wait(1, other, kAll), kDeadlock) << "near ones are still found";
+  Hold(300'000, last, kAll);
+  // They hold the crowded file as well and wait for the same: all are gone through.
+  for (uint64_t owner = 2; owner < kWaiters; ++owner) ASSERT_EQ(Wait(owner, last, kAll), kWaits);
+  EXPECT_EQ(Wait(300'001, other, kAll), kWaits) << "no circle";
+  EXPECT_EQ(Wait(1, other, kAll), kDeadlock);
+  EXPECT_EQ(Wait(300'000, other, kAll), kDeadlock) << "through one of those who wait for it";
 }
 
 }  // namespace

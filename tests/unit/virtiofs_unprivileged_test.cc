@@ -130,6 +130,34 @@ TEST(VirtioFsUnprivileged, OwnersOfOneHandleAreToldApart) {
   });
 }
 
+// A file that nobody may open for both: no description can hold a read and a write lock, in
+// whichever order they come.
+TEST(VirtioFsUnprivileged, ReadAndWriteLocksOfOneOwnerNeedOneDescription) {
+  WithoutPrivilege(VIRTBAY_VIRTIOFS_PLUGIN, [] {
+    Share share;
+    ASSERT_TRUE(share.ready());
+    File writer(share, "file", O_WRONLY, 0400);
+    HostProcess host(share, "file");
+    auto& fs = share.fs();
+    const uint64_t reader = share.OpenPath("file", O_RDONLY);
+    const auto read = [&](uint64_t owner, const fuse_file_lock& lock) {
+      return fs.SetLk(writer.node, reader, owner, lock, false);
+    };
+    EXPECT_EQ(read(1, Lock(F_RDLCK, 0, 9)), 0);
+    EXPECT_EQ(writer.Set(1, Lock(F_WRLCK, 20, 29)), ENOLCK);
+    EXPECT_FALSE(host.Takes(F_WRLCK, 0, 10)) << "what was held is held";
+    EXPECT_EQ(read(1, Lock(F_UNLCK)), 0);
+    EXPECT_EQ(writer.Set(1, Lock(F_WRLCK, 20, 29)), 0) << "one after the other can be had";
+    EXPECT_EQ(read(1, Lock(F_RDLCK, 0, 9)), ENOLCK);
+    EXPECT_FALSE(host.Takes(F_RDLCK, 20, 10));
+    EXPECT_TRUE(host.Takes(F_WRLCK, 0, 10));
+    EXPECT_EQ(read(2, Lock(F_RDLCK, 0, 9)), 0) << "another owner has its own";
+    EXPECT_EQ(writer.Set(1, Lock(F_UNLCK)), 0);
+    EXPECT_EQ(read(1, Lock(F_RDLCK, 0, 9)), 0);
+    EXPECT_EQ(read(1, Lock(F_WRLCK, 0, 9)), EBADF) << "as everywhere";
+  });
+}
+
 // The owner's first lock came through a descriptor that may only read; it loses nothing when it
 // wants more through one that may.
 TEST(VirtioFsUnprivileged, ReadLocksMoveToAWiderDescription) {
