@@ -1,11 +1,21 @@
 # Locks are the host's: between two mounts of one directory, and with processes of the host.
-LIMIT=120
+LIMIT=300
+MEMORY=512M
 NEEDS=flock
 suite_shares() {
   share a "$WORK/dir"
   share b "$WORK/dir"
+  # The smallest arena; the ring's size is the guest's choice (256).
+  share small "$WORK/small" .arena-size '"2M"'
 }
 suite_prepare() { (cd "$WORK/dir" && touch posix ofd flock host-flock host-posix waited range); }
+# Whether as many requests wait on the share as the guest has written down.
+host_sees_the_crowd_wait() {
+  local device expected
+  read -r device expected <"$WORK/dir/waiting" || return 1
+  "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" stats --prometheus "$device" |
+    awk -v want="$expected" '/^virtbay_queue_parked[{]/ { n += $2 } END { exit n != want }'
+}
 # A process of the host that holds a lock until the suite ends.
 host_takes_locks() {
   local out
@@ -64,6 +74,42 @@ guest() {
   check "posix: two processes in a deadlock" $FSPROBE deadlock $M/a/circles 2
   check "posix: three processes in a deadlock" $FSPROBE deadlock $M/a/circles 3
   check "posix: ten processes in a deadlock" $FSPROBE deadlock $M/a/circles 10
+  # Many wait for a lock: the holder, other files and other shares get through, and everybody gets
+  # the lock in the end or is told that there is no room to wait in.
+  crowd() {
+    local dir=$1 tag=$2 i refused=0 got=0
+    rm -rf /tmp/crowd && mkdir /tmp/crowd
+    $FSPROBE lock $dir/crowd posix wr 0 10 -- \
+      sh -c 'touch /tmp/crowd/held; while [ ! -e /tmp/crowd/let-go ]; do sleep 0.1; done' &
+    while [ ! -e /tmp/crowd/held ]; do sleep 0.1; done
+    for i in $(seq 300); do
+      sh -c "$FSPROBE lock $dir/crowd posix wr 0 10 wait >/tmp/crowd/$i.out 2>&1; echo \$? >/tmp/crowd/$i" &
+    done
+    for i in $(seq 600); do
+      echo $tag $((300 - $(ls /tmp/crowd | grep -c '^[0-9]*$'))) >$M/b/waiting
+      host sees_the_crowd_wait && break
+      sleep 0.1
+    done
+    [ "$i" != 600 ] || { echo "not all of them wait"; cat $M/b/waiting; touch /tmp/crowd/let-go; return 1; }
+    echo text >$dir/other && [ "$(cat $dir/other)" = text ] && ls -l $dir >/dev/null &&
+      $FSPROBE lock $dir/other posix wr 0 10 && $FSPROBE lock $dir/crowd posix wr 20 10 &&
+      ls $M/a >/dev/null || { echo "others are held up"; touch /tmp/crowd/let-go; return 1; }
+    [ -z "$(cat /tmp/crowd/*.out | grep -v 'No locks available')" ] || { cat /tmp/crowd/*.out | sort | uniq -c; return 1; }
+    touch /tmp/crowd/let-go
+    wait
+    for i in $(seq 300); do
+      case $(cat /tmp/crowd/$i) in
+        0) got=$((got + 1)) ;;
+        3) grep -q "No locks available" /tmp/crowd/$i.out && refused=$((refused + 1)) ;;
+      esac
+    done
+    echo "$got had the lock, $refused had no place to wait"
+    echo "    $tag: $got had the lock, $refused had no place to wait" >/dev/console
+    [ $got -gt 0 ] && [ $((got + refused)) = 300 ]
+  }
+  check "300 processes wait for a lock" crowd $M/a a
+  check "and again" crowd $M/a a
+  check "300 processes wait on a small arena" crowd $M/small small
   check "the host takes locks" host takes_locks
   check "flock of the host refuses the guest" not $FSPROBE lock $M/a/host-flock flock wr 0 0
   check "record lock of the host refuses the guest" not $FSPROBE lock $M/a/host-posix posix wr 5 1
