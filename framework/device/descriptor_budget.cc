@@ -11,6 +11,8 @@ namespace virtbay {
 namespace {
 
 constexpr uint64_t kHighest = uint64_t{1} << 24;
+// A device has at most so many times what it leaves of the common part to the others.
+constexpr int64_t kGreed = 4;
 
 // Descriptors that the process has open; 0 when it cannot be seen.
 uint32_t CountOpen() {
@@ -34,9 +36,9 @@ DescriptorBudget::Share::Share(std::shared_ptr<DescriptorBudget> budget)
   absl::MutexLock lock(&budget_->mutex_);
   budget_->shares_.push_back(this);
   budget_->Measure();
-  // Of what is left a quarter, so that those who come after get something too.
+  // Of what is left half, so that those who come after get something too.
   const int64_t left = budget_->common_free_.load(std::memory_order_relaxed);
-  guaranteed_ = static_cast<uint32_t>(std::clamp<int64_t>(left / 4, 0, kGuaranteed));
+  guaranteed_ = static_cast<uint32_t>(std::clamp<int64_t>(left / 2, 0, kGuaranteed));
   budget_->guaranteed_ += guaranteed_;
   budget_->Measure();
 }
@@ -49,12 +51,12 @@ DescriptorBudget::Share::~Share() {
   budget_->Measure();
 }
 
-bool DescriptorBudget::Share::Take(bool cached) {
+bool DescriptorBudget::Share::Take(Use use) {
   uint64_t word = word_.load(std::memory_order_relaxed);
   while (Held(word) < guaranteed_ + Common(word)) {
     if (word_.compare_exchange_weak(word, word + 1, std::memory_order_relaxed)) return true;
   }
-  if (!budget_->TakeCommon(cached)) return false;
+  if (!budget_->TakeCommon(use, Common(word))) return false;
   word_.fetch_add((uint64_t{1} << 32) + 1, std::memory_order_relaxed);
   return true;
 }
@@ -71,17 +73,23 @@ void DescriptorBudget::Share::Give() {
   if (common) budget_->common_free_.fetch_add(1, std::memory_order_relaxed);
 }
 
-void DescriptorBudget::Share::SetActive(bool active) {
+void DescriptorBudget::Share::SetRoom(uint32_t room) {
   absl::MutexLock lock(&budget_->mutex_);
-  active_ = active;
+  room_ = room;
   budget_->Measure();
 }
 
-bool DescriptorBudget::TakeCommon(bool cached) {
+bool DescriptorBudget::TakeCommon(Share::Use use, uint32_t has) {
+  const int64_t growth = growth_.load(std::memory_order_relaxed);
+  int64_t kept = 0;
+  if (use == Share::Use::kGuest) kept = growth;
+  if (use == Share::Use::kCached) {
+    kept = std::max(growth, common_total_.load(std::memory_order_relaxed) / 2);
+  }
+  const bool shares = use != Share::Use::kControl && several_.load(std::memory_order_relaxed);
   int64_t free = common_free_.load(std::memory_order_relaxed);
   do {
-    const int64_t kept = cached ? common_total_.load(std::memory_order_relaxed) / 2 : 0;
-    if (free <= std::max<int64_t>(kept, 0)) return false;
+    if (free <= kept || (shares && has >= kGreed * (free - growth))) return false;
   } while (!common_free_.compare_exchange_weak(free, free - 1, std::memory_order_relaxed));
   return true;
 }
@@ -99,15 +107,17 @@ DescriptorBudget::Process DescriptorBudget::Look() const {
 void DescriptorBudget::Measure() {
   const Process now = Look();
   int64_t others = now.open;
-  int64_t room = kSlack;
+  int64_t room = Slack(now.limit);
   for (const Share* share : shares_) {
     const int64_t held = share->held();
     others -= held - std::clamp<int64_t>(share->kept_.load(std::memory_order_relaxed), 0, held);
-    if (!share->active_) room += kPerFrontEnd;
+    room += share->room_;
   }
   const int64_t devices = now.limit - std::max<int64_t>(others, 0) - room;
   const int64_t total = devices - static_cast<int64_t>(guaranteed_);
   const int64_t before = common_total_.exchange(total, std::memory_order_relaxed);
+  growth_.store(Growth(now.limit), std::memory_order_relaxed);
+  several_.store(shares_.size() > 1, std::memory_order_relaxed);
   // What is taken stays taken.
   common_free_.fetch_add(total - before, std::memory_order_relaxed);
 }

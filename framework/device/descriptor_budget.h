@@ -1,10 +1,12 @@
 // DescriptorBudget: how many file descriptors the devices of a Host may hold for their guests, out
 // of what the process may have (RLIMIT_NOFILE) and the rest of it has open. Each device has a part
-// that no other can take; what lies beyond is for whoever comes first.
+// that no other can take; what lies beyond is common, but for whom it is common depends: one device
+// never takes all of it, and some is left for devices that are still to come.
 // Owned by the Host and, through their shares, by its devices. Thread tags are at the functions.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_DESCRIPTOR_BUDGET_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_DESCRIPTOR_BUDGET_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -27,17 +29,22 @@ class DescriptorBudget {
     Share(const Share&) = delete;
     Share& operator=(const Share&) = delete;
 
-    // [any] Counts one that is about to be opened; false: there is none left. `cached`: it can be
-    // closed again at any time, so it leaves half of what is common to the others.
-    bool Take(bool cached);
+    // What a descriptor is for.
+    enum class Use : uint8_t {
+      kCached,   // can be closed again at any time: leaves half of what is common to others
+      kGuest,    // stays as long as the guest likes: leaves some to devices that are to come
+      kControl,  // what the device itself needs to serve
+    };
+    // [any] Counts one that is about to be opened; false: there is none left.
+    bool Take(Use use);
     // [any] One that was counted is closed.
     void Give();
     // [any] So many more of those that are counted are not open, so that they do not show in what
     // the process has open.
     void Keep(int32_t change) { kept_.fetch_add(change, std::memory_order_relaxed); }
-    // [control] The front-end's own descriptors are there (or gone), so room for them need not be
-    // kept any more (or again). Looks at the process anew in any case.
-    void SetActive(bool active);
+    // [control] Keeps room for so many descriptors that the framework and the front-end of this
+    // device will still open beside those that are counted here. Looks at the process anew.
+    void SetRoom(uint32_t room);
 
     uint32_t held() const { return Held(word_.load(std::memory_order_relaxed)); }
     uint32_t guaranteed() const { return guaranteed_; }
@@ -49,16 +56,21 @@ class DescriptorBudget {
 
     const std::shared_ptr<DescriptorBudget> budget_;
     uint32_t guaranteed_ = 0;
-    bool active_ = false;  // guarded by the budget
+    uint32_t room_ = kFirstRoom;  // guarded by the budget
     // How many of them come out of the common part << 32 | how many are held.
     std::atomic<uint64_t> word_{0};
     std::atomic<int32_t> kept_{0};  // of those that are held
   };
 
-  // Descriptors that are left to the process beside what it has open: for whatever it does in
-  // between, and for each front-end that may still come.
-  static constexpr uint32_t kSlack = 6;
-  static constexpr uint32_t kPerFrontEnd = 16;
+  // Descriptors that are left to a process with that limit for whatever it does in between: control
+  // connections, front-ends' messages, libraries that are loaded.
+  static constexpr uint32_t Slack(uint32_t limit) { return std::clamp(limit / 16, 6u, 64u); }
+  // Those of the common part that only devices take that are still to come: one or two.
+  static constexpr uint32_t Growth(uint32_t limit) {
+    return limit < 128 ? 0 : std::min((limit - 128) / 8 * 3, std::max(128u, limit / 32));
+  }
+  // What a device may need before it says so with SetRoom.
+  static constexpr uint32_t kFirstRoom = 16;
   // What no other device can take away, where there is enough.
   static constexpr uint32_t kGuaranteed = 32;
 
@@ -76,7 +88,8 @@ class DescriptorBudget {
  private:
   void Measure() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Process Look() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool TakeCommon(bool cached);
+  // `has`: what the device has of the common part.
+  bool TakeCommon(Share::Use use, uint32_t has);
 
   const Process* const process_;
   absl::Mutex mutex_;
@@ -84,6 +97,8 @@ class DescriptorBudget {
   uint64_t guaranteed_ ABSL_GUARDED_BY(mutex_) = 0;  // to all shares together
   std::atomic<int64_t> common_total_{0};             // changed under mutex_
   std::atomic<int64_t> common_free_{0};
+  std::atomic<int64_t> growth_{0};
+  std::atomic<bool> several_{false};  // there are other devices
 };
 
 }  // namespace virtbay

@@ -77,6 +77,10 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
   std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
   device->core_->descriptors.emplace(std::move(budget));
   VIRTBAY_RETURN_IF_ERROR(device->Init(std::move(shared_pool)));
+  {
+    absl::MutexLock lock(&device->mutex_);
+    device->core_->descriptors->SetRoom(device->RoomToKeep());
+  }
   return device;
 }
 
@@ -268,7 +272,25 @@ void Device::EndSession(bool forget) {
     }).IgnoreError();
   }
   state_ = "ready";
-  core_->descriptors->SetActive(false);
+  core_->descriptors->SetRoom(RoomToKeep());
+}
+
+uint32_t Device::RoomToKeep() const {
+  // What a queue needs: kick, call and error descriptor, and one by which the plugin wakes it. A
+  // thread, where the kernel is old: its io_uring and what wakes it.
+  constexpr uint32_t kOfQueue = 4;
+  constexpr uint32_t kOfThread = 2;
+  // Memory regions and replaced descriptors on their way in; the front-end's two sockets.
+  constexpr uint32_t kOfMessages = 8;
+  constexpr uint32_t kOfFrontEnd = 2;
+  const auto queues = static_cast<uint32_t>(core_->queues.size());
+  if (!session_) {
+    return kOfMessages + kOfFrontEnd + queues * kOfQueue +
+           (queue_parallel_ ? queues : 1) * kOfThread;
+  }
+  const auto waiting = std::count_if(core_->queues.begin(), core_->queues.end(),
+                                     [](const auto& queue) { return !queue->running(); });
+  return kOfMessages + static_cast<uint32_t>(waiting) * kOfQueue;
 }
 
 absl::Status Device::StartThreads() {
@@ -467,7 +489,7 @@ absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
         *result = queue->Start(std::move(*shared_config), maps, features);
       },
       core_->spec.stop_deadline));
-  core_->descriptors->SetActive(true);
+  core_->descriptors->SetRoom(RoomToKeep());
   return Annotate(*result, absl::StrCat("queue ", index));
 }
 

@@ -78,6 +78,8 @@ class Device : public std::enable_shared_from_this<Device> {
   void EndSession(bool forget) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<uint16_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Descriptors that this device's session may still open, see DescriptorBudget.
+  uint32_t RoomToKeep() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status StartThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Runs a task on the thread; one that does not come to it is stuck in a callback of the plugin.

@@ -227,9 +227,17 @@ int32_t Offload(virtbay_host_device* host, uint32_t index, void (*work)(void*), 
 
 constexpr virtbay_offload_service kOffload = {sizeof(kOffload), 0, &Offload};
 
+uint32_t IsControlThread(virtbay_host_device* host) {
+  const auto self = static_cast<uint64_t>(pthread_self());
+  return host->core->control_thread.load(std::memory_order_relaxed) == self ? 1 : 0;
+}
+
 uint32_t TakeDescriptor(virtbay_host_device* host, uint32_t flags) {
-  const bool cached = (flags & VIRTBAY_DESCRIPTOR_CACHED) != 0;
-  return host->core->descriptors->Take(cached) ? 1 : 0;
+  using Use = DescriptorBudget::Share::Use;
+  Use use = (flags & VIRTBAY_DESCRIPTOR_CACHED) != 0 ? Use::kCached : Use::kGuest;
+  // Not the guest's doing: init, a command.
+  if (use == Use::kGuest && IsControlThread(host) != 0) use = Use::kControl;
+  return host->core->descriptors->Take(use) ? 1 : 0;
 }
 
 void GiveDescriptor(virtbay_host_device* host) { host->core->descriptors->Give(); }
@@ -257,11 +265,6 @@ constexpr virtbay_device_service kDevice = {sizeof(kDevice), 0, &FailDevice, &Co
 uint32_t IsQueueThread(virtbay_host_device* host, uint32_t index) {
   const DeviceCore* core = host->core;
   return index < core->queues.size() && core->queues[index]->OnOwnThread() ? 1 : 0;
-}
-
-uint32_t IsControlThread(virtbay_host_device* host) {
-  const auto self = static_cast<uint64_t>(pthread_self());
-  return host->core->control_thread.load(std::memory_order_relaxed) == self ? 1 : 0;
 }
 
 constexpr virtbay_thread_check_service kThreadCheck = {sizeof(kThreadCheck), 0, &IsQueueThread,

@@ -150,6 +150,15 @@ bool ControlServer::AcceptClients() {
     UniqueFd fd(::accept4(listener_.fd.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!fd) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
+      if (errno == EMFILE || errno == ENFILE) {
+        // The kernel says so before it looks whether anybody waits.
+        pollfd waits = {listener_.fd.get(), POLLIN, 0};
+        if (::poll(&waits, 1, 0) <= 0) return true;
+        // As many clients as there are descriptors for: the same as too many.
+        const auto victim = ChooseVictim(now);
+        if (victim != clients_.end() && Evict(victim)) continue;
+        return false;
+      }
       return errno == EAGAIN || errno == EWOULDBLOCK;
     }
     while (clients_.size() >= kMaxClients) {

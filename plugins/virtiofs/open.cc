@@ -324,8 +324,14 @@ void OpFlush(Call& c) {
   const Share& share = *handle->share;
   if (handle->writable && (share.remote_fs || handle->inode->key.mnt_id != share.root_mnt_id)) {
     // close(2) of a duplicate is what makes such a file system write back and report.
-    const int copy = ::fcntl(handle->fd, F_DUPFD_CLOEXEC, 0);
-    if (copy >= 0 && ::close(copy) != 0) error = errno;
+    const int copy = fs.OpenCounted(FdKind::kShort, [&] {
+      const int fd = ::fcntl(handle->fd, F_DUPFD_CLOEXEC, 0);
+      return fd < 0 ? -errno : fd;
+    });
+    if (copy >= 0) {
+      if (::close(copy) != 0) error = errno;
+      fs.budget.Unreserve(false);
+    }
   }
   if (fs.lock_owners.Drop(fs, *handle->inode, in.lock_owner) &&
       fs.lock_waiters.Poke(*handle->inode, c.worker.queue)) {

@@ -15,13 +15,14 @@ namespace virtbay {
 namespace {
 
 using Share = DescriptorBudget::Share;
+using Use = DescriptorBudget::Share::Use;
 
 class DescriptorBudgetTest : public ::testing::Test {
  protected:
   Share& Join() { return shares_.emplace_back(budget_); }
-  static uint32_t TakeAll(Share& share, bool cached = false) {
+  static uint32_t TakeAll(Share& share, Use use = Use::kGuest) {
     uint32_t count = 0;
-    while (share.Take(cached)) ++count;
+    while (share.Take(use)) ++count;
     return count;
   }
   static void GiveAll(Share& share) {
@@ -36,94 +37,119 @@ class DescriptorBudgetTest : public ::testing::Test {
 TEST_F(DescriptorBudgetTest, OneDeviceMayHaveWhatTheProcessDoesNotNeed) {
   Share& share = Join();
   EXPECT_EQ(share.guaranteed(), DescriptorBudget::kGuaranteed);
-  constexpr uint32_t kAll = 1024 - 20 - DescriptorBudget::kSlack - DescriptorBudget::kPerFrontEnd;
+  constexpr uint32_t kAll = 1024 - 20 - DescriptorBudget::Slack(1024) -
+                            DescriptorBudget::Growth(1024) - DescriptorBudget::kFirstRoom;
   EXPECT_EQ(TakeAll(share), kAll);
   EXPECT_EQ(share.held(), kAll);
   share.Give();
-  EXPECT_TRUE(share.Take(false));
-  EXPECT_FALSE(share.Take(false));
+  EXPECT_TRUE(share.Take(Use::kGuest));
+  EXPECT_FALSE(share.Take(Use::kGuest));
   GiveAll(share);
   EXPECT_EQ(TakeAll(share), kAll);
-  // Its front-end is there: what that has open shows in the process, and no room is kept for it.
+  // Its front-end is there: what that has open shows in the process, and less room is kept for it.
   process_.open = 20 + kAll + 10;
-  share.SetActive(true);
-  EXPECT_EQ(TakeAll(share), DescriptorBudget::kPerFrontEnd - 10);
+  share.SetRoom(2);
+  EXPECT_EQ(TakeAll(share), DescriptorBudget::kFirstRoom - 10 - 2);
+  // What it serves with comes out of what guests cannot have.
+  EXPECT_EQ(TakeAll(share, Use::kControl), DescriptorBudget::Growth(1024));
 }
 
 TEST_F(DescriptorBudgetTest, NobodyTakesAnothersPart) {
   Share& greedy = Join();
   Share& modest = Join();
+  const int64_t common = budget_->common_free() - DescriptorBudget::Growth(1024);
+  // One leaves a fifth of what is common to the other, who leaves a fifth of that.
+  const uint32_t first = TakeAll(greedy) - greedy.guaranteed();
+  EXPECT_NEAR(first, static_cast<double>(common) * 0.8, 2);
+  const uint32_t second = TakeAll(modest) - modest.guaranteed();
+  EXPECT_NEAR(second, static_cast<double>(common) * 0.16, 2);
+  EXPECT_FALSE(greedy.Take(Use::kGuest));
+  EXPECT_FALSE(modest.Take(Use::kGuest));
+  // Its own part is not anybody's.
+  GiveAll(modest);
   TakeAll(greedy);
-  EXPECT_EQ(TakeAll(modest), DescriptorBudget::kGuaranteed);
-  // What one gives back beyond its own part is anybody's.
-  greedy.Give();
-  EXPECT_TRUE(modest.Take(false));
-  EXPECT_FALSE(greedy.Take(false));
-  modest.Give();
-  EXPECT_TRUE(greedy.Take(false));
-  // Its own part is not.
-  modest.Give();
-  EXPECT_FALSE(greedy.Take(false));
-  EXPECT_TRUE(modest.Take(false));
+  EXPECT_GE(TakeAll(modest), modest.guaranteed());
 }
 
-TEST_F(DescriptorBudgetTest, WhoComesLateGetsAPartWhenThereIsSomeAgain) {
-  Share& greedy = Join();
-  process_.open += TakeAll(greedy);
+// The guest that has all it can get leaves enough for another device and its front-end.
+TEST_F(DescriptorBudgetTest, WhoComesLateGetsAPartAllTheSame) {
+  for (const uint32_t limit : {256u, 1024u, 65536u}) {
+    process_ = {.limit = limit, .open = 20};
+    Share greedy(budget_);
+    greedy.SetRoom(0);
+    TakeAll(greedy);
+    process_.open += greedy.held();
+    EXPECT_FALSE(greedy.Take(Use::kGuest));
+    {
+      Share late(budget_);
+      EXPECT_GE(late.guaranteed(), 16u) << limit;
+      EXPECT_FALSE(greedy.Take(Use::kGuest)) << limit;
+      EXPECT_GE(TakeAll(late), 16u) << limit;
+      process_.open += late.held();
+      EXPECT_LE(process_.open + DescriptorBudget::Slack(limit), limit);
+      process_.open -= late.held();
+    }
+  }
+}
+
+TEST_F(DescriptorBudgetTest, WhoComesWhenNothingIsLeftGetsNothing) {
+  Share& one = Join();
+  TakeAll(one, Use::kControl);
+  process_.open += one.held();
   Share& late = Join();
   EXPECT_EQ(late.guaranteed(), 0u);
   EXPECT_LE(budget_->common_free(), 0);
-  EXPECT_FALSE(late.Take(false));
-  process_.open -= greedy.held();
-  GiveAll(greedy);
-  EXPECT_TRUE(late.Take(false));
+  EXPECT_FALSE(late.Take(Use::kControl));
+  process_.open -= one.held();
+  GiveAll(one);
+  EXPECT_TRUE(late.Take(Use::kGuest));
 }
 
 TEST_F(DescriptorBudgetTest, SmallProcessesDivideWhatThereIs) {
-  process_.limit = 100;
+  process_.limit = 120;
   uint32_t guaranteed = 0;
-  for (int i = 0; i < 4; ++i) guaranteed += Join().guaranteed();
+  for (int i = 0; i < 3; ++i) guaranteed += Join().guaranteed();
   EXPECT_GE(shares_[0].guaranteed(), 8u);
-  EXPECT_LT(guaranteed, 80u - DescriptorBudget::kSlack);
-  for (Share& share : shares_) share.SetActive(true);
+  EXPECT_LT(guaranteed, 100u - DescriptorBudget::Slack(120));
+  for (Share& share : shares_) share.SetRoom(0);
   uint32_t taken = 0;
-  for (Share& share : shares_) taken += TakeAll(share);
-  EXPECT_EQ(taken, 80u - DescriptorBudget::kSlack);
+  for (Share& share : shares_) taken += TakeAll(share, Use::kControl);
+  EXPECT_EQ(taken, 100u - DescriptorBudget::Slack(120));
 }
 
 TEST_F(DescriptorBudgetTest, CachesLeaveHalf) {
   Share& share = Join();
   const int64_t common = budget_->common_free();
-  const uint32_t cached = TakeAll(share, true);
+  const uint32_t cached = TakeAll(share, Use::kCached);
   EXPECT_EQ(cached, share.guaranteed() + static_cast<uint32_t>(common - common / 2));
-  EXPECT_EQ(TakeAll(share, false), static_cast<uint32_t>(common / 2));
+  EXPECT_EQ(TakeAll(share), static_cast<uint32_t>(common / 2) - DescriptorBudget::Growth(1024));
 }
 
 TEST_F(DescriptorBudgetTest, OthersInTheProcessComeFirst) {
   Share& share = Join();
-  TakeAll(share);
+  TakeAll(share, Use::kControl);
   const uint32_t held = share.held();
   process_.open = 20 + held + 100;
-  share.SetActive(false);
+  share.SetRoom(DescriptorBudget::kFirstRoom);
   EXPECT_EQ(budget_->common_free(), -100);
   for (int i = 0; i < 100; ++i) share.Give();
   process_.open -= 100;
-  EXPECT_FALSE(share.Take(false));
+  EXPECT_FALSE(share.Take(Use::kControl));
   share.Give();
-  EXPECT_TRUE(share.Take(false));
+  EXPECT_TRUE(share.Take(Use::kControl));
 }
 
 TEST_F(DescriptorBudgetTest, WhatIsKeptDoesNotShowInTheProcess) {
   Share& share = Join();
   const int64_t before = budget_->common_free();
-  for (int i = 0; i < 40; ++i) ASSERT_TRUE(share.Take(false));
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(share.Take(Use::kGuest));
   share.Keep(12);
   process_.open = 20 + 28;
-  share.SetActive(false);
+  share.SetRoom(DescriptorBudget::kFirstRoom);
   EXPECT_EQ(budget_->common_free(), before - 8) << "beyond its own part";
   share.Keep(-2);
   process_.open = 20 + 30;
-  share.SetActive(false);
+  share.SetRoom(DescriptorBudget::kFirstRoom);
   EXPECT_EQ(budget_->common_free(), before - 8);
 }
 
@@ -152,7 +178,7 @@ TEST_F(DescriptorBudgetTest, NothingIsLostBetweenThreads) {
       Share& share = t % 2 == 0 ? one : two;
       for (int i = 0; i < 20000; ++i) {
         uint32_t count = 0;
-        while (count < 25 && share.Take(count % 3 == 0)) ++count;
+        while (count < 25 && share.Take(count % 3 == 0 ? Use::kCached : Use::kGuest)) ++count;
         for (; count > 0; --count) share.Give();
       }
     });
@@ -170,10 +196,10 @@ TEST(DescriptorBudgetOfTheProcess, SeesWhatIsOpen) {
   {
     std::vector<UniqueFd> opened;
     for (int i = 0; i < 10; ++i) opened.emplace_back(open("/dev/null", O_RDONLY | O_CLOEXEC));
-    share.SetActive(false);
+    share.SetRoom(DescriptorBudget::kFirstRoom);
     EXPECT_EQ(budget->common_free(), before - 10);
   }
-  share.SetActive(false);
+  share.SetRoom(DescriptorBudget::kFirstRoom);
   EXPECT_EQ(budget->common_free(), before);
 }
 

@@ -5,3 +5,9 @@ virtbay_add_test(device_host_service_test
   SOURCES device_host_service_test.cc
   LIBRARIES virtbay_device_host_parts virtbay_guest virtbay_bad_plugin_dir)
 virtbay_add_test(swiotlb_test SOURCES guest_pool_test.cc swiotlb_test.cc LIBRARIES virtbay_swiotlb)
+virtbay_add_test(descriptors_process_test
+  SOURCES descriptors_process_test.cc
+  LIBRARIES virtbay_guest)
+target_compile_definitions(descriptors_process_test
+  PRIVATE VIRTBAY_EXECUTABLE="$<TARGET_FILE:virtbay_device_host>")
+add_dependencies(descriptors_process_test virtbay_device_host virtiofs)

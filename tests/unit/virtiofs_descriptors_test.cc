@@ -203,7 +203,7 @@ TEST(VirtioFsDescriptors, DirectoriesAndRemovedFilesCannotTakeThemAllEither) {
 }
 
 TEST(VirtioFsDescriptors, OneShareDoesNotStarveAnother) {
-  WithFilesLeft(150, [] {
+  WithFilesLeft(220, [] {
     Shares shares;
     ASSERT_OK(shares.Add());
     ASSERT_OK(shares.Add());

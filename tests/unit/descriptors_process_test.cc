@@ -1,0 +1,358 @@
+// A virtbay process that may open few files: whatever one guest does to have them all, nobody else
+// notices: other guests, front-ends that come and go, control connections, devices that are added.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "framework/base/unique_fd.h"
+#include "hostif/guest/fuse_session.h"
+#include "hostif/guest/vhost_user_transport.h"
+#include "tests/support/process_state.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
+
+namespace virtbay::testing {
+namespace {
+
+namespace stdfs = std::filesystem;
+
+constexpr uint64_t kRoot = guest::kFuseRootId;
+constexpr uint32_t kLimits[] = {256, 1024, 65536};
+// How many files, owners and directories a guest asks for at most.
+constexpr int kMost = 70'000;
+
+std::string Numbered(const std::string& name, int i) { return name + std::to_string(i); }
+
+// One connection to the control socket.
+class Control {
+ public:
+  explicit Control(const std::string& path) : fd_(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+    if (connect(fd_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+      fd_.reset();
+    }
+    const timeval patience{.tv_sec = 20, .tv_usec = 0};
+    if (fd_) setsockopt(fd_.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  }
+  explicit operator bool() const { return bool{fd_}; }
+  // The answer's line; empty when there is none.
+  std::string Ask(std::string text) {
+    text += '\n';
+    if (send(fd_.get(), text.data(), text.size(), MSG_NOSIGNAL) < 0) return {};
+    std::string answer;
+    char c = 0;
+    while (recv(fd_.get(), &c, 1, 0) == 1 && c != '\n') answer += c;
+    return answer;
+  }
+
+ private:
+  UniqueFd fd_;
+};
+
+bool Worked(const std::string& answer) { return answer.find("\"result\"") != std::string::npos; }
+
+class Guest {
+ public:
+  static std::unique_ptr<Guest> Connect(const std::string& socket, uint32_t queues) {
+    auto transport = guest::VhostUserTransport::Connect(socket);
+    EXPECT_OK(transport);
+    if (!transport.ok()) return nullptr;
+    guest::FuseSessionOptions options;
+    options.request_queues = queues;
+    options.init_flags |= FUSE_WRITEBACK_CACHE;
+    auto session = guest::FuseSession::Create(*std::move(transport), std::move(options));
+    EXPECT_OK(session);
+    if (!session.ok()) return nullptr;
+    auto made = std::make_unique<Guest>();
+    made->session_ = *std::move(session);
+    return made;
+  }
+  guest::FuseClient& fs(uint32_t queue = 0) { return session_->client(queue); }
+  uint64_t Node(const std::string& path) {
+    uint64_t at = kRoot;
+    for (const auto& name : stdfs::path(path)) {
+      const auto reply = fs().Lookup(at, name.native());
+      EXPECT_EQ(reply.error, 0) << path;
+      at = reply.value.nodeid;
+    }
+    return at;
+  }
+
+  // What any guest does. Each in moderation, so nothing may fail.
+  void Work(uint32_t queues, int files) {
+    for (int d = 0; d < 20; ++d) {
+      auto& client = fs(static_cast<uint32_t>(d) % queues);
+      const uint64_t node = Node(Numbered("d", d) + "/sub");
+      const auto dir = client.OpenDir(node);
+      ASSERT_EQ(dir.error, 0) << d;
+      EXPECT_GE(client.ReadDirPlus(node, dir.value.fh, 0, 4096).value.size(), 3u);
+      EXPECT_EQ(client.ReleaseDir(node, dir.value.fh), 0);
+      const auto file = client.Lookup(node, "file");
+      EXPECT_EQ(file.error, 0);
+      EXPECT_EQ(client.GetAttr(file.value.nodeid).error, 0);
+    }
+    std::vector<std::pair<uint64_t, uint64_t>> open;
+    for (int i = 0; i < files; ++i) {
+      const std::string name = Numbered("new", i);
+      const auto made = fs().Create(kRoot, name, O_RDWR, 0600);
+      ASSERT_EQ(made.error, 0) << name;
+      open.emplace_back(made.value.entry.nodeid, made.value.open.fh);
+    }
+    for (size_t i = 0; i + 1 < open.size(); i += 2) {
+      EXPECT_EQ(fs().Release(open[i].first, open[i].second), 0);
+      const auto again = fs().Open(open[i].first, O_RDWR);
+      EXPECT_EQ(again.error, 0);
+      open[i].second = again.value.fh;
+    }
+    for (int i = 0; i < files; ++i) {
+      const auto& [node, fh] = open[static_cast<size_t>(i)];
+      EXPECT_EQ(fs().Release(node, fh), 0);
+      EXPECT_EQ(fs().Unlink(kRoot, Numbered("new", i)), 0);
+      EXPECT_EQ(fs().Forget(node, 1), 0);
+    }
+  }
+
+ private:
+  std::unique_ptr<guest::FuseSession> session_;
+};
+
+// How a guest may try to have all descriptors; each returns the first error.
+struct Greed {
+  const char* name;
+  int error;  // in the end; 0: it gets on without
+  std::function<int(Guest& guest)> take;
+};
+
+std::vector<Greed> Greeds(uint32_t limit) {
+  std::vector<Greed> greeds = {
+      {"opens", ENFILE,
+       [](Guest& guest) {
+         const uint64_t node = guest.Node("file");
+         int error = 0;
+         for (int i = 0; i < kMost && error == 0; ++i) error = guest.fs().Open(node, O_RDWR).error;
+         return error;
+       }},
+      {"creates", ENFILE,
+       [](Guest& guest) {
+         int error = 0;
+         for (int i = 0; i < kMost && error == 0; ++i) {
+           error = guest.fs().Create(kRoot, Numbered("made", i), O_RDWR, 0600).error;
+         }
+         return error;
+       }},
+      {"lists", ENFILE,
+       [](Guest& guest) {
+         int error = 0;
+         const uint64_t node = guest.Node("d0");
+         for (int i = 0; i < kMost && error == 0; ++i) error = guest.fs().OpenDir(node).error;
+         return error;
+       }},
+      {"locks", ENOLCK,
+       [](Guest& guest) {
+         const uint64_t node = guest.Node("file");
+         const auto open = guest.fs().Open(node, O_RDWR);
+         int error = open.error;
+         for (uint64_t owner = 1; owner < kMost && error == 0; ++owner) {
+           const fuse_file_lock lock = {0, 9, F_RDLCK, 1};
+           error = guest.fs().SetLk(node, open.value.fh, owner, lock, false);
+         }
+         return error;
+       }},
+      {"removes what is open", ENFILE,
+       [](Guest& guest) {
+         int error = 0;
+         for (int i = 0; i < kMost && error == 0; ++i) {
+           error = guest.fs().Create(kRoot, "open", O_RDWR, 0600).error;
+           if (error == 0) error = guest.fs().Unlink(kRoot, "open");
+         }
+         return error;
+       }},
+      {"remembers what is removed", 0,
+       [](Guest& guest) {
+         int error = 0;
+         for (int i = 0; i < 3000 && error == 0; ++i) {
+           const auto made = guest.fs().Create(kRoot, "gone", O_RDWR, 0600);
+           error = made.error;
+           if (error == 0) error = guest.fs().Release(made.value.entry.nodeid, made.value.open.fh);
+           if (error == 0) error = guest.fs().Unlink(kRoot, "gone");
+         }
+         // Whether there are that many depends on what can be forgotten.
+         return error == ENFILE ? 0 : error;
+       }},
+      {"looks up", 0,
+       [](Guest& guest) {
+         int error = 0;
+         for (int i = 0; i < 3000 && error == 0; ++i) {
+           error = guest.fs().Mkdir(kRoot, Numbered("dir", i), 0700).error;
+           const auto found = guest.fs().Lookup(kRoot, Numbered("dir", i));
+           if (error == 0) error = found.error;
+           if (error == 0)
+             error = guest.fs().Lookup(found.value.nodeid, ".x").error == ENOENT ? 0 : EIO;
+         }
+         return error;
+       }},
+  };
+  // Where there are many descriptors, having them all takes its time.
+  if (limit > 1024) greeds.resize(1);
+  return greeds;
+}
+
+class DescriptorsOfAProcess : public ::testing::TestWithParam<uint32_t> {
+ protected:
+  static constexpr uint32_t kQueues = 4;
+
+  void SetUp() override {
+    rlimit own = {};
+    getrlimit(RLIMIT_NOFILE, &own);
+    limit_ = static_cast<uint32_t>(std::min<rlim_t>(GetParam(), own.rlim_max));
+    if (limit_ < GetParam() && limit_ <= 1024) GTEST_SKIP() << "needs a higher limit";
+    for (const char* share : {"greedy", "other", "late"}) {
+      for (int d = 0; d < 20; ++d) {
+        stdfs::create_directories(dir_ / share / Numbered("d", d) / "sub");
+        dir_.Write(std::string(share) + "/" + Numbered("d", d) + "/sub/file", "text");
+      }
+      dir_.Write(std::string(share) + "/file", "text");
+    }
+    dir_.Write("virtbay.toml", "[host]\ncontrol-socket = \"" + (dir_ / "control").native() +
+                                   "\"\nrlimit-nofile = 0\nlog-level = \"warn\"\n" +
+                                   Device("greedy", "writeback = true\n") +
+                                   Device("other", "request-queues = 4\nwriteback = true\n"));
+    int ready[2];
+    ASSERT_EQ(pipe(ready), 0);
+    pid_ = fork();
+    ASSERT_GE(pid_, 0);
+    if (pid_ == 0) {
+      close(ready[0]);
+      const rlimit limit{limit_, limit_};
+      setrlimit(RLIMIT_NOFILE, &limit);
+      const std::string file = dir_ / "virtbay.toml";
+      const std::string fd = std::to_string(ready[1]);
+      const int log = open((dir_ / "log").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+      dup2(log, STDERR_FILENO);
+      execl(VIRTBAY_EXECUTABLE, "virtbay", "run", file.c_str(), "--ready-fd", fd.c_str(), nullptr);
+      _exit(127);
+    }
+    close(ready[1]);
+    const UniqueFd reader(ready[0]);
+    char c = 0;
+    ASSERT_EQ(read(reader.get(), &c, 1), 1) << "it does not start";
+  }
+  void TearDown() override {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGTERM);
+    int status = 0;
+    EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+    const std::string log = ReadFile(dir_ / "log");
+    EXPECT_EQ(log.find("oo many open files"), std::string::npos) << log;
+  }
+
+  std::string Device(const std::string& name, const std::string& options) {
+    return "[[device]]\nname = \"" + name + "\"\nplugin = \"virtiofs\"\nsocket = \"" +
+           Socket(name) + "\"\n[device.options]\nshared-dir = \"" + (dir_ / name).native() +
+           "\"\n" + options;
+  }
+  std::string Socket(const std::string& name) const { return dir_ / (name + ".sock"); }
+  std::string ControlSocket() const { return dir_ / "control"; }
+  size_t Open() const {
+    return static_cast<size_t>(
+        std::distance(stdfs::directory_iterator("/proc/" + std::to_string(pid_) + "/fd"),
+                      stdfs::directory_iterator()));
+  }
+
+  // Everybody but the greedy guest.
+  void OthersGoOn() {
+    {
+      Control control(ControlSocket());
+      ASSERT_TRUE(control);
+      EXPECT_TRUE(Worked(control.Ask(R"({"command":"list"})")));
+      EXPECT_TRUE(Worked(control.Ask(R"({"command":"stats"})")));
+    }
+    // More than there is room for at once, as a forgetful client leaves them.
+    std::vector<std::unique_ptr<Control>> many;
+    for (int i = 0; i < 70; ++i) {
+      many.push_back(std::make_unique<Control>(ControlSocket()));
+      ASSERT_TRUE(*many.back()) << i;
+      EXPECT_TRUE(Worked(many.back()->Ask(R"({"command":"list"})"))) << i << ", open: " << Open();
+    }
+    many.clear();
+    for (int i = 0; i < 2; ++i) {
+      const auto other = Guest::Connect(Socket("other"), kQueues);
+      ASSERT_NE(other, nullptr) << "open: " << Open();
+      other->Work(kQueues, 10);
+      if (HasFatalFailure()) return;
+    }
+    // One that comes, and goes again.
+    Control control(ControlSocket());
+    const std::string added = control.Ask(
+        R"({"command":"add","device":{"name":"late","plugin":"virtiofs","socket":")" +
+        Socket("late") + R"(","options":{"shared-dir":")" + (dir_ / "late").native() + R"("}}})");
+    ASSERT_TRUE(Worked(added)) << added;
+    for (int i = 0; i < 2; ++i) {
+      const auto late = Guest::Connect(Socket("late"), 1);
+      ASSERT_NE(late, nullptr) << "open: " << Open();
+      late->Work(1, 4);
+      if (HasFatalFailure()) return;
+    }
+    EXPECT_TRUE(Worked(control.Ask(R"({"command":"remove","name":"late"})")));
+  }
+
+  TempDir dir_;
+  pid_t pid_ = -1;
+  uint32_t limit_ = 0;
+};
+
+TEST_P(DescriptorsOfAProcess, OneGuestTakesThemFromNobody) {
+  const auto other = Guest::Connect(Socket("other"), kQueues);
+  ASSERT_NE(other, nullptr);
+  for (const Greed& greed : Greeds(limit_)) {
+    SCOPED_TRACE(greed.name);
+    const auto greedy = Guest::Connect(Socket("greedy"), 1);
+    ASSERT_NE(greedy, nullptr);
+    EXPECT_EQ(greed.take(*greedy), greed.error);
+    RecordProperty(greed.name, static_cast<int>(Open()));
+    EXPECT_LT(Open(), limit_);
+    other->Work(kQueues, 10);
+    ASSERT_FALSE(HasFailure()) << "open: " << Open();
+    // It goes on as well as it can.
+    for (int d = 0; d < 20; ++d) EXPECT_NE(greedy->Node(Numbered("d", d) + "/sub/file"), 0u) << d;
+    ASSERT_FALSE(HasFailure()) << "open: " << Open();
+  }
+}
+
+TEST_P(DescriptorsOfAProcess, FrontEndsAndDevicesComeAndGoBesideIt) {
+  for (const Greed& greed : Greeds(limit_)) {
+    SCOPED_TRACE(greed.name);
+    const auto greedy = Guest::Connect(Socket("greedy"), 1);
+    ASSERT_NE(greedy, nullptr);
+    EXPECT_EQ(greed.take(*greedy), greed.error);
+    OthersGoOn();
+    ASSERT_FALSE(HasFailure()) << "open: " << Open();
+    // Once more, against what has become free since.
+    greed.take(*greedy);
+    OthersGoOn();
+    ASSERT_FALSE(HasFailure()) << "open: " << Open();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Limits, DescriptorsOfAProcess, ::testing::ValuesIn(kLimits),
+                         [](const auto& test) { return std::to_string(test.param); });
+
+}  // namespace
+}  // namespace virtbay::testing
