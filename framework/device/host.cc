@@ -77,7 +77,7 @@ class HostImpl final : public Host {
         return absl::AlreadyExistsError(absl::StrCat("there is a device '", name, "' already"));
       }
     }
-    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(std::move(spec));
+    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec);
     absl::MutexLock lock(&mutex_);
     adding_.erase(name);
     if (!device.ok()) return Annotate(device.status(), absl::StrCat("device '", name, "'"));
@@ -123,15 +123,14 @@ class HostImpl final : public Host {
     return absl::NotFoundError(absl::StrCat("there is no device '", name, "'"));
   }
 
-  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(DeviceSpec spec) {
+  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec) {
     VIRTBAY_ASSIGN_OR_RETURN(std::filesystem::path path, FindPlugin(spec.plugin, search_));
     VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> plugin, LoadImage(path));
     std::shared_ptr<SlotPool> shared;
     if (spec.arena_policy == ArenaPolicy::kShared) {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
-    return Device::Create(std::move(spec), std::move(plugin), options_.log, std::move(shared),
-                          descriptors_);
+    return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_);
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {

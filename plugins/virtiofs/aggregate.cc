@@ -96,7 +96,7 @@ std::string Aggregate::MakeName() const {
   }
 }
 
-sdk::Result<Aggregate::Added> Aggregate::Add(std::string name, const std::string& path,
+sdk::Result<Aggregate::Added> Aggregate::Add(const std::string& name, const std::string& path,
                                              const ShareOptions& options) {
   if (!name.empty()) {
     if (Status status = CheckShareName(name); !status.ok()) return status.error();

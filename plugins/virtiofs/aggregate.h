@@ -42,7 +42,8 @@ class Aggregate {
   // the same directory and options. Errors: INVALID_ARGUMENT (name, options, not a directory),
   // NOT_FOUND and PERMISSION_DENIED (directory), ALREADY_EXISTS (name), RESOURCE_EXHAUSTED (shares,
   // descriptors), FAILED_PRECONDITION (needs an option of the device).
-  sdk::Result<Added> Add(std::string name, const std::string& path, const ShareOptions& options);
+  sdk::Result<Added> Add(const std::string& name, const std::string& path,
+                         const ShareOptions& options);
   // [control] The name goes; what the guest has open stays until it is closed. NOT_FOUND.
   sdk::Status Remove(std::string_view name);
   // [control] Commands of VIRTBAY_EXTENSION_CONTROL: `share.add`, `share.remove`, `share.list`.

@@ -134,7 +134,8 @@ bool ThreadIdentity::DropFsetid() {
 bool ThreadIdentity::RestoreFsetid() { return SetEffective(effective_); }
 
 ThreadIdentity::FdPath::FdPath(const ThreadIdentity& identity, int fd) : text_{} {
-  std::snprintf(text_.data(), text_.size(), identity.proc_cwd_ ? "%d" : "/proc/self/fd/%d", fd);
+  static_cast<void>(std::snprintf(text_.data(), text_.size(),
+                                  identity.proc_cwd_ ? "%d" : "/proc/self/fd/%d", fd));
 }
 
 }  // namespace virtbay::virtiofs

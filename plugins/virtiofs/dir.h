@@ -17,7 +17,7 @@ struct DirEntry {
 };
 
 struct DirStream {
-  static constexpr size_t kBuffer = 32 * 1024;
+  static constexpr size_t kBuffer = size_t{32} * 1024;
 
   // The next entry is the one at `offset` (0, or the `next` of an entry): 0 or errno.
   int Seek(int fd, uint64_t offset);

@@ -41,8 +41,8 @@ class AttributePath {
  public:
   AttributePath(const ThreadIdentity& identity, const FileAt& file) : follow_(!file.name) {
     const ThreadIdentity::FdPath fd(identity, file.fd);
-    std::snprintf(text_.data(), text_.size(), "%s%s%s", fd.c_str(), follow_ ? "" : "/",
-                  follow_ ? "" : file.name);
+    static_cast<void>(std::snprintf(text_.data(), text_.size(), "%s%s%s", fd.c_str(),
+                                    follow_ ? "" : "/", follow_ ? "" : file.name));
   }
   ssize_t Get(char* buffer, size_t size) const {
     // The last step of the first form is the descriptor's link, which leads to the file itself.

@@ -45,7 +45,7 @@ Status ParseMap(std::string_view key, const std::string& value, IdMap* out, std:
 
 std::string Octal(uint32_t bits) {
   std::array<char, 12> text;
-  std::snprintf(text.data(), text.size(), "%03o", bits);
+  static_cast<void>(std::snprintf(text.data(), text.size(), "%03o", bits));
   return text.data();
 }
 
