@@ -39,21 +39,19 @@ DescriptorBudget::Share::Share(std::shared_ptr<DescriptorBudget> budget)
   // Of what is left half, so that those who come after get something too.
   const int64_t left = budget_->common_free_.load(std::memory_order_relaxed);
   guaranteed_ = static_cast<uint32_t>(std::clamp<int64_t>(left / 2, 0, kGuaranteed));
-  budget_->guaranteed_ += guaranteed_;
   budget_->Measure();
 }
 
 DescriptorBudget::Share::~Share() {
   absl::MutexLock lock(&budget_->mutex_);
   budget_->common_free_.fetch_add(Common(word_.load()), std::memory_order_relaxed);
-  budget_->guaranteed_ -= guaranteed_;
   std::erase(budget_->shares_, this);
   budget_->Measure();
 }
 
 bool DescriptorBudget::Share::Take(Use use) {
   uint64_t word = word_.load(std::memory_order_relaxed);
-  while (Held(word) < guaranteed_ + Common(word)) {
+  while (Held(word) < guaranteed() + Common(word)) {
     if (word_.compare_exchange_weak(word, word + 1, std::memory_order_relaxed)) return true;
   }
   if (!budget_->TakeCommon(use, Common(word))) return false;
@@ -107,14 +105,25 @@ DescriptorBudget::Process DescriptorBudget::Look() const {
 void DescriptorBudget::Measure() {
   const Process now = Look();
   int64_t others = now.open;
-  int64_t room = Slack(now.limit);
+  int64_t room = 0;
   for (const Share* share : shares_) {
     const int64_t held = share->held();
     others -= held - std::clamp<int64_t>(share->kept_.load(std::memory_order_relaxed), 0, held);
     room += share->room_;
   }
-  const int64_t devices = now.limit - std::max<int64_t>(others, 0) - room;
-  const int64_t total = devices - static_cast<int64_t>(guaranteed_);
+  const int64_t free = now.limit - std::max<int64_t>(others, 0) - Slack(now.limit);
+  const int64_t devices = free - std::min(room, std::max<int64_t>(free / 4, kLeastRoom));
+  const auto count = static_cast<int64_t>(std::max<size_t>(shares_.size(), 1));
+  const int64_t equal = std::max<int64_t>(devices / count, 0);
+  const auto each = static_cast<uint32_t>(
+      std::min<int64_t>(equal, std::clamp<int64_t>(equal / 2, kLeastGuaranteed, kGuaranteed)));
+  each_.store(each, std::memory_order_relaxed);
+  int64_t total = devices;
+  for (const Share* share : shares_) {
+    // What was taken of a part that was larger before counts as well.
+    const uint64_t word = share->word_.load(std::memory_order_relaxed);
+    total -= std::max(share->guaranteed(), Share::Held(word) - Share::Common(word));
+  }
   const int64_t before = common_total_.exchange(total, std::memory_order_relaxed);
   growth_.store(Growth(now.limit), std::memory_order_relaxed);
   several_.store(shares_.size() > 1, std::memory_order_relaxed);

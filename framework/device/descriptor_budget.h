@@ -1,8 +1,9 @@
 // DescriptorBudget: how many file descriptors the devices of a Host may hold for their guests, out
 // of what the process may have (RLIMIT_NOFILE) and the rest of it has open. Each device has a part
-// that no other can take; what lies beyond is common, but for whom it is common depends: one device
-// never takes all of it, and some is left for devices that are still to come.
-// Owned by the Host and, through their shares, by its devices. Thread tags are at the functions.
+// that no other can take, the smaller the more devices there are; what lies beyond is common, but
+// for whom it is common depends: one device never takes all of it, and some is left for devices
+// that are still to come. Owned by the Host and, through their shares, by its devices. Thread tags
+// are at the functions.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_DESCRIPTOR_BUDGET_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_DESCRIPTOR_BUDGET_H_
 
@@ -47,7 +48,10 @@ class DescriptorBudget {
     void SetRoom(uint32_t room);
 
     uint32_t held() const { return Held(word_.load(std::memory_order_relaxed)); }
-    uint32_t guaranteed() const { return guaranteed_; }
+    // What no other device can take away.
+    uint32_t guaranteed() const {
+      return std::min(guaranteed_, budget_->each_.load(std::memory_order_relaxed));
+    }
 
    private:
     friend class DescriptorBudget;
@@ -55,7 +59,7 @@ class DescriptorBudget {
     static uint32_t Common(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
 
     const std::shared_ptr<DescriptorBudget> budget_;
-    uint32_t guaranteed_ = 0;
+    uint32_t guaranteed_ = 0;     // what there was when it joined
     uint32_t room_ = kFirstRoom;  // guarded by the budget
     // How many of them come out of the common part << 32 | how many are held.
     std::atomic<uint64_t> word_{0};
@@ -69,9 +73,14 @@ class DescriptorBudget {
   static constexpr uint32_t Growth(uint32_t limit) {
     return limit < 128 ? 0 : std::min((limit - 128) / 8 * 3, std::max(128u, limit / 32));
   }
+  // Least of all devices' room together that is kept, if they need so much: more only as far as
+  // that leaves three quarters. A thousand devices hardly need theirs at the same time.
+  static constexpr uint32_t kLeastRoom = 64;
   // What a device may need before it says so with SetRoom.
   static constexpr uint32_t kFirstRoom = 16;
-  // What no other device can take away, where there is enough.
+  // What no other device can take away: half of an equal part of all, within these bounds where
+  // there is enough. With the least a device can list its directories and find its files.
+  static constexpr uint32_t kLeastGuaranteed = 4;
   static constexpr uint32_t kGuaranteed = 32;
 
   // `limit`: RLIMIT_NOFILE and the number of open descriptors come from the process unless it is
@@ -94,8 +103,8 @@ class DescriptorBudget {
   const Process* const process_;
   absl::Mutex mutex_;
   std::vector<Share*> shares_ ABSL_GUARDED_BY(mutex_);
-  uint64_t guaranteed_ ABSL_GUARDED_BY(mutex_) = 0;  // to all shares together
-  std::atomic<int64_t> common_total_{0};             // changed under mutex_
+  std::atomic<uint32_t> each_{0};  // most that is guaranteed to a share; changed under mutex_
+  std::atomic<int64_t> common_total_{0};  // changed under mutex_
   std::atomic<int64_t> common_free_{0};
   std::atomic<int64_t> growth_{0};
   std::atomic<bool> several_{false};  // there are other devices

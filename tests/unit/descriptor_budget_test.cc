@@ -105,11 +105,51 @@ TEST_F(DescriptorBudgetTest, WhoComesWhenNothingIsLeftGetsNothing) {
   EXPECT_TRUE(late.Take(Use::kGuest));
 }
 
+TEST_F(DescriptorBudgetTest, ManyDevicesHaveSmallParts) {
+  process_.limit = 20'000;
+  uint32_t before = DescriptorBudget::kGuaranteed;
+  for (int i = 0; i < 1000; ++i) {
+    Share& share = Join();
+    EXPECT_LE(share.guaranteed(), before);
+    before = share.guaranteed();
+    ASSERT_GE(before, DescriptorBudget::kLeastGuaranteed) << i;
+    ASSERT_TRUE(share.Take(Use::kControl)) << i;
+    process_.open += 12;
+    share.SetRoom(8);
+  }
+  EXPECT_EQ(before, DescriptorBudget::kLeastGuaranteed);
+  EXPECT_GT(budget_->common_free(), 1000);
+  // Parts grow again when there are fewer.
+  while (shares_.size() > 2) {
+    shares_.pop_back();
+    process_.open -= 12;
+  }
+  EXPECT_EQ(shares_[0].guaranteed(), DescriptorBudget::kGuaranteed);
+}
+
+// One that has used a large part keeps it when parts become smaller, and nobody else is given it.
+TEST_F(DescriptorBudgetTest, PartsThatShrinkAreNotGivenTwice) {
+  process_.limit = 300;
+  Share& one = Join();
+  one.SetRoom(0);
+  while (one.held() < one.guaranteed()) ASSERT_TRUE(one.Take(Use::kGuest));
+  const uint32_t had = one.held();
+  process_.open += had;
+  for (int i = 0; i < 7; ++i) Join().SetRoom(0);
+  EXPECT_LT(one.guaranteed(), had);
+  uint32_t all = 0;
+  for (Share& share : shares_) {
+    TakeAll(share, Use::kControl);
+    all += share.held();
+  }
+  EXPECT_EQ(all, 300 - 20 - DescriptorBudget::Slack(300)) << "nor is any lost";
+}
+
 TEST_F(DescriptorBudgetTest, SmallProcessesDivideWhatThereIs) {
   process_.limit = 120;
   uint32_t guaranteed = 0;
   for (int i = 0; i < 3; ++i) guaranteed += Join().guaranteed();
-  EXPECT_GE(shares_[0].guaranteed(), 8u);
+  EXPECT_GE(shares_[0].guaranteed(), DescriptorBudget::kLeastGuaranteed);
   EXPECT_LT(guaranteed, 100u - DescriptorBudget::Slack(120));
   for (Share& share : shares_) share.SetRoom(0);
   uint32_t taken = 0;
