@@ -54,7 +54,7 @@ bool DescriptorBudget::Share::Take(Use use) {
   while (Held(word) < guaranteed() + Common(word)) {
     if (word_.compare_exchange_weak(word, word + 1, std::memory_order_relaxed)) return true;
   }
-  if (!budget_->TakeCommon(use, Common(word))) return false;
+  if (use == Use::kOwn || !budget_->TakeCommon(use, Common(word))) return false;
   word_.fetch_add((uint64_t{1} << 32) + 1, std::memory_order_relaxed);
   return true;
 }
@@ -120,9 +120,12 @@ void DescriptorBudget::Measure() {
   each_.store(each, std::memory_order_relaxed);
   int64_t total = devices;
   for (const Share* share : shares_) {
-    // What was taken of a part that was larger before counts as well.
+    // What was opened of a part that was larger before counts as well. What is only kept of it does
+    // not: devices that use all of that at once, of a thousand, find out when they open.
     const uint64_t word = share->word_.load(std::memory_order_relaxed);
-    total -= std::max(share->guaranteed(), Share::Held(word) - Share::Common(word));
+    const auto own = static_cast<int32_t>(Share::Held(word) - Share::Common(word));
+    const int32_t opened = own - std::clamp(share->kept_.load(std::memory_order_relaxed), 0, own);
+    total -= std::max<int64_t>(share->guaranteed(), opened);
   }
   const int64_t before = common_total_.exchange(total, std::memory_order_relaxed);
   growth_.store(Growth(now.limit), std::memory_order_relaxed);

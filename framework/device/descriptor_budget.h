@@ -34,6 +34,7 @@ class DescriptorBudget {
     enum class Use : uint8_t {
       kCached,   // can be closed again at any time: leaves half of what is common to others
       kGuest,    // stays as long as the guest likes: leaves some to devices that are to come
+      kOwn,      // comes out of its own part or not at all
       kControl,  // what the device itself needs to serve
     };
     // [any] Counts one that is about to be opened; false: there is none left.

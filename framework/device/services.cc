@@ -235,6 +235,7 @@ uint32_t IsControlThread(virtbay_host_device* host) {
 uint32_t TakeDescriptor(virtbay_host_device* host, uint32_t flags) {
   using Use = DescriptorBudget::Share::Use;
   Use use = (flags & VIRTBAY_DESCRIPTOR_CACHED) != 0 ? Use::kCached : Use::kGuest;
+  if ((flags & VIRTBAY_DESCRIPTOR_OWN) != 0) use = Use::kOwn;
   // Not the guest's doing: init, a command.
   if (use == Use::kGuest && IsControlThread(host) != 0) use = Use::kControl;
   return host->core->descriptors->Take(use) ? 1 : 0;

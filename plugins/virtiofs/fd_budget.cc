@@ -67,19 +67,23 @@ int FdBudget::Remove(Inode& inode) {
 
 bool FdBudget::KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths) {
   host_ = host;
-  while (spares_wanted_ < count && TakeUnit(false)) ++spares_wanted_;
+  // More than the least only of its own: there may be a thousand of such devices.
+  while (spares_wanted_ < count &&
+         TakeUnit(spares_wanted_ < kLeastSpares ? 0 : VIRTBAY_DESCRIPTOR_OWN)) {
+    ++spares_wanted_;
+  }
   spares_.store(spares_wanted_);
   Keep(static_cast<int32_t>(spares_wanted_));
   spares_for_paths_ = std::min(for_paths, spares_wanted_ / 2);
   return spares_wanted_ >= std::min(count, kLeastSpares);
 }
 
-bool FdBudget::TakeUnit(bool cached) {
+bool FdBudget::TakeUnit(uint32_t flags) {
   uint32_t units = units_.load(std::memory_order_relaxed);
   do {
     if (units >= max_total_) return false;
   } while (!units_.compare_exchange_weak(units, units + 1, std::memory_order_relaxed));
-  if (host_ == nullptr || host_->TakeDescriptor(cached ? VIRTBAY_DESCRIPTOR_CACHED : 0)) {
+  if (host_ == nullptr || host_->TakeDescriptor(flags)) {
     return true;
   }
   units_.fetch_sub(1, std::memory_order_relaxed);
@@ -114,18 +118,18 @@ bool FdBudget::UseSpare(FdKind kind) {
 
 bool FdBudget::TakeFor(FdKind kind) {
   const bool path = kind == FdKind::kPath;
-  if (TakeUnit(path)) return true;
+  if (TakeUnit(path ? VIRTBAY_DESCRIPTOR_CACHED : 0)) return true;
   for (uint32_t tries = 0; tries < kTries; ++tries) {
     // A path is kept open for comfort: for another one, one is closed.
     if (Evict(path ? std::clamp(max_paths_ / 16, 1u, kBatch) : kBatch) == 0) break;
-    if (TakeUnit(path)) return true;
+    if (TakeUnit(path ? VIRTBAY_DESCRIPTOR_CACHED : 0)) return true;
   }
-  if (path && TakeUnit(false)) return true;
+  if (path && TakeUnit(0)) return true;
   if (UseSpare(kind)) return true;
   if (kind == FdKind::kFile) return false;
   // Rather some inodes lost, whose names the guest itself has removed, than all of them. What is
   // closed becomes spare ones first.
-  return Evict(KeptFrom(kind) + 1, true) != 0 && (TakeUnit(false) || UseSpare(kind));
+  return Evict(KeptFrom(kind) + 1, true) != 0 && (TakeUnit(0) || UseSpare(kind));
 }
 
 bool FdBudget::Reserve(FdKind kind) {

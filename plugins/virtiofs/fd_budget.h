@@ -107,7 +107,7 @@ class FdBudget {
   void RemoveFromRing(Inode& inode);  // mu_ held
   // Remembers the file handle of an inode on its share's mount; of use with CAP_DAC_READ_SEARCH.
   static void KeepHandle(Inode& inode, int fd);
-  bool TakeUnit(bool cached);
+  bool TakeUnit(uint32_t flags);  // VIRTBAY_DESCRIPTOR_*
   void GiveUnit();
   void Keep(int32_t change) {
     if (host_ != nullptr) host_->KeepDescriptors(change);

@@ -295,6 +295,8 @@ typedef struct virtbay_offload_service {
 /** It can be closed again at any time: refused before the last half of what devices share is gone.
  */
 #define VIRTBAY_DESCRIPTOR_CACHED 1u
+/** Only out of the part that is this device's own. */
+#define VIRTBAY_DESCRIPTOR_OWN 2u
 
 /**
  * Service `virtbay.host.descriptors/1`, since ABI 1.1: the file descriptors that a device holds for
