@@ -28,7 +28,8 @@ constexpr uint32_t kMaxConfigSize = 4096;
 constexpr uint32_t kOffloadThreads = 16;
 constexpr uint64_t Bit(unsigned n) { return uint64_t{1} << n; }
 
-// Bits 0 to 23 and 50 to 63 belong to the device type (virtio 1.3 2.2).
+// Bits 0 to 23 and 50 to 63 belong to the device type (virtio 1.3 2.2). Of the others only
+// VIRTIO_F_IN_ORDER is its to offer: whether a late answer may hold up the others it knows best.
 constexpr uint64_t kDeviceBits = (Bit(24) - 1) | ~(Bit(50) - 1);
 
 // The plugin's table may be older (shorter) or newer (longer) than ours.
@@ -243,7 +244,7 @@ void Device::EndSession(bool forget) {
     RunOrStuck(queue->thread(), [raw = queue.get()] { raw->BeginDrain(); }).IgnoreError();
   }
   for (uint32_t i = 0; i < core_->queues.size(); ++i) {
-    const absl::StatusOr<uint16_t> stopped = StopQueueLocked(i, forget, deadline);
+    const absl::StatusOr<uint32_t> stopped = StopQueueLocked(i, forget, deadline);
     if (!stopped.ok() && stopped.status().code() != absl::StatusCode::kFailedPrecondition) {
       core_->log.Error(stopped.status().message());
     }
@@ -294,18 +295,23 @@ uint32_t Device::RoomToKeep() const {
 }
 
 absl::Status Device::StartThreads() {
-  // Queues that may run in parallel get a thread each; otherwise one thread serves them all.
-  const size_t count = queue_parallel_ ? core_->queues.size() : 1;
-  std::vector<std::unique_ptr<QueueThread>> threads;
-  for (size_t i = 0; i < count; ++i) {
-    std::vector<Queue*> queues;
-    for (size_t q = i; q < core_->queues.size(); q += count) {
-      queues.push_back(core_->queues[q].get());
+  // Queues that may run in parallel get a thread each, or one for those of a group; otherwise one
+  // thread serves them all.
+  std::vector<std::vector<Queue*>> shares;
+  std::map<uint32_t, size_t> groups;
+  for (const auto& queue : core_->queues) {
+    size_t share = queue_parallel_ ? shares.size() : 0;
+    if (queue_parallel_ && queue->thread_group() != 0) {
+      share = groups.emplace(queue->thread_group(), share).first->second;
     }
-    VIRTBAY_ASSIGN_OR_RETURN(
-        std::unique_ptr<QueueThread> thread,
-        QueueThread::Start(core_.get(), absl::StrCat("vb-", core_->spec.name, "-", i),
-                           std::move(queues)));
+    if (share == shares.size()) shares.emplace_back();
+    shares[share].push_back(queue.get());
+  }
+  std::vector<std::unique_ptr<QueueThread>> threads;
+  for (std::vector<Queue*>& queues : shares) {
+    const std::string name = absl::StrCat("vb-", core_->spec.name, "-", queues.front()->index());
+    VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<QueueThread> thread,
+                             QueueThread::Start(core_.get(), name, std::move(queues)));
     threads.push_back(std::move(thread));
   }
   core_->threads = std::move(threads);
@@ -392,8 +398,10 @@ uint16_t Device::max_queue_size(uint32_t queue) const {
 }
 
 uint64_t Device::offered_features() const {
-  uint64_t features = (properties_.features[0] & kDeviceBits) | Bit(VIRTIO_F_VERSION_1) |
-                      Bit(VIRTIO_RING_F_INDIRECT_DESC) | Bit(VIRTIO_RING_F_EVENT_IDX);
+  uint64_t features = (properties_.features[0] & (kDeviceBits | Bit(VIRTIO_F_IN_ORDER))) |
+                      Bit(VIRTIO_F_VERSION_1) | Bit(VIRTIO_RING_F_INDIRECT_DESC) |
+                      Bit(VIRTIO_RING_F_EVENT_IDX) | kFeatureRingReset;
+  if (core_->spec.offer_packed_ring) features |= Bit(VIRTIO_F_RING_PACKED);
   if (core_->spec.offer_access_platform || wants_files()) features |= Bit(VIRTIO_F_ACCESS_PLATFORM);
   return features;
 }
@@ -448,7 +456,8 @@ absl::StatusOr<QueueMaps> Device::MapsFor(const RingAddresses& ring) {
     if (!window.ok()) return Annotate(window.status(), "aperture");
     window_ = *std::move(window);
   }
-  const std::vector<GuestSpan> parts = SplitRingParts(ring);
+  const bool packed = (features_ & Bit(VIRTIO_F_RING_PACKED)) != 0;
+  const std::vector<GuestSpan> parts = packed ? PackedRingParts(ring) : SplitRingParts(ring);
   const auto outside = std::find_if(parts.begin(), parts.end(), [&](const GuestSpan& part) {
     return !aperture.Contains(part.address, part.size);
   });
@@ -493,7 +502,7 @@ absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
   return Annotate(*result, absl::StrCat("queue ", index));
 }
 
-absl::StatusOr<uint16_t> Device::StopQueue(uint32_t index) {
+absl::StatusOr<uint32_t> Device::StopQueue(uint32_t index) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
   if (index >= core_->queues.size()) {
@@ -502,12 +511,31 @@ absl::StatusOr<uint16_t> Device::StopQueue(uint32_t index) {
   return StopQueueLocked(index, /*forget=*/false, absl::Now() + core_->spec.stop_deadline);
 }
 
-absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget, absl::Time deadline) {
+absl::Status Device::ResetQueue(uint32_t index) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (index >= core_->queues.size()) {
+    return absl::OutOfRangeError(absl::StrCat("there is no queue ", index));
+  }
+  if ((features_ & kFeatureRingReset) == 0) {
+    return absl::FailedPreconditionError("the driver has not acknowledged VIRTIO_F_RING_RESET");
+  }
+  if (!session_) return absl::OkStatus();
+  Queue* queue = core_->queues[index].get();
+  if (queue->running()) {
+    return StopQueueLocked(index, /*forget=*/true, absl::Now() + core_->spec.stop_deadline)
+        .status();
+  }
+  // It was stopped before, perhaps with requests that it would have gone on with.
+  return RunOrStuck(queue->thread(), [queue] { queue->Finish(/*forget=*/true); });
+}
+
+absl::StatusOr<uint32_t> Device::StopQueueLocked(uint32_t index, bool forget, absl::Time deadline) {
   Queue* queue = core_->queues[index].get();
   if (!session_ || stuck_ || (!queue->running() && !queue->broken())) {
     return absl::FailedPreconditionError(absl::StrCat("queue ", index, " does not run"));
   }
-  if (queue->broken()) return queue->stop_index();
+  if (queue->broken()) return queue->stop_base();
   QueueThread* thread = queue->thread();
   VIRTBAY_RETURN_IF_ERROR(RunOrStuck(thread, [queue] { queue->BeginDrain(); }));
   const absl::Status status =
@@ -518,10 +546,10 @@ absl::StatusOr<uint16_t> Device::StopQueueLocked(uint32_t index, bool forget, ab
                                   "; they are dropped",
                                   forget ? "" : ", unless the ring goes on where it stopped"));
   }
-  auto stop_index = std::make_shared<uint16_t>();
+  auto base = std::make_shared<uint32_t>();
   VIRTBAY_RETURN_IF_ERROR(
-      RunOrStuck(thread, [queue, stop_index, forget] { *stop_index = queue->Finish(forget); }));
-  return *stop_index;
+      RunOrStuck(thread, [queue, base, forget] { *base = queue->Finish(forget); }));
+  return *base;
 }
 
 absl::Status Device::RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task) {

@@ -55,7 +55,8 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status SetFeatures(uint64_t acknowledged);
   absl::Status SetMemory(MemoryMapRef map);
   absl::Status StartQueue(uint32_t queue, QueueConfig config);
-  absl::StatusOr<uint16_t> StopQueue(uint32_t queue);
+  absl::StatusOr<uint32_t> StopQueue(uint32_t queue);
+  absl::Status ResetQueue(uint32_t queue);
   bool queue_running(uint32_t queue) const;
   absl::Status OnRunningQueue(uint32_t queue, absl::AnyInvocable<void(Queue*)> change);
   absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data);
@@ -76,7 +77,7 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndSession(bool forget) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<uint16_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
+  absl::StatusOr<uint32_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Descriptors that this device's session may still open, see DescriptorBudget.
   uint32_t RoomToKeep() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

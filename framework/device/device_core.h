@@ -56,7 +56,7 @@ class DeviceCore {
   std::optional<DescriptorBudget::Share> descriptors;
   Metrics metrics;
   std::vector<std::unique_ptr<Queue>> queues;
-  std::vector<std::unique_ptr<QueueThread>> threads;  // queue i is on threads[i % size]
+  std::vector<std::unique_ptr<QueueThread>> threads;
   std::atomic<uint64_t> dma_violations{0};
   // What parked requests of all queues occupy of an aperture, in slots of the guest's pool.
   std::atomic<uint64_t> parked_pool_slots{0};

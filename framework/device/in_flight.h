@@ -1,7 +1,7 @@
-// The in-flight table: one entry per head descriptor of a ring, holding what belongs to the request
-// between pop and complete: the checked chain, the arena slots, and the map it was parsed with.
-// Owned by a queue; [queue]. A ring that is stopped by force leaves its table behind until the
-// plugin has ended the last request in it.
+// The in-flight table: one entry per head descriptor (packed: buffer id) of a ring, holding what
+// belongs to the request between pop and complete: the checked chain, the arena slots, and the map
+// it was parsed with. Owned by a queue; [queue]. A ring that is stopped by force leaves its table
+// behind until the plugin has ended the last request in it.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_IN_FLIGHT_H_
 
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
+#include "framework/device/arrival_order.h"
 #include "framework/memory/memory_map.h"
 #include "framework/virtq/chain.h"
 #include "virtbay/sdk/abi.h"
@@ -39,6 +40,7 @@ enum class RequestState : uint8_t {
   kHeld,      // the plugin has it
   kRequeued,  // handed back, to be presented again
   kLate,      // ended after its ring had stopped, which may still go on
+  kWaits,     // ended before its turn, with VIRTIO_F_IN_ORDER; holds nothing any more
 };
 
 struct InFlightRequest {
@@ -53,6 +55,7 @@ struct InFlightRequest {
   uint32_t late_out = 0;     // kLate: what it was completed with
   uint32_t late_written = 0;
   uint32_t io_pending = 0;  // operations that still use the chain
+  uint32_t turn = 0;        // in the table's order
   RequestState state = RequestState::kFree;
   // While it is parked: what it occupies of its ring and of the guest's pool; 0: it is not parked.
   uint32_t parked_descriptors = 0;
@@ -82,7 +85,8 @@ class InFlightTable {
   // Those that were made, free ones among them.
   std::vector<InFlightRequest>& made() { return made_; }
 
-  uint32_t count = 0;  // not free
+  uint32_t count = 0;  // neither free nor waiting for their turn
+  ArrivalOrder order;  // VIRTIO_F_IN_ORDER
   uint32_t parked_descriptors = 0;
   bool abandoned = false;  // its ring is gone: ending a request writes nothing
   bool waits = false;      // abandoned, but its ring may go on where it stopped

@@ -27,7 +27,8 @@ class Port final : public DevicePort {
     return device_->StartQueue(queue, std::move(config));
   }
   bool wants_files() const override { return device_->wants_files(); }
-  absl::StatusOr<uint16_t> StopQueue(uint32_t queue) override { return device_->StopQueue(queue); }
+  absl::StatusOr<uint32_t> StopQueue(uint32_t queue) override { return device_->StopQueue(queue); }
+  absl::Status ResetQueue(uint32_t queue) override { return device_->ResetQueue(queue); }
   bool queue_running(uint32_t queue) const override { return device_->queue_running(queue); }
   absl::Status EnableQueue(uint32_t queue, bool enabled) override {
     return device_->OnRunningQueue(queue, [enabled](Queue* q) { q->SetEnabled(enabled); });

@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/clock.h"
+#include "framework/base/status.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/queue_thread.h"
 #include "framework/memory/payload.h"
@@ -59,6 +60,7 @@ Queue::Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& p
       out_view_(properties.out_view),
       view_slots_(SlotsFor(uint64_t{AlignView(properties.in_view)} + properties.out_view)),
       auxiliary_((properties.flags & VIRTBAY_QUEUE_AUXILIARY) != 0),
+      thread_group_(properties.thread_group),
       cache_(core->shares_pool()
                  ? std::make_unique<SlotCache>(&core->pool->slots(), &core->shared_slots)
                  : std::make_unique<SlotCache>(&core->pool->slots())),
@@ -76,25 +78,70 @@ bool Queue::OnOwnThread() const {
 
 // ---- life of the ring -------------------------------------------------------------------------
 
+template <typename F>
+void Queue::WithRing(F f) {
+  std::visit(
+      [&](auto& ring) {
+        if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) f(ring);
+      },
+      ring_);
+}
+
+template <typename Ring>
+void Queue::UseRing(Ring ring) {
+  ring_.emplace<Ring>(std::move(ring));
+  pump_ = &Queue::PumpRing<Ring>;
+  publish_ = &Queue::PublishRing<Ring>;
+}
+
+template <template <bool, bool> class Ring>
+void Queue::MakeRing(const typename Ring<false, false>::Memory& memory, uint32_t position,
+                     uint64_t features) {
+  const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
+  const bool event_idx = (features & (1ull << VIRTIO_RING_F_EVENT_IDX)) != 0;
+  if (event_idx) {
+    if (in_order_) {
+      UseRing(Ring<true, true>(memory, position, indirect));
+    } else {
+      UseRing(Ring<true, false>(memory, position, indirect));
+    }
+  } else if (in_order_) {
+    UseRing(Ring<false, true>(memory, position, indirect));
+  } else {
+    UseRing(Ring<false, false>(memory, position, indirect));
+  }
+}
+
 absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t features) {
+  if ((features & (1ull << VIRTIO_F_RING_PACKED)) != 0) {
+    return StartRing<PackedRingMemory>(std::move(config), maps, features);
+  }
+  return StartRing<SplitRingMemory>(std::move(config), maps, features);
+}
+
+template <typename Memory>
+absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_t features) {
+  constexpr bool kPacked = std::is_same_v<Memory, PackedRingMemory>;
   const MemoryMapRef& map = maps.buffers;
   const RingAddresses where{config.size, config.descriptors, config.avail, config.used};
-  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*maps.rings, where);
-  if (!memory.ok()) return memory.status();
+  VIRTBAY_ASSIGN_OR_RETURN(const Memory memory, Memory::Create(*maps.rings, where));
   if (config.size > max_size_) {
     return absl::InvalidArgumentError(
         absl::StrCat("ring size ", config.size, " is above this queue's limit of ", max_size_));
   }
-
-  // The used index tells a ring that goes on from one that was made anew in the same place.
-  const bool resumes = left_ != nullptr && SameRing(where, where_) && config.base == stop_index() &&
-                       memory->used_index() == left_used_;
+  const bool resumes = left_ != nullptr && packed_ == kPacked && SameRing(where, where_) &&
+                       memory.GoesOn(config.base, left_position_);
+  uint32_t position = left_position_;
+  if (!resumes) {
+    VIRTBAY_ASSIGN_OR_RETURN(position, memory.StartPosition(config.base));
+  }
+  in_order_ = (features & (1ull << VIRTIO_F_IN_ORDER)) != 0;
   if (resumes) {
     table_ = std::exchange(left_, nullptr);
     table_->abandoned = table_->waits = false;
   } else {
     GiveUp();
-    table_ = EmptyTable(config.size);
+    table_ = EmptyTable(config.size, in_order_);
     shadow_used_.reserve(config.size);
   }
 
@@ -109,19 +156,16 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
   rings_map_ = maps.rings;
 
   where_ = where;
+  packed_ = kPacked;
   {
     absl::MutexLock lock(&shown_mutex_);
     shown_ = where;
+    packed_shown_ = kPacked;
   }
-  const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
-  if ((features & (1ull << VIRTIO_RING_F_EVENT_IDX)) != 0) {
-    ring_.emplace<SplitRing<true>>(*memory, config.base, indirect);
-    pump_ = &Queue::PumpRing<true>;
-    publish_ = &Queue::PublishRing<true>;
+  if constexpr (kPacked) {
+    MakeRing<PackedRing>(memory, position, features);
   } else {
-    ring_.emplace<SplitRing<false>>(*memory, config.base, indirect);
-    pump_ = &Queue::PumpRing<false>;
-    publish_ = &Queue::PublishRing<false>;
+    MakeRing<SplitRing>(memory, position, features);
   }
   enabled_ = config.enabled;
   draining_ = false;
@@ -138,26 +182,24 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
                 [this] { core_->ops.resume(core_->device, index_); });
   }
   quiesced_ = false;
-  if (resumes) {
-    std::visit(
-        [this](auto& ring) {
-          if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) TakeUp(ring);
-        },
-        ring_);
-  }
+  if (resumes) TakeUp();
   in_flight_.store(table_->count, std::memory_order_relaxed);
   running_.store(true, std::memory_order_release);
   return absl::OkStatus();
 }
 
-InFlightTable* Queue::EmptyTable(uint16_t size) {
+InFlightTable* Queue::EmptyTable(uint16_t size, bool in_order) {
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
-    if (table->count == 0 && table->size() == size) {
+    if (table->count == 0 && table->order.empty() && table->size() == size) {
       table->abandoned = false;
+      table->order.Resize(in_order ? size : uint16_t{0});
       return table.get();
     }
   }
-  return tables_.emplace_back(std::make_unique<InFlightTable>(this, size)).get();
+  InFlightTable* const table =
+      tables_.emplace_back(std::make_unique<InFlightTable>(this, size)).get();
+  table->order.Resize(in_order ? size : uint16_t{0});
+  return table;
 }
 
 void Queue::BeginDrain() {
@@ -172,17 +214,13 @@ void Queue::BeginDrain() {
   Publish();
 }
 
-uint16_t Queue::Finish(bool forget) {
+uint32_t Queue::Finish(bool forget) {
   if (!std::holds_alternative<std::monostate>(ring_)) {
     Publish();
-    std::visit(
-        [this](auto& ring) {
-          if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
-            stop_index_.store(ring.next_avail(), std::memory_order_relaxed);
-            left_used_ = ring.used_index();
-          }
-        },
-        ring_);
+    WithRing([this](auto& ring) {
+      stop_base_.store(ring.base(), std::memory_order_relaxed);
+      left_position_ = ring.position();
+    });
   }
   pump_ = nullptr;
   publish_ = nullptr;
@@ -195,7 +233,7 @@ uint16_t Queue::Finish(bool forget) {
   call_.reset();
   call_fd_ = -1;
   error_.reset();
-  if (table_ != nullptr && table_->count > 0) {
+  if (table_ != nullptr && (table_->count > 0 || !table_->order.empty())) {
     // What the plugin still holds may end at any later time; the ring's heads must be free before
     // that, so the whole table steps aside.
     table_->abandoned = table_->waits = true;
@@ -207,7 +245,7 @@ uint16_t Queue::Finish(bool forget) {
   rings_map_ = nullptr;
   std::erase_if(holds_, [](const std::unique_ptr<MapHold>& hold) { return hold->users == 0; });
   cache_->Trim();
-  return stop_index();
+  return stop_base();
 }
 
 void Queue::EndSession() {
@@ -218,8 +256,8 @@ void Queue::EndSession() {
   }
   GiveUp();
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
+    if (table->count == 0) continue;
     for (InFlightRequest& request : table->made()) {
-      if (table->count == 0) break;
       if (request.state == RequestState::kFree) continue;
       if (request.io_pending != 0) {
         // The thread had to leak its ring: the kernel may still write to this memory.
@@ -252,7 +290,9 @@ void Queue::GiveUp() {
   for (InFlightRequest& request : left_->made()) {
     Unpark(&request);  // the driver has its descriptors back
     if (request.state == RequestState::kLate) Free(&request);
+    if (request.state == RequestState::kWaits) request.state = RequestState::kFree;
   }
+  left_->order.Clear();
   left_ = nullptr;
 }
 
@@ -262,17 +302,16 @@ void Queue::SetHold(InFlightRequest* request, MapHold* hold) {
   if (--old->users == 0 && old != hold_) ReleaseMap(old);
 }
 
-template <bool kEventIdx>
-void Queue::TakeUp(SplitRing<kEventIdx>& ring) {
+void Queue::TakeUp() {
   // Handed back: begun anew, and their buffers may be mapped elsewhere by now.
   std::erase_if(requeued_, [&](InFlightRequest* request) {
     if (request->hold == hold_) return false;
-    const uint16_t head = request->chain.head();
+    const ChainError error = request->chain.MoveTo(*request->hold->map, *hold_->map);
     SetHold(request, hold_);
-    const ChainError error = ring.Walk(*hold_->map, head, &request->chain);
     if (error == ChainError::kNone) return false;
-    Refuse(head, error);
+    Refuse(request, error);
     Free(request);
+    AwaitTurn(request);
     return true;
   });
   present_requeued_ = !requeued_.empty();
@@ -307,18 +346,17 @@ void Queue::TakeMaps() {
 void Queue::SetMemory(const QueueMaps& maps) {
   if (!running() || hold_ == nullptr) return;
   if (hold_->map == maps.buffers && rings_map_ == maps.rings) return;
-  absl::StatusOr<SplitRingMemory> memory = SplitRingMemory::Create(*maps.rings, where_);
-  if (!memory.ok()) {
-    Break(absl::StrCat("its ring left the memory map: ", memory.status().message()));
+  absl::Status rebound;
+  WithRing([&](auto& ring) {
+    using Memory = typename std::decay_t<decltype(ring)>::Memory;
+    absl::StatusOr<Memory> memory = Memory::Create(*maps.rings, where_);
+    rebound = memory.status();
+    if (memory.ok()) ring.Rebind(*memory);
+  });
+  if (!rebound.ok()) {
+    Break(absl::StrCat("its ring left the memory map: ", rebound.message()));
     return;
   }
-  std::visit(
-      [&](auto& ring) {
-        if constexpr (!std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
-          ring.Rebind(*memory);
-        }
-      },
-      ring_);
   rings_map_ = maps.rings;
   MapHold* old = hold_;
   holds_.push_back(std::make_unique<MapHold>(MapHold{maps.buffers, 0}));
@@ -380,8 +418,8 @@ void Queue::TellStopped(const SharedFd& error) {
 
 // ---- the path of a request --------------------------------------------------------------------
 
-template <bool kEventIdx>
-ChainError Queue::Take(SplitRing<kEventIdx>& ring, InFlightRequest** out) {
+template <typename Ring>
+ChainError Queue::Take(Ring& ring, InFlightRequest** out) {
   uint16_t head = 0;
   ChainError error = ring.PeekHead(&head);
   if (error != ChainError::kNone) return error;
@@ -399,9 +437,13 @@ ChainError Queue::Take(SplitRing<kEventIdx>& ring, InFlightRequest** out) {
   error = ring.PopHead(*hold_->map, head, &request.chain);
   if (error != ChainError::kNone) {
     if (view != nullptr) cache_->Free(view, view_slots_);
-    if (!BreaksRing(error)) Refuse(head, error);
+    if (BreaksRing(error)) return error;
+    if (in_order_) request.turn = table_->order.Append();
+    Refuse(&request, error);
+    AwaitTurn(&request);
     return error;
   }
+  if (in_order_) request.turn = table_->order.Append();
   request.view = SlotRun{view, view_slots_};
   request.hold = hold_;
   ++hold_->users;
@@ -431,7 +473,7 @@ void Queue::FillViews(InFlightRequest* request) {
   }
 }
 
-template <bool kEventIdx>
+template <typename Ring>
 bool Queue::PumpRing() {
   if (!enabled_ || core_->failed()) return false;
   if (present_requeued_ && !PresentRequeued()) {
@@ -439,7 +481,7 @@ bool Queue::PumpRing() {
     CountStall(was_stalled, /*took=*/false);
     return false;
   }
-  auto& ring = *std::get_if<SplitRing<kEventIdx>>(&ring_);
+  auto& ring = *std::get_if<Ring>(&ring_);
   const int32_t available = ring.Available();
   if (available == 0) {
     if (stalled_) [[unlikely]] {
@@ -466,6 +508,7 @@ bool Queue::PumpRing() {
   const uint32_t limit = std::min(static_cast<uint32_t>(available), kBurst);
   for (uint32_t i = 1; i < std::min(limit, kPrefetch); ++i) ring.Prefetch(static_cast<uint16_t>(i));
   for (; taken < limit; ++taken) {
+    if (!ring.More()) break;
     if (taken + kPrefetch < limit) ring.Prefetch(kPrefetch);
     InFlightRequest* request = nullptr;
     error = Take(ring, &request);
@@ -528,19 +571,40 @@ bool Queue::PresentRequeued() {
   return !present_requeued_;
 }
 
-void Queue::Refuse(uint16_t head, ChainError error) {
+void Queue::Refuse(InFlightRequest* request, ChainError error) {
   if (error == ChainError::kUnmappedAddress) {
     core_->dma_violations.fetch_add(1, std::memory_order_relaxed);
   }
-  refusals_.Warn(
-      absl::StrCat("queue ", index_, ": chain ", head, " refused: ", ChainErrorName(error)));
-  shadow_used_.push_back({head, 0});
+  refusals_.Warn(absl::StrCat("queue ", index_, ": chain ", request->chain.head(),
+                              " refused: ", ChainErrorName(error)));
+  EndChain(request, 0, /*read_only=*/false);
 }
 
-template <bool kEventIdx>
+void Queue::EndChain(InFlightRequest* request, uint32_t written, bool read_only) {
+  const auto descriptors = static_cast<uint16_t>(request->chain.ring_descriptors());
+  const UsedEntry used{request->chain.head(), descriptors, written, read_only};
+  if (in_order_) {
+    request->table->order.End(request->turn, used);
+  } else {
+    shadow_used_.push_back(used);
+  }
+}
+
+void Queue::AwaitTurn(InFlightRequest* request) {
+  if (!in_order_) return;
+  // Its head is not the driver's again before that.
+  request->state = RequestState::kWaits;
+  InFlightTable* const table = request->table;
+  for (UsedEntry used; table->order.Next(&used);) {
+    table->At(used.head).state = RequestState::kFree;
+    shadow_used_.push_back(used);
+  }
+}
+
+template <typename Ring>
 void Queue::PublishRing() {
-  auto& ring = *std::get_if<SplitRing<kEventIdx>>(&ring_);
-  for (const Used& used : shadow_used_) ring.PushUsed(used.head, used.written);
+  auto& ring = *std::get_if<Ring>(&ring_);
+  for (const UsedEntry& used : shadow_used_) ring.PushUsed(used);
   completions_.Add(shadow_used_.size());
   shadow_used_.clear();
   moved_ = 0;
@@ -563,15 +627,8 @@ void Queue::WriteCall() {
 bool Queue::ArmKicks() {
   if (!running() || draining_ || !enabled_ || core_->failed() || stalled_) return false;
   kicks_armed_ = true;
-  const bool more = std::visit(
-      [](auto& ring) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(ring)>, std::monostate>) {
-          return false;
-        } else {
-          return ring.EnableKicks();
-        }
-      },
-      ring_);
+  bool more = false;
+  WithRing([&more](auto& ring) { more = ring.EnableKicks(); });
   // The zeroes that stand in for a truncated file look like an empty ring, so that no burst would
   // ever come to notice them.
   if (MemoryGone()) {
@@ -611,9 +668,10 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
     CopyToSegments(request->chain.writable(), 0, request->abi.out, out_bytes);
     bytes_out_.Add(out_bytes);
   }
-  shadow_used_.push_back({request->chain.head(), written});
+  EndChain(request, written, request->chain.writable_bytes() == 0);
   moved_ += uint64_t{written} + request->abi.in_total;
   Free(request);
+  AwaitTurn(request);
   if (moved_ >= kPublishBytes || shadow_used_.size() >= kPublishCount ||
       CoarseTicks() - published_ticks_ >= kCoarseTicksPer20Us) {
     Publish();
@@ -867,6 +925,7 @@ QueueStats Queue::Stats() const {
     stats.ring_descriptors = shown_.descriptors;
     stats.ring_avail = shown_.driver_area;
     stats.ring_used = shown_.device_area;
+    stats.ring_packed = packed_shown_;
   }
   return stats;
 }

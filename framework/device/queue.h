@@ -26,6 +26,7 @@
 #include "framework/io/loop.h"
 #include "framework/memory/memory_map.h"
 #include "framework/memory/slot_allocator.h"
+#include "framework/virtq/packed_ring.h"
 #include "framework/virtq/split_ring.h"
 #include "virtbay/device_port.h"
 #include "virtbay/host.h"
@@ -54,6 +55,8 @@ class Queue {
   uint16_t max_size() const { return max_size_; }
   // Of no use to the driver by itself.
   bool auxiliary() const { return auxiliary_; }
+  // Queues with the same number, unless it is 0, share a thread.
+  uint32_t thread_group() const { return thread_group_; }
   // [queue] The thread that serves this queue from now on says so itself.
   void BindToThread(Loop* loop, CallbackMonitor* monitor);
   bool OnOwnThread() const;
@@ -72,10 +75,10 @@ class Queue {
   bool drained() const {
     return table_ == nullptr || (core_->failed() ? busy_ == 0 : outstanding() == 0);
   }
-  // The ring is gone from here on; returns the next avail index. What the plugin has handed back or
+  // The ring is gone from here on; returns its base. What the plugin has handed back or
   // still holds is kept for a ring that goes on where this one stopped, and writes nothing until
   // then. `forget`: it is abandoned for good.
-  uint16_t Finish(bool forget);
+  uint32_t Finish(bool forget);
   // [control] The session is over and the queue's thread has ended: whatever the plugin still holds
   // lets go of guest memory and arena.
   void EndSession();
@@ -97,7 +100,8 @@ class Queue {
 
   // [any]
   bool running() const { return running_.load(std::memory_order_acquire); }
-  uint16_t stop_index() const { return stop_index_.load(std::memory_order_relaxed); }
+  // The base (VirtqRing) where the ring stopped last.
+  uint32_t stop_base() const { return stop_base_.load(std::memory_order_relaxed); }
   bool broken() const { return broken_.load(std::memory_order_relaxed); }
   QueueStats Stats() const;
   uint32_t stocked_slots() const { return cache_->stocked(); }
@@ -141,12 +145,22 @@ class Queue {
   static constexpr size_t kPublishCount = 4;
   static constexpr uint64_t kPublishBytes = uint64_t{128} << 10;
 
-  template <bool kEventIdx>
+  template <typename Memory>
+  absl::Status StartRing(QueueConfig config, const QueueMaps& maps, uint64_t features);
+  template <template <bool, bool> class Ring>
+  void MakeRing(const typename Ring<false, false>::Memory& memory, uint32_t position,
+                uint64_t features);
+  template <typename Ring>
+  void UseRing(Ring ring);
+  // f(ring) with the ring that runs, if any does.
+  template <typename F>
+  void WithRing(F f);
+  template <typename Ring>
   bool PumpRing();
-  template <bool kEventIdx>
+  template <typename Ring>
   void PublishRing();
-  template <bool kEventIdx>
-  ChainError Take(SplitRing<kEventIdx>& ring, InFlightRequest** out);
+  template <typename Ring>
+  ChainError Take(Ring& ring, InFlightRequest** out);
   void Present(virtbay_request* const* requests, uint32_t count);
   void SetMemory(const QueueMaps& maps);
   // False: some of them wait for arena slots.
@@ -155,12 +169,15 @@ class Queue {
                              uint32_t offset, uint32_t len, uint32_t rw_flags);
   void DropRequeued();
   // The ring that stopped goes on: the requests of then are its again, with the present memory.
-  template <bool kEventIdx>
-  void TakeUp(SplitRing<kEventIdx>& ring);
+  void TakeUp();
   void GiveUp();
+  // The chain's entry for the driver, in its turn.
+  void EndChain(InFlightRequest* request, uint32_t written, bool read_only);
+  // It has ended before its turn, if turns are kept.
+  void AwaitTurn(InFlightRequest* request);
   void SetHold(InFlightRequest* request, MapHold* hold);
   void FillViews(InFlightRequest* request);
-  void Refuse(uint16_t head, ChainError error);
+  void Refuse(InFlightRequest* request, ChainError error);
   void Free(InFlightRequest* request);
   // What the request occupies counts no more as parked.
   void Unpark(InFlightRequest* request);
@@ -175,7 +192,7 @@ class Queue {
   uint32_t outstanding() const;
   // An empty table of that size; tables stay, so that a request which the plugin ends too late or
   // twice is never freed memory.
-  InFlightTable* EmptyTable(uint16_t size);
+  InFlightTable* EmptyTable(uint16_t size, bool in_order);
   void WriteCall();
   // A front-end has truncated the file behind something of ours.
   bool MemoryGone() const {
@@ -189,6 +206,7 @@ class Queue {
   const uint32_t out_view_;
   const uint32_t view_slots_;
   const bool auxiliary_;
+  const uint32_t thread_group_;
   Loop* loop_ = nullptr;
   CallbackMonitor* monitor_ = nullptr;
   QueueThread* queue_thread_ = nullptr;
@@ -197,20 +215,20 @@ class Queue {
   // The hot members of a burst.
   bool (Queue::*pump_)() = nullptr;
   void (Queue::*publish_)() = nullptr;
-  std::variant<std::monostate, SplitRing<false>, SplitRing<true>> ring_;
+  std::variant<std::monostate, SplitRing<false>, SplitRing<true>, SplitRing<false, true>,
+               SplitRing<true, true>, PackedRing<false>, PackedRing<true>, PackedRing<false, true>,
+               PackedRing<true, true>>
+      ring_;
   InFlightTable* table_ = nullptr;  // of the ring, in tables_
   MapHold* hold_ = nullptr;         // of the current map
   MemoryMapRef rings_map_;          // what ring_ points into
   std::unique_ptr<SlotCache> cache_;
-  struct Used {
-    uint16_t head;
-    uint32_t written;
-  };
-  std::vector<Used> shadow_used_;
+  std::vector<UsedEntry> shadow_used_;
   uint64_t published_ticks_ = 0;
   uint64_t moved_ = 0;  // payload bytes since the last publish
   uint32_t busy_ = 0;
   int call_fd_ = -1;
+  bool in_order_ = false;
   bool enabled_ = true;
   bool draining_ = false;
   bool stalled_ = false;
@@ -227,9 +245,11 @@ class Queue {
   RingAddresses where_;
   mutable absl::Mutex shown_mutex_;
   RingAddresses shown_ ABSL_GUARDED_BY(shown_mutex_);  // where_ as others may see it
+  bool packed_shown_ ABSL_GUARDED_BY(shown_mutex_) = false;
+  bool packed_ = false;
   InFlightTable* left_ = nullptr;  // of the ring that stopped, if requests were left in it
-  uint16_t left_used_ = 0;         // its used index
-  std::atomic<uint16_t> stop_index_{0};
+  uint32_t left_position_ = 0;     // where that stopped
+  std::atomic<uint32_t> stop_base_{0};
   WatchHandle kick_ = nullptr;
   SharedFd call_;
   SharedFd error_;

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include "framework/memory/memory_map.h"
+
 namespace virtbay {
 
 // Why a chain or a ring was refused; kNone is a good one.
@@ -26,8 +28,14 @@ enum class ChainError : uint8_t {
   kHeadOutOfRange,
   kNextOutOfRange,
   kLoop,
-  kHeadInFlight,  // a head that the device still holds
+  kHeadInFlight,  // a head or buffer id that the device still holds
+  kIdOutOfRange,  // packed: buffer id
+  kUnfinished,    // packed: a descriptor of the chain is not available
 };
+
+// The longest chain that is accepted through an indirect table: what QEMU and Linux use at most,
+// whatever the ring's size.
+inline constexpr uint32_t kMaxChainDescriptors = 1024;
 
 // True for the errors after which the ring must stop.
 inline bool BreaksRing(ChainError error) { return error >= ChainError::kAvailIndex; }
@@ -35,6 +43,7 @@ const char* ChainErrorName(ChainError error);
 
 class Chain {
  public:
+  // Packed: the buffer id.
   uint16_t head() const { return head_; }
   std::span<const iovec> readable() const { return {segments_.data(), readable_}; }
   std::span<const iovec> writable() const {
@@ -42,16 +51,16 @@ class Chain {
   }
   uint32_t readable_bytes() const { return readable_bytes_; }
   uint32_t writable_bytes() const { return writable_bytes_; }
-  // Entries of the ring's own descriptor table that it occupies; one with an indirect table.
+  // Entries of the ring's own descriptors that it occupies; one with an indirect table.
   uint32_t ring_descriptors() const { return ring_descriptors_; }
   void set_ring_descriptors(uint32_t count) { ring_descriptors_ = count; }
 
-  void Begin(uint16_t head) {
+  void Begin(uint16_t head, uint32_t ring_descriptors = 0) {
     head_ = head;
     readable_ = 0;
     readable_bytes_ = 0;
     writable_bytes_ = 0;
-    ring_descriptors_ = 0;
+    ring_descriptors_ = ring_descriptors;
     segments_.clear();
   }
   // Appends a checked buffer; the capacity that this needs is kept, so that a queue in steady state
@@ -78,6 +87,10 @@ class Chain {
   }
   size_t segment_count() const { return segments_.size(); }
 
+  // The same buffers, at the same guest addresses, in another map; what was read of the ring before
+  // is not read again. kUnmappedAddress where `to` does not have them: the chain is empty then.
+  ChainError MoveTo(const MemoryMap& from, const MemoryMap& to);
+
  private:
   // Drivers describe a buffer page by page; where the pages are neighbours here, one segment serves
   // them, which spares the kernel a step per page when it copies.
@@ -95,6 +108,25 @@ class Chain {
   uint32_t ring_descriptors_ = 0;
   std::vector<iovec> segments_;
 };
+
+// Adds guest [address, +len) to the chain, in as many segments as it has regions.
+inline ChainError AddBuffer(const MemoryMap& map, uint64_t address, uint64_t len, bool writable,
+                            Chain* chain) {
+  uint64_t left = len;
+  while (left > 0) {
+    std::byte* data = nullptr;
+    const uint64_t run = map.Translate(address, left, &data);
+    if (run == 0) return ChainError::kUnmappedAddress;
+    const ChainError error =
+        writable ? chain->AddWritable(data, run) : chain->AddReadable(data, run);
+    if (error != ChainError::kNone) return error;
+    left -= run;
+    // Memory may reach to the last address there is; a buffer does not go on at 0.
+    if (left > 0 && address + run < address) return ChainError::kUnmappedAddress;
+    address += run;
+  }
+  return ChainError::kNone;
+}
 
 }  // namespace virtbay
 

@@ -6,6 +6,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+#include "framework/virtq/placement.h"
 
 namespace virtbay {
 namespace {
@@ -29,24 +31,6 @@ Snapshot Read(vring_desc* table, uint32_t index) {
   static_assert(sizeof(snapshot) == sizeof(vring_desc));
   std::memcpy(&snapshot, words.data(), sizeof(snapshot));
   return snapshot;
-}
-
-ChainError AddBuffer(const MemoryMap& map, const Snapshot& d, Chain* chain) {
-  uint64_t address = d.address;
-  uint64_t left = d.len;
-  while (left > 0) {
-    std::byte* data = nullptr;
-    const uint64_t run = map.Translate(address, left, &data);
-    if (run == 0) return ChainError::kUnmappedAddress;
-    const ChainError error = (d.flags & VRING_DESC_F_WRITE) != 0 ? chain->AddWritable(data, run)
-                                                                 : chain->AddReadable(data, run);
-    if (error != ChainError::kNone) return error;
-    left -= run;
-    // Memory may reach to the last address there is; a buffer does not go on at 0.
-    if (left > 0 && address + run < address) return ChainError::kUnmappedAddress;
-    address += run;
-  }
-  return ChainError::kNone;
 }
 
 // Follows NEXT through a table of `size` entries. An error inside an indirect table never breaks
@@ -76,7 +60,7 @@ ChainError WalkTable(const MemoryMap& map, vring_desc* table, uint32_t size, uin
       if (result == ChainError::kNone) result = WalkIndirect(map, d, chain);
       if (result == ChainError::kBadIndirect) return result;
     } else if (result == ChainError::kNone) {
-      result = AddBuffer(map, d, chain);
+      result = AddBuffer(map, d.address, d.len, (d.flags & VRING_DESC_F_WRITE) != 0, chain);
     }
     if ((d.flags & VRING_DESC_F_NEXT) == 0) {
       if (ring != nullptr) chain->set_ring_descriptors(seen + 1);
@@ -89,40 +73,7 @@ ChainError WalkTable(const MemoryMap& map, vring_desc* table, uint32_t size, uin
   }
 }
 
-// By last bytes: the end of a part at the top of memory is not a number.
-bool Overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len) {
-  return a <= b + (b_len - 1) && b <= a + (a_len - 1);
-}
-
 }  // namespace
-
-const char* ChainErrorName(ChainError error) {
-  switch (error) {
-    case ChainError::kNone:
-      return "none";
-    case ChainError::kUnmappedAddress:
-      return "buffer outside the device's memory";
-    case ChainError::kReadableAfterWritable:
-      return "readable descriptor after a writable one";
-    case ChainError::kLengthOverflow:
-      return "sum of lengths beyond 4 GiB";
-    case ChainError::kTooManyDescriptors:
-      return "too many descriptors";
-    case ChainError::kBadIndirect:
-      return "bad indirect table";
-    case ChainError::kAvailIndex:
-      return "avail index moved by more than the ring's size";
-    case ChainError::kHeadOutOfRange:
-      return "head index out of range";
-    case ChainError::kNextOutOfRange:
-      return "next index out of range";
-    case ChainError::kLoop:
-      return "descriptor loop";
-    case ChainError::kHeadInFlight:
-      return "head is already in flight";
-  }
-  return "unknown";
-}
 
 std::vector<GuestSpan> SplitRingParts(const RingAddresses& where) {
   const uint64_t size = where.size;
@@ -139,38 +90,12 @@ absl::StatusOr<SplitRingMemory> SplitRingMemory::Create(const MemoryMap& map,
   }
   // virtio 1.3 2.7: sizes and alignments.
   const std::vector<GuestSpan> spans = SplitRingParts(where);
-  struct Part {
-    const char* name;
-    uint64_t address;
-    uint64_t size;
-    uint64_t alignment;
-    std::byte* data;
-  };
-  std::array<Part, 3> parts{{
-      {"descriptor table", spans[0].address, spans[0].size, 16, nullptr},
-      {"avail ring", spans[1].address, spans[1].size, 2, nullptr},
-      {"used ring", spans[2].address, spans[2].size, 4, nullptr},
+  std::array<RingPart, 3> parts{{
+      {"descriptor table", spans[0], 16, nullptr},
+      {"avail ring", spans[1], 2, nullptr},
+      {"used ring", spans[2], 4, nullptr},
   }};
-  for (Part& part : parts) {
-    if (part.address % part.alignment != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(part.name, " at 0x", absl::Hex(part.address),
-                                                     " is not aligned to ", part.alignment));
-    }
-    part.data = map.TranslateWhole(part.address, part.size);
-    // The host address must be as aligned as the guest's: a region may start anywhere.
-    if (part.data == nullptr || reinterpret_cast<uintptr_t>(part.data) % part.alignment != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(part.name, " at 0x", absl::Hex(part.address), " is not in the memory map"));
-    }
-  }
-  for (size_t i = 0; i < parts.size(); ++i) {
-    for (size_t j = i + 1; j < parts.size(); ++j) {
-      if (Overlap(parts[i].address, parts[i].size, parts[j].address, parts[j].size)) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(parts[i].name, " and ", parts[j].name, " overlap"));
-      }
-    }
-  }
+  VIRTBAY_RETURN_IF_ERROR(PlaceRing(map, parts));
   SplitRingMemory memory;
   memory.size = where.size;
   memory.descriptors = reinterpret_cast<vring_desc*>(parts[0].data);
@@ -180,6 +105,14 @@ absl::StatusOr<SplitRingMemory> SplitRingMemory::Create(const MemoryMap& map,
   memory.avail_event =
       reinterpret_cast<uint16_t*>(parts[2].data + 4 + sizeof(vring_used_elem) * where.size);
   return memory;
+}
+
+absl::StatusOr<uint32_t> SplitRingMemory::StartPosition(uint32_t base) const {
+  if (base > UINT16_MAX) {
+    return absl::InvalidArgumentError(absl::StrCat("index ", base, " does not fit into 16 bits"));
+  }
+  // The driver's view of used survives a restart; only avail is given.
+  return base | uint32_t{used_index()} << 16;
 }
 
 ChainError WalkSplitChain(const SplitRingMemory& ring, const MemoryMap& map, bool indirect_allowed,

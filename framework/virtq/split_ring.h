@@ -20,10 +20,6 @@
 
 namespace virtbay {
 
-// The longest chain that is accepted through an indirect table: what QEMU and Linux use at most,
-// whatever the ring's size.
-inline constexpr uint32_t kMaxChainDescriptors = 1024;
-
 // The three parts as host pointers, checked to be mapped whole and aligned.
 struct SplitRingMemory {
   uint16_t size = 0;
@@ -41,6 +37,14 @@ struct SplitRingMemory {
   // InvalidArgument: size not a power of two up to 32768, a part misaligned, unmapped, not in one
   // region, or overlapping another part.
   static absl::StatusOr<SplitRingMemory> Create(const MemoryMap& map, const RingAddresses& where);
+
+  // VirtqRing's position for a base from the front-end; InvalidArgument for one beyond 16 bits.
+  absl::StatusOr<uint32_t> StartPosition(uint32_t base) const;
+  // Whether a ring that stopped at `position` goes on here when it is to start at `base`. The used
+  // index tells such a ring from one that was made anew in the same place.
+  bool GoesOn(uint32_t base, uint32_t position) const {
+    return base == (position & 0xffff) && used_index() == position >> 16;
+  }
 };
 
 // The guest ranges of a split ring's three parts: descriptor table, avail, used (virtio 1.3 2.7),
@@ -51,14 +55,18 @@ std::vector<GuestSpan> SplitRingParts(const RingAddresses& where);
 ChainError WalkSplitChain(const SplitRingMemory& ring, const MemoryMap& map, bool indirect_allowed,
                           uint16_t head, Chain* chain);
 
-template <bool kEventIdx>
+// kInOrder: VIRTIO_F_IN_ORDER, with chains pushed in the order in which they were popped.
+template <bool kEventIdx, bool kInOrder = false>
 class SplitRing {
  public:
-  SplitRing(const SplitRingMemory& memory, uint16_t base, bool indirect)
+  using Memory = SplitRingMemory;
+
+  // Goes on at avail index `base` (the low half of a position), and at the used index in memory.
+  SplitRing(const SplitRingMemory& memory, uint32_t base, bool indirect)
       : m_(memory),
         mask_(static_cast<uint16_t>(memory.size - 1)),
         indirect_(indirect),
-        next_avail_(base),
+        next_avail_(static_cast<uint16_t>(base)),
         // The driver's view of used survives a restart; only avail is given by SET_VRING_BASE.
         used_index_(LoadRelaxed(m_.used_head[1])),
         published_(used_index_) {}
@@ -71,6 +79,7 @@ class SplitRing {
     const uint16_t waiting = static_cast<uint16_t>(index - next_avail_);
     return waiting > m_.size ? -1 : static_cast<int32_t>(waiting);
   }
+  static constexpr bool More() { return true; }
 
   ChainError PeekHead(uint16_t* head) {
     *head = LoadRelaxed(m_.avail[2 + (next_avail_ & mask_)]);
@@ -97,17 +106,29 @@ class SplitRing {
     return WalkSplitChain(m_, map, indirect_, head, chain);
   }
 
-  void PushUsed(uint16_t head, uint32_t written) {
-    vring_used_elem& element = m_.used[used_index_ & mask_];
-    StoreRelaxed(element.id, uint32_t{head});
-    StoreRelaxed(element.len, written);
+  void PushUsed(const UsedEntry& used) {
+    uint16_t slot = used_index_;
+    if constexpr (kInOrder) {
+      // virtio 1.3 2.7.9: one entry, the last one's, stands for a run, in the place of the first.
+      // Drivers take what is skipped as written whole, so only chains without room are.
+      if (run_open_) slot = run_slot_;
+      run_slot_ = slot;
+      run_open_ = used.read_only;
+    }
+    vring_used_elem& element = m_.used[slot & mask_];
+    StoreRelaxed(element.id, uint32_t{used.head});
+    StoreRelaxed(element.len, used.written);
     ++used_index_;
+  }
+  void PushUsed(uint16_t head, uint32_t written) {
+    PushUsed(UsedEntry{.head = head, .descriptors = 1, .written = written, .read_only = false});
   }
 
   // virtio 1.3 2.7.8: entries before the index. Returns how many entries became visible.
   uint32_t PublishUsed() {
     const uint16_t count = static_cast<uint16_t>(used_index_ - published_);
     if (count == 0) return 0;
+    if constexpr (kInOrder) run_open_ = false;
     std::atomic_ref<uint16_t>(m_.used_head[1]).store(used_index_, std::memory_order_release);
     notify_from_ = published_;
     published_ = used_index_;
@@ -141,13 +162,10 @@ class SplitRing {
     if constexpr (!kEventIdx) StoreRelaxed(m_.used_head[0], uint16_t{VRING_USED_F_NO_NOTIFY});
   }
 
-  // Reads the chain of a head that was taken before, anew: the ring goes on in other memory.
-  ChainError Walk(const MemoryMap& map, uint16_t head, Chain* chain) {
-    return WalkSplitChain(m_, map, indirect_, head, chain);
-  }
-
   uint16_t next_avail() const { return next_avail_; }
   uint16_t used_index() const { return used_index_; }
+  uint32_t position() const { return next_avail_ | uint32_t{used_index_} << 16; }
+  uint32_t base() const { return next_avail_; }
   bool used_pending() const { return used_index_ != published_; }
   uint16_t size() const { return m_.size; }
 
@@ -171,9 +189,12 @@ class SplitRing {
   uint16_t used_index_;
   uint16_t published_;
   uint16_t notify_from_ = 0;
+  // kInOrder: the entry of the run that is being pushed.
+  uint16_t run_slot_ = 0;
+  bool run_open_ = false;
 };
 
-static_assert(VirtqRing<SplitRing<false>> && VirtqRing<SplitRing<true>>);
+static_assert(VirtqRing<SplitRing<false>> && VirtqRing<SplitRing<true, true>>);
 
 }  // namespace virtbay
 

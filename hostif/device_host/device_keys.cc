@@ -195,6 +195,8 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
     VIRTBAY_ASSIGN_OR_RETURN(const int64_t size, AsInteger(value, 1, 32768));
     if ((size & (size - 1)) != 0) return Invalid("must be a power of two");
     spec.queue_size_max = static_cast<uint16_t>(size);
+  } else if (key == "packed-ring") {
+    VIRTBAY_ASSIGN_OR_RETURN(spec.offer_packed_ring, AsBool(value));
   } else if (key == "access-platform") {
     VIRTBAY_ASSIGN_OR_RETURN(spec.offer_access_platform, AsBool(value));
   } else if (key == "dma") {

@@ -31,9 +31,10 @@ json QueueJson(const QueueStats& queue) {
               {"broken", queue.broken}};
 }
 
-// Where a running ring lies in guest memory.
+// What a running ring is like and where it lies in guest memory.
 json RingJson(const QueueStats& queue) {
-  return json{{"size", queue.ring_size},
+  return json{{"layout", queue.ring_packed ? "packed" : "split"},
+              {"size", queue.ring_size},
               {"descriptors", absl::StrFormat("0x%x", queue.ring_descriptors)},
               {"avail", absl::StrFormat("0x%x", queue.ring_avail)},
               {"used", absl::StrFormat("0x%x", queue.ring_used)}};

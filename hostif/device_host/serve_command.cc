@@ -177,6 +177,7 @@ class ServeCommand final : public Command {
     fs_->add_flag("--no-transfer-helper{false}", transfer_helper_,
                   "Copy large cached reads with one thread only")
         ->group(kGroup);
+    fs_->add_flag("--no-packed-ring{false}", packed_ring_, "Offer split rings only")->group(kGroup);
     fs_->add_flag("--access-platform", access_platform_,
                   "Offer VIRTIO_F_ACCESS_PLATFORM (not for user-mode Linux)")
         ->group(kGroup);
@@ -275,6 +276,7 @@ class ServeCommand final : public Command {
   void FillSpec(DeviceConfig* device) {
     device->spec.plugin = "virtiofs";
     device->spec.offer_access_platform = access_platform_;
+    device->spec.offer_packed_ring = packed_ring_;
     device->spec.transfer_helper = transfer_helper_;
     const absl::Status named = SetDeviceKey("name", KeyValue(name_), device);
     if (!named.ok()) Usage(absl::StrCat("--name: ", named.message()));
@@ -379,6 +381,7 @@ class ServeCommand final : public Command {
   int ready_fd_ = -1;
   std::vector<std::string> plugin_path_;
   bool access_platform_ = false;
+  bool packed_ring_ = true;
   bool transfer_helper_ = true;
   bool print_capabilities_ = false;
   std::vector<std::string> compat_;

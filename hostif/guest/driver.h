@@ -21,12 +21,18 @@ inline constexpr uint64_t kFeatureIndirectDesc = uint64_t{1} << 28;
 inline constexpr uint64_t kFeatureEventIdx = uint64_t{1} << 29;
 inline constexpr uint64_t kFeatureVersion1 = uint64_t{1} << 32;
 inline constexpr uint64_t kFeatureAccessPlatform = uint64_t{1} << 33;
+inline constexpr uint64_t kFeatureRingPacked = uint64_t{1} << 34;
+inline constexpr uint64_t kFeatureInOrder = uint64_t{1} << 35;
+inline constexpr uint64_t kFeatureRingReset = uint64_t{1} << 40;
 
 struct DriverOptions {
   uint32_t queue_count = 0;      // 0: as many as the device says it has
   uint16_t queue_size = 256;     // cut to what the device allows
   uint16_t indirect_max = 128;   // entries per indirect table; 0: do not accept INDIRECT_DESC
   bool event_idx = true;         // accept EVENT_IDX
+  bool packed = false;           // packed rings (virtio 1.3 2.8); false: split ones
+  bool in_order = false;         // buffers used in order (IN_ORDER)
+  bool ring_reset = false;       // so that ResetQueue works (RING_RESET)
   uint64_t device_features = 0;  // other bits to accept where offered
   bool kick_fds = true;
   bool call_fds = true;
@@ -36,7 +42,8 @@ struct DriverOptions {
 class Driver {
  public:
   // Initialises the device (virtio 1.3 3.1.1) with queues in `memory`. FailedPrecondition when it
-  // does not offer VERSION_1 or does not keep FEATURES_OK; InvalidArgument when neither side knows
+  // does not offer VERSION_1, or packed, in_order or ring_reset where the options ask for them, or
+  // does not keep FEATURES_OK; InvalidArgument when neither side knows
   // the number of queues.
   static absl::StatusOr<std::unique_ptr<Driver>> Create(std::unique_ptr<Transport> transport,
                                                         std::unique_ptr<GuestMemory> memory,
@@ -49,6 +56,9 @@ class Driver {
   absl::Status Stop();
   // Resets the device and the queues and initialises it anew; buffers in flight are forgotten.
   absl::Status Restart();
+  // Resets one queue and starts it anew (virtio 1.3 2.6.1) while the others go on; its buffers in
+  // flight are forgotten. FailedPrecondition without ring_reset.
+  absl::Status ResetQueue(uint32_t index);
 
   uint32_t queue_count() const { return static_cast<uint32_t>(queues_.size()); }
   DriverQueue& queue(uint32_t index) { return *queues_[index].queue; }
@@ -60,7 +70,7 @@ class Driver {
  private:
   struct Queue {
     std::unique_ptr<DriverQueue> queue;
-    uint16_t base = 0;
+    uint32_t base = 0;
     bool started = false;
   };
 
@@ -69,6 +79,7 @@ class Driver {
       : memory_(std::move(memory)), transport_(std::move(transport)), options_(options) {}
 
   absl::Status Negotiate();
+  absl::Status StartQueue(uint32_t index);
   absl::Status MakeQueues();
 
   // The transport goes first: the device must not see memory that is no longer mapped here.

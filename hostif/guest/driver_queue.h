@@ -20,7 +20,7 @@
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/guest/guest_memory.h"
-#include "hostif/guest/split_ring.h"
+#include "hostif/guest/layout_ring.h"
 
 namespace virtbay::guest {
 
@@ -182,7 +182,7 @@ class BasicDriverQueue {
   DriverQueueStats stats_;
 };
 
-using DriverQueue = BasicDriverQueue<SplitRing>;
+using DriverQueue = BasicDriverQueue<LayoutRing>;
 
 }  // namespace virtbay::guest
 

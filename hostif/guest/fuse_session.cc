@@ -44,6 +44,7 @@ absl::StatusOr<std::unique_ptr<FuseSession>> FuseSession::Create(
   driver.queue_count = 1 + count;
   driver.queue_size = options.queue_size;
   driver.event_idx = options.event_idx;
+  driver.packed = options.packed;
   const uint32_t pages = options.queue.max_data / options.queue.page_size + 5;
   driver.indirect_max =
       options.indirect ? static_cast<uint16_t>(std::min<uint32_t>(pages, options.queue_size)) : 0;

@@ -22,6 +22,7 @@ struct FuseSessionOptions {
   uint16_t queue_size = 1024;
   bool indirect = true;
   bool event_idx = true;
+  bool packed = false;  // packed rings
   FuseQueueOptions queue;
   uint32_t hiprio_depth = 16;
   bool init = true;  // send INIT with init_flags

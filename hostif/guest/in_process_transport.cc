@@ -65,9 +65,11 @@ absl::Status InProcessTransport::StartQueue(uint32_t queue, const RingStart& rin
   return port_->StartQueue(queue, std::move(config));
 }
 
-absl::StatusOr<uint16_t> InProcessTransport::StopQueue(uint32_t queue) {
+absl::StatusOr<uint32_t> InProcessTransport::StopQueue(uint32_t queue) {
   return port_->StopQueue(queue);
 }
+
+absl::Status InProcessTransport::ResetQueue(uint32_t queue) { return port_->ResetQueue(queue); }
 
 absl::Status InProcessTransport::EnableQueue(uint32_t queue, bool enabled) {
   return port_->EnableQueue(queue, enabled);

@@ -26,7 +26,8 @@ class InProcessTransport final : public Transport, private DevicePortEvents {
   uint16_t max_queue_size(uint32_t queue) const override;
   absl::Status SetMemory(const GuestMemory& memory) override;
   absl::Status StartQueue(uint32_t queue, const RingStart& ring) override;
-  absl::StatusOr<uint16_t> StopQueue(uint32_t queue) override;
+  absl::StatusOr<uint32_t> StopQueue(uint32_t queue) override;
+  absl::Status ResetQueue(uint32_t queue) override;
   absl::Status EnableQueue(uint32_t queue, bool enabled) override;
   absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) override;
   absl::Status WriteConfig(uint32_t offset, std::span<const std::byte> data) override;

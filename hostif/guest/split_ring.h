@@ -1,5 +1,4 @@
-// SplitRing: the driver's side of a split virtqueue (virtio 1.3 2.7), and the DriverRing concept
-// that a packed ring would meet as well.
+// SplitRing: the driver's side of a split virtqueue (virtio 1.3 2.7).
 // A value inside a DriverQueue; one thread at a time drives it. The device may run in another
 // process and is not trusted with more than the memory: what it writes is checked here.
 // No system call, lock or allocation after construction.
@@ -14,60 +13,17 @@
 
 #include <atomic>
 #include <bit>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "framework/base/status.h"
+#include "hostif/guest/driver_ring.h"
 #include "hostif/guest/guest_memory.h"
 
 namespace virtbay::guest {
-
-// One piece of a buffer: guest-physical [address, +length).
-struct Segment {
-  uint64_t address = 0;
-  uint32_t length = 0;
-};
-
-// A buffer that the device has given back.
-struct UsedBuffer {
-  uint64_t token = 0;    // what Add was given
-  uint32_t written = 0;  // bytes the device says it wrote
-  uint16_t id = 0;       // the head descriptor
-};
-
-// Where the parts of a ring lie in guest memory, as a transport is told.
-struct RingAddresses {
-  uint64_t descriptors = 0;
-  uint64_t avail = 0;
-  uint64_t used = 0;
-};
-
-struct RingOptions {
-  uint16_t size = 256;        // descriptors, a power of two up to 32768
-  uint16_t indirect_max = 0;  // entries per indirect table (virtio 1.3 2.7.5.3); 0: none
-  bool event_idx = true;      // VIRTIO_F_EVENT_IDX was negotiated
-};
-
-// What DriverQueue asks of a ring layout.
-template <typename Ring>
-concept DriverRing = requires(Ring ring, const Ring const_ring, std::span<const Segment> segments,
-                              std::span<UsedBuffer> used, uint64_t token) {
-  { ring.Add(segments, segments, token) } -> std::same_as<bool>;
-  { ring.Publish() } -> std::same_as<bool>;
-  { ring.TakeUsed(used) } -> std::same_as<size_t>;
-  { ring.ArmCalls() } -> std::same_as<bool>;
-  {ring.DisarmCalls()};
-  {ring.Reset()};
-  { const_ring.HasUsed() } -> std::same_as<bool>;
-  { const_ring.addresses() } -> std::same_as<RingAddresses>;
-  { const_ring.size() } -> std::same_as<uint16_t>;
-  { const_ring.in_flight() } -> std::same_as<uint32_t>;
-};
 
 class SplitRing {
  public:
@@ -82,18 +38,12 @@ class SplitRing {
     ring.options_ = options;
     // Alignments of virtio 1.3 2.7, but each part in cache lines of its own: the two sides write
     // different parts.
-    VIRTBAY_ASSIGN_OR_RETURN(ring.desc_range_.range,
-                             memory->Allocate(n * sizeof(vring_desc), 4096));
-    ring.desc_range_.memory = memory;
-    VIRTBAY_ASSIGN_OR_RETURN(ring.avail_range_.range, memory->Allocate(6 + 2 * n, 128));
-    ring.avail_range_.memory = memory;
-    VIRTBAY_ASSIGN_OR_RETURN(ring.used_range_.range, memory->Allocate(6 + 8 * n, 4096));
-    ring.used_range_.memory = memory;
+    VIRTBAY_RETURN_IF_ERROR(ring.desc_range_.Allocate(memory, n * sizeof(vring_desc), 4096));
+    VIRTBAY_RETURN_IF_ERROR(ring.avail_range_.Allocate(memory, 6 + 2 * n, 128));
+    VIRTBAY_RETURN_IF_ERROR(ring.used_range_.Allocate(memory, 6 + 8 * n, 4096));
     if (options.indirect_max != 0) {
-      VIRTBAY_ASSIGN_OR_RETURN(
-          ring.tables_range_.range,
-          memory->Allocate(n * options.indirect_max * sizeof(vring_desc), 4096));
-      ring.tables_range_.memory = memory;
+      VIRTBAY_RETURN_IF_ERROR(
+          ring.tables_range_.Allocate(memory, n * options.indirect_max * sizeof(vring_desc), 4096));
       ring.tables_ = reinterpret_cast<vring_desc*>(ring.tables_range_.range.host);
     }
     ring.desc_ = reinterpret_cast<vring_desc*>(ring.desc_range_.range.host);
@@ -109,7 +59,8 @@ class SplitRing {
   void Reset() {
     for (uint32_t i = 0; i < options_.size; ++i) {
       desc_[i] = vring_desc{};
-      states_[i] = State{.token = 0, .next = static_cast<uint16_t>(i + 1), .last = 0, .length = 0};
+      states_[i] = State();
+      states_[i].next = static_cast<uint16_t>((i + 1) & mask_);
     }
     for (uint32_t i = 0; i < options_.size + 3u; ++i) avail_[i] = 0;
     for (uint32_t i = 0; i < 6u + 8u * options_.size; ++i) used_[i] = std::byte{0};
@@ -117,6 +68,7 @@ class SplitRing {
     free_count_ = options_.size;
     in_flight_ = 0;
     next_avail_ = published_ = last_used_ = disarmed_at_ = 0;
+    order_.Reset(options_.in_order ? options_.size : uint16_t{0});
     armed_ = true;  // zeroed suppression fields ask for a call
     device_errors_ = 0;
   }
@@ -172,6 +124,7 @@ class SplitRing {
       state.length = static_cast<uint16_t>(count);
     }
     state.token = token;
+    if (options_.in_order) order_.Add(head, writable);
     free_count_ -= state.length;
     ++in_flight_;
     avail_[2 + (next_avail_ & mask_)] = head;
@@ -211,21 +164,33 @@ class SplitRing {
     size_t taken = 0;
     uint16_t left = ready;
     while (left > 0 && taken < used.size()) {
-      const vring_used_elem element = used_element(last_used_);
+      uint16_t id = 0;
+      uint32_t written = 0;
+      if (!options_.in_order || !order_.batch_open()) {
+        const vring_used_elem element = used_element(last_used_);
+        if (element.id >= options_.size || states_[element.id].length == 0) {
+          ++device_errors_;
+          ++last_used_;
+          --left;
+          continue;
+        }
+        id = static_cast<uint16_t>(element.id);
+        written = element.len;
+        if (options_.in_order) order_.OpenBatch(id, written);
+      }
+      // An entry stands for all the buffers before it that have none (virtio 1.3 2.7.9).
+      if (options_.in_order) order_.Next(&id, &written);
       ++last_used_;
       --left;
-      if (element.id >= options_.size || states_[element.id].length == 0) {
-        ++device_errors_;
-        continue;
-      }
-      const uint16_t id = static_cast<uint16_t>(element.id);
       State& state = states_[id];
-      used[taken++] = UsedBuffer{.token = state.token, .written = element.len, .id = id};
+      used[taken++] = UsedBuffer{.token = state.token, .written = written, .id = id};
       free_count_ += state.length;
       state.length = 0;
+      --in_flight_;
+      // In order, descriptors are used one behind the other for ever (virtio 1.3 2.7.5.2).
+      if (options_.in_order) continue;
       states_[state.last].next = free_head_;
       free_head_ = id;
-      --in_flight_;
     }
     return taken;
   }
@@ -256,6 +221,8 @@ class SplitRing {
     armed_ = false;
   }
 
+  // QueueConfig's base of a new ring.
+  static constexpr uint32_t first_base() { return 0; }
   RingAddresses addresses() const {
     return {desc_range_.range.address, avail_range_.range.address, used_range_.range.address};
   }
@@ -290,23 +257,6 @@ class SplitRing {
     uint16_t length = 0;  // descriptors; 0: not the head of a buffer in flight
   };
 
-  // A guest range that is given back with the ring.
-  struct OwnedRange {
-    OwnedRange() = default;
-    OwnedRange(OwnedRange&& other) noexcept
-        : memory(std::exchange(other.memory, nullptr)), range(other.range) {}
-    OwnedRange& operator=(OwnedRange&& other) noexcept {
-      std::swap(memory, other.memory);
-      std::swap(range, other.range);
-      return *this;
-    }
-    ~OwnedRange() {
-      if (memory != nullptr) memory->Free(range);
-    }
-    GuestMemory* memory = nullptr;
-    GuestRange range;
-  };
-
   SplitRing() = default;
 
   static std::atomic_ref<uint16_t> Shared(uint16_t& field) { return std::atomic_ref(field); }
@@ -339,6 +289,7 @@ class SplitRing {
   uint32_t free_count_ = 0;
   uint32_t in_flight_ = 0;
   uint64_t device_errors_ = 0;
+  UsedOrder order_;
   OwnedRange desc_range_;
   OwnedRange avail_range_;
   OwnedRange used_range_;

@@ -10,15 +10,15 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "hostif/guest/driver_ring.h"
 #include "hostif/guest/guest_memory.h"
-#include "hostif/guest/split_ring.h"
 
 namespace virtbay::guest {
 
 // A ring to be started; the descriptors stay the caller's (they are duplicated), -1 for none.
 struct RingStart {
   uint16_t size = 0;
-  uint16_t base = 0;  // the next avail index that the device takes
+  uint32_t base = 0;  // where the device goes on (virtbay::QueueConfig)
   RingAddresses addresses;
   int kick_fd = -1;
   int call_fd = -1;
@@ -44,8 +44,11 @@ class Transport {
 
   // Starts the ring, enabled.
   virtual absl::Status StartQueue(uint32_t queue, const RingStart& ring) = 0;
-  // Stops it and returns the next avail index; requests in flight have ended.
-  virtual absl::StatusOr<uint16_t> StopQueue(uint32_t queue) = 0;
+  // Stops it and returns its base; requests in flight have ended.
+  virtual absl::StatusOr<uint32_t> StopQueue(uint32_t queue) = 0;
+  // Resets one queue (virtio 1.3 2.6.1), which is stopped then; Unimplemented where the transport
+  // cannot.
+  virtual absl::Status ResetQueue(uint32_t queue) = 0;
   virtual absl::Status EnableQueue(uint32_t queue, bool enabled) = 0;
 
   // virtio 1.3 2.5; Unimplemented where the peer has no configuration space.

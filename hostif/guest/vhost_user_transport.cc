@@ -1,5 +1,6 @@
 #include "hostif/guest/vhost_user_transport.h"
 
+#include <linux/virtio_config.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -135,6 +136,7 @@ absl::StatusOr<uint64_t> VhostUserTransport::GetFeatures() {
 }
 
 absl::Status VhostUserTransport::SetFeatures(uint64_t features) {
+  packed_ = (features & uint64_t{1} << VIRTIO_F_RING_PACKED) != 0;
   return SetU64(VhostUserRequest::kSetFeatures,
                 features | (protocol_acknowledged_ ? kVhostUserFProtocolFeatures : 0));
 }
@@ -226,17 +228,21 @@ absl::Status VhostUserTransport::StartQueue(uint32_t queue, const RingStart& rin
   return protocol_acknowledged_ ? EnableQueue(queue, true) : absl::OkStatus();
 }
 
-absl::StatusOr<uint16_t> VhostUserTransport::StopQueue(uint32_t queue) {
+absl::StatusOr<uint32_t> VhostUserTransport::StopQueue(uint32_t queue) {
   const VhostUserVringState ask{.index = queue, .num = 0};
   VIRTBAY_ASSIGN_OR_RETURN(const VhostUserMessage reply,
                            Query(VhostUserRequest::kGetVringBase, BytesOf(ask)));
   VIRTBAY_ASSIGN_OR_RETURN(const VhostUserVringState state, reply.As<VhostUserVringState>());
   started_queues_.erase(queue);
-  if (state.index != queue || state.num > 0xffff) {
+  if (state.index != queue || (!packed_ && state.num > 0xffff)) {
     return absl::InternalError(absl::StrFormat("GET_VRING_BASE of ring %d: the peer said %d of %d",
                                                queue, state.num, state.index));
   }
-  return static_cast<uint16_t>(state.num);
+  return state.num;
+}
+
+absl::Status VhostUserTransport::ResetQueue(uint32_t /*queue*/) {
+  return absl::UnimplementedError("vhost-user has no message to reset one queue");
 }
 
 absl::Status VhostUserTransport::EnableQueue(uint32_t queue, bool enabled) {

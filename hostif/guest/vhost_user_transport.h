@@ -52,7 +52,8 @@ class VhostUserTransport final : public Transport {
   // SET_MEM_TABLE (at most 8 regions).
   absl::Status SetMemory(const GuestMemory& memory) override;
   absl::Status StartQueue(uint32_t queue, const RingStart& ring) override;
-  absl::StatusOr<uint16_t> StopQueue(uint32_t queue) override;
+  absl::StatusOr<uint32_t> StopQueue(uint32_t queue) override;
+  absl::Status ResetQueue(uint32_t queue) override;
   absl::Status EnableQueue(uint32_t queue, bool enabled) override;
   absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) override;
   absl::Status WriteConfig(uint32_t offset, std::span<const std::byte> data) override;
@@ -96,6 +97,7 @@ class VhostUserTransport final : public Transport {
   VhostUserOptions options_;
   uint64_t protocol_features_ = 0;
   bool protocol_acknowledged_ = false;  // bit 30
+  bool packed_ = false;
   uint32_t queue_count_ = 0;
   uint8_t status_ = 0;                       // where the peer has no STATUS
   std::vector<VhostUserRegion> regions_;     // as the peer knows them

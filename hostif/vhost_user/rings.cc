@@ -37,12 +37,26 @@ absl::StatusOr<Rings::Ring*> Rings::Find(uint32_t index) {
   return &rings_[index];
 }
 
+void Rings::SetPacked(bool packed) {
+  if (packed == packed_) return;
+  packed_ = packed;
+  for (Ring& ring : rings_) {
+    // A place in one layout means nothing in the other.
+    if (ring.started || ring.waiting) {
+      ring.waiting = ring.started = ring.base_given = false;
+      ring.base = 0;
+    }
+  }
+}
+
 absl::Status Rings::SetSize(uint32_t index, uint32_t size) {
   VIRTBAY_ASSIGN_OR_RETURN(Ring* const ring, Find(index));
-  if (!IsPowerOfTwo(size) || size > port_->max_queue_size(index)) {
-    return absl::InvalidArgumentError(absl::StrCat("ring ", index, ": size ", size,
-                                                   " is not a power of two up to ",
-                                                   port_->max_queue_size(index)));
+  // virtio 1.3 2.8.10.1: a packed ring may have any size.
+  if (size == 0 || (!packed_ && !IsPowerOfTwo(size)) || size > port_->max_queue_size(index)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ring ", index, ": size ", size,
+                     packed_ ? " is not one from 1 to " : " is not a power of two up to ",
+                     port_->max_queue_size(index)));
   }
   if (ring->size == size) return absl::OkStatus();
   VIRTBAY_RETURN_IF_ERROR(HaltIfDisabled(index, "size"));
@@ -52,7 +66,7 @@ absl::Status Rings::SetSize(uint32_t index, uint32_t size) {
 
 absl::Status Rings::SetBase(uint32_t index, uint32_t base) {
   VIRTBAY_ASSIGN_OR_RETURN(Ring* const ring, Find(index));
-  if (base > UINT16_MAX) {
+  if (!packed_ && base > UINT16_MAX) {
     return absl::InvalidArgumentError(
         absl::StrCat("ring ", index, ": index ", base, " does not fit into 16 bits"));
   }
@@ -66,7 +80,7 @@ absl::Status Rings::SetBase(uint32_t index, uint32_t base) {
     VIRTBAY_RETURN_IF_ERROR(HaltIfDisabled(index, "index"));
   }
   ring->base_given = true;
-  ring->base = static_cast<uint16_t>(base);
+  ring->base = base;
   ring->started = false;
   return StartIfReady(index);
 }
@@ -144,7 +158,7 @@ absl::Status Rings::DisableAll() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<uint16_t> Rings::Stop(uint32_t index) {
+absl::StatusOr<uint32_t> Rings::Stop(uint32_t index) {
   VIRTBAY_ASSIGN_OR_RETURN(Ring* const ring, Find(index));
   if (ring->started) {
     const absl::Status halted = Halt(index);
@@ -207,13 +221,13 @@ void Rings::Forget() {
   for (Ring& ring : rings_) ring = Ring();
 }
 
-absl::StatusOr<Rings::Place> Rings::Locate(const Ring& ring, const MemoryMap& map) {
+absl::StatusOr<Rings::Place> Rings::Locate(const Ring& ring, const MemoryMap& map) const {
   const uint64_t size = ring.size;
   Place place;
-  // virtio 1.3 2.7: the sizes of the three parts, with the two event fields.
+  // virtio 1.3 2.7 and 2.8.10: the sizes of the three parts, with the two event fields.
   VIRTBAY_ASSIGN_OR_RETURN(place.descriptors, map.UserToGuest(ring.descriptors, 16 * size));
-  VIRTBAY_ASSIGN_OR_RETURN(place.avail, map.UserToGuest(ring.avail, 6 + 2 * size));
-  VIRTBAY_ASSIGN_OR_RETURN(place.used, map.UserToGuest(ring.used, 6 + 8 * size));
+  VIRTBAY_ASSIGN_OR_RETURN(place.avail, map.UserToGuest(ring.avail, packed_ ? 4 : 6 + 2 * size));
+  VIRTBAY_ASSIGN_OR_RETURN(place.used, map.UserToGuest(ring.used, packed_ ? 4 : 6 + 8 * size));
   return place;
 }
 
@@ -242,7 +256,8 @@ absl::Status Rings::StartIfReady(uint32_t index) {
   ring.guest_descriptors = place->descriptors;
   ring.guest_avail = place->avail;
   ring.guest_used = place->used;
-  log_.Debug(absl::StrCat("ring ", index, " started: size ", ring.size, ", index ", ring.base,
+  log_.Debug(absl::StrCat("ring ", index, " started: size ", ring.size,
+                          packed_ ? ", packed, base " : ", index ", ring.base,
                           ring.enabled ? ", enabled" : ", disabled"));
   return absl::OkStatus();
 }

@@ -25,11 +25,16 @@ class Rings {
   Rings(DevicePort* port, Log log);
 
   uint32_t count() const { return static_cast<uint32_t>(rings_.size()); }
+  // What the rings that start from now on are like: VIRTIO_F_RING_PACKED was acknowledged. When
+  // that changes, none runs, and each waits for a new SET_VRING_KICK.
+  void SetPacked(bool packed);
 
-  // SET_VRING_NUM, _BASE, _ADDR: InvalidArgument for an unknown ring or a value out of range.
-  // A value that the running ring already has changes nothing. New addresses move a running ring:
-  // it stops, and goes on at the same index. A new size or index is refused while the ring runs
-  // enabled; while it runs disabled it is stopped, and starts at the next SET_VRING_KICK.
+  // SET_VRING_NUM, _BASE, _ADDR (of a packed ring: descriptors, driver and device event
+  // suppression in the places of descriptors, avail and used): InvalidArgument for an unknown ring
+  // or a value out of range. A value that the running ring already has changes nothing. New
+  // addresses move a running ring: it stops, and goes on at the same index. A new size or index is
+  // refused while the ring runs enabled; while it runs disabled it is stopped, and starts at the
+  // next SET_VRING_KICK.
   absl::Status SetSize(uint32_t index, uint32_t size);
   absl::Status SetBase(uint32_t index, uint32_t base);
   absl::Status SetAddresses(uint32_t index, const VringAddress& addresses);
@@ -48,9 +53,9 @@ class Rings {
   // RESET_OWNER.
   absl::Status DisableAll();
 
-  // GET_VRING_BASE: stops the ring if it runs and returns its next avail index; the kick and call
+  // GET_VRING_BASE: stops the ring if it runs and returns its base (QueueConfig); the kick and call
   // fds and the addresses are forgotten. DeadlineExceeded when requests in flight would not end.
-  absl::StatusOr<uint16_t> Stop(uint32_t index);
+  absl::StatusOr<uint32_t> Stop(uint32_t index);
   // Takes the rings that run disabled from the device, so that features may change, until Resume;
   // FailedPrecondition when one runs enabled.
   absl::Status SuspendDisabled();
@@ -66,7 +71,7 @@ class Rings {
  private:
   struct Ring {
     uint16_t size = 0;
-    uint16_t base = 0;
+    uint32_t base = 0;
     bool base_given = false;
     bool addressed = false;  // the three user addresses are known
     uint64_t descriptors = 0;
@@ -92,10 +97,10 @@ class Rings {
 
   absl::StatusOr<Ring*> Find(uint32_t index);
   bool Running(uint32_t index) const { return port_->queue_running(index); }
-  static absl::StatusOr<Place> Locate(const Ring& ring, const MemoryMap& map);
+  absl::StatusOr<Place> Locate(const Ring& ring, const MemoryMap& map) const;
   // OK as well when something is still missing.
   absl::Status StartIfReady(uint32_t index);
-  // Takes the ring from the device; its base is then the next avail index.
+  // Takes the ring from the device; which says where it may go on.
   absl::Status Halt(uint32_t index);
   // Makes way for a new size or index.
   absl::Status HaltIfDisabled(uint32_t index, absl::string_view what);
@@ -105,6 +110,7 @@ class Rings {
   DevicePort* port_;
   Log log_;
   std::vector<Ring> rings_;
+  bool packed_ = false;
   MemoryMapRef map_;  // null before the first
 };
 

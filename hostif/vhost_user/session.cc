@@ -1,5 +1,7 @@
 #include "hostif/vhost_user/session.h"
 
+#include <linux/virtio_config.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -8,6 +10,8 @@
 
 namespace virtbay::vhost_user {
 namespace {
+
+constexpr uint64_t kRingPackedBit = uint64_t{1} << VIRTIO_F_RING_PACKED;
 
 absl::Status Unoffered(absl::string_view what, uint64_t bits) {
   return absl::InvalidArgumentError(
@@ -45,15 +49,20 @@ Session::Session(std::unique_ptr<DevicePort> port, Log log)
       rings_(port_.get(), log_),
       memory_(port_->wants_files()) {}
 
+uint64_t Session::OfferedFeatures() const {
+  // The protocol has no message to reset one queue.
+  return port_->offered_features() & ~kFeatureRingReset;
+}
+
 absl::Status Session::GetFeatures(Message&, Reply& reply) {
-  reply.Set<uint64_t>(port_->offered_features() | kProtocolFeaturesBit);
+  reply.Set<uint64_t>(OfferedFeatures() | kProtocolFeaturesBit);
   return absl::OkStatus();
 }
 
 absl::Status Session::SetFeatures(Message& message, Reply&) {
   const uint64_t value = message.Get<uint64_t>();
   const uint64_t features = value & ~kProtocolFeaturesBit;
-  if (const uint64_t extra = features & ~port_->offered_features(); extra != 0) {
+  if (const uint64_t extra = features & ~OfferedFeatures(); extra != 0) {
     return Unoffered("features", extra);
   }
   if (!features_set_ || features != features_) {
@@ -61,6 +70,7 @@ absl::Status Session::SetFeatures(Message& message, Reply&) {
     // its rings), so rings that run disabled do not forbid new features.
     VIRTBAY_RETURN_IF_ERROR(rings_.SuspendDisabled());
     const absl::Status status = port_->SetFeatures(features);
+    if (status.ok()) rings_.SetPacked((features & kRingPackedBit) != 0);
     rings_.Resume();
     VIRTBAY_RETURN_IF_ERROR(status);
     features_ = features;
@@ -88,6 +98,7 @@ absl::Status Session::ResetDevice(Message&, Reply&) {
 
 absl::Status Session::AfterReset() {
   rings_.Forget();
+  rings_.SetPacked(false);
   features_ = 0;
   features_set_ = false;
   // The memory table is the connection's and outlives a reset: a front-end with CONFIGURE_MEM_SLOTS
@@ -152,7 +163,7 @@ absl::Status Session::SetVringBase(Message& message, Reply&) {
 
 absl::Status Session::GetVringBase(Message& message, Reply& reply) {
   const uint32_t index = message.Get<VringState>().index;
-  VIRTBAY_ASSIGN_OR_RETURN(const uint16_t base, rings_.Stop(index));
+  VIRTBAY_ASSIGN_OR_RETURN(const uint32_t base, rings_.Stop(index));
   reply.Set(VringState{index, base});
   return absl::OkStatus();
 }

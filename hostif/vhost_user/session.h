@@ -88,6 +88,7 @@ class Session {
  private:
   absl::Status ChangeMemory(absl::StatusOr<MemoryTable::Proposal> proposal);
   absl::Status AfterReset();
+  uint64_t OfferedFeatures() const;
 
   // The port is last to go: rings and channel hold nothing of it that its end would need.
   std::unique_ptr<DevicePort> port_;

@@ -138,6 +138,7 @@ int main(void) {
   MEMBER(virtbay_queue_properties, in_view);
   MEMBER(virtbay_queue_properties, out_view);
   MEMBER(virtbay_queue_properties, flags);
+  MEMBER(virtbay_queue_properties, thread_group);
   STRUCT(virtbay_device_ops);
   MEMBER(virtbay_device_ops, struct_size);
   MEMBER(virtbay_device_ops, reserved);

@@ -20,7 +20,10 @@ namespace virtbay::testing {
 
 class FakeDevice {
  public:
+  // VERSION_1, INDIRECT_DESC, EVENT_IDX.
   static constexpr uint64_t kFeatures = (uint64_t{1} << 32) | (1u << 28) | (1u << 29);
+  static constexpr uint64_t kRingPacked = uint64_t{1} << 34;
+  static constexpr uint64_t kOffered = kFeatures | kRingPacked | kFeatureRingReset;
   static constexpr uint16_t kMaxQueueSize = 256;
 
   // One ring as the device sees it.
@@ -28,7 +31,7 @@ class FakeDevice {
     bool running = false;
     bool enabled = false;
     uint16_t size = 0;
-    uint16_t base = 0;
+    uint32_t base = 0;
     uint64_t descriptors = 0;
     uint64_t avail = 0;
     uint64_t used = 0;
@@ -113,14 +116,14 @@ class FakeDevice {
       return device_.With([](State& s) { return static_cast<uint32_t>(s.config.size()); });
     }
     bool wants_files() const override { return false; }
-    uint64_t offered_features() const override { return kFeatures; }
+    uint64_t offered_features() const override { return kOffered; }
 
     absl::Status SetFeatures(uint64_t acknowledged) override {
       return device_.With([&](State& s) -> absl::Status {
         for (const Queue& queue : s.queues) {
           if (queue.running) return absl::FailedPreconditionError("a ring runs");
         }
-        if ((acknowledged & ~kFeatures) != 0) return absl::InvalidArgumentError("not offered");
+        if ((acknowledged & ~kOffered) != 0) return absl::InvalidArgumentError("not offered");
         s.features = acknowledged;
         ++s.features_set;
         return absl::OkStatus();
@@ -155,8 +158,8 @@ class FakeDevice {
         return absl::OkStatus();
       });
     }
-    absl::StatusOr<uint16_t> StopQueue(uint32_t index) override {
-      return device_.With([&](State& s) -> absl::StatusOr<uint16_t> {
+    absl::StatusOr<uint32_t> StopQueue(uint32_t index) override {
+      return device_.With([&](State& s) -> absl::StatusOr<uint32_t> {
         if (!s.stop_error.ok()) return s.stop_error;
         Queue& queue = s.queues[index];
         if (!queue.running) return absl::FailedPreconditionError("it does not run");
@@ -165,6 +168,9 @@ class FakeDevice {
         fds_[index] = Fds();
         return queue.base;
       });
+    }
+    absl::Status ResetQueue(uint32_t) override {
+      return absl::FailedPreconditionError("RING_RESET is not offered");
     }
     bool queue_running(uint32_t index) const override {
       return device_.With([&](State& s) { return s.queues[index].running; });

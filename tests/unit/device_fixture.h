@@ -23,6 +23,7 @@
 #include "hostif/guest/in_process_transport.h"
 #include "tests/support/log_capture.h"
 #include "tests/support/process_state.h"
+#include "tests/support/ring_layout.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/op_device.h"
 #include "virtbay/host.h"
@@ -53,7 +54,8 @@ class Client {
   }
   static absl::StatusOr<std::unique_ptr<Client>> Create(const DeviceHandle& device,
                                                         std::unique_ptr<guest::GuestMemory> memory,
-                                                        const guest::DriverOptions& options) {
+                                                        guest::DriverOptions options) {
+    options.packed |= kPackedRings;
     VIRTBAY_ASSIGN_OR_RETURN(auto transport, guest::InProcessTransport::Attach(device));
     std::unique_ptr<Client> client(new Client());
     client->transport_ = transport.get();
@@ -135,7 +137,7 @@ class Client {
   guest::InProcessTransport& transport() { return *transport_; }
   DevicePort& port() { return transport_->port(); }
   // The ring's configuration as it was started, without descriptors.
-  QueueConfig ConfigOf(uint32_t index, uint16_t base) {
+  QueueConfig ConfigOf(uint32_t index, uint32_t base) {
     const guest::RingAddresses where = queue(index).ring().addresses();
     QueueConfig config;
     config.size = queue(index).ring().size();
@@ -178,6 +180,16 @@ class Client {
   std::map<uint64_t, Sent> sent_;
   std::map<uint64_t, Reply> replies_;
 };
+
+// The base (QueueConfig) at which a ring of that size stands when so many of its places were taken
+// and given back.
+inline uint32_t BaseAfter(uint32_t taken, uint32_t given, uint32_t size) {
+  if (!kPackedRings) return taken & 0xffff;
+  const auto cursor = [size](uint32_t places) {
+    return places % size | (places / size % 2 == 0 ? 0x8000u : 0u);
+  };
+  return cursor(taken) | cursor(given) << 16;
+}
 
 class DeviceTest : public ::testing::Test {
  protected:

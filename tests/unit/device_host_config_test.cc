@@ -68,6 +68,7 @@ poll-window = "50us"
 poll-share = 25
 transfer-helper = false
 access-platform = true
+packed-ring = false
 dma = "direct"
 stop-deadline = "3s"
 options = { shared-dir = "/srv", readonly = true, request-queues = 4, attr-timeout = 1.5 }
@@ -103,6 +104,7 @@ arena-policy = "shared"
   EXPECT_EQ(source.spec.poll_window_max, absl::Microseconds(50));
   EXPECT_EQ(source.spec.poll_share_max_percent, 25u);
   EXPECT_TRUE(source.spec.offer_access_platform);
+  EXPECT_FALSE(source.spec.offer_packed_ring);
   EXPECT_FALSE(source.spec.transfer_helper);
   EXPECT_EQ(source.spec.dma_mode, DmaMode::kDirect);
   EXPECT_EQ(source.spec.stop_deadline, absl::Seconds(3));

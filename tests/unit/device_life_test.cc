@@ -182,7 +182,8 @@ TEST_F(DeviceTest, ThePortSaysWhatTheDeviceIs) {
   EXPECT_EQ(port->max_queue_size(3), 0);
   EXPECT_EQ(port->config_size(), 20u);
   EXPECT_EQ(port->offered_features(), uint64_t{5} | guest::kFeatureVersion1 |
-                                          guest::kFeatureIndirectDesc | guest::kFeatureEventIdx);
+                                          guest::kFeatureIndirectDesc | guest::kFeatureEventIdx |
+                                          guest::kFeatureRingPacked | guest::kFeatureRingReset);
   EXPECT_FALSE(port->queue_running(0));
   EXPECT_FALSE(port->queue_running(77));
 
@@ -200,9 +201,8 @@ TEST_F(DeviceTest, FeaturesFollowTheRules) {
   ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
   DevicePort& port = client->port();
   const uint64_t good = guest::kFeatureVersion1 | guest::kFeatureEventIdx;
-  for (const uint64_t wrong :
-       {uint64_t{2}, uint64_t{1} << 63, uint64_t{1} << 30, guest::kFeatureAccessPlatform,
-        uint64_t{1} << VIRTIO_F_RING_PACKED, UINT64_MAX}) {
+  for (const uint64_t wrong : {uint64_t{2}, uint64_t{1} << 63, uint64_t{1} << 30,
+                               guest::kFeatureAccessPlatform, guest::kFeatureInOrder, UINT64_MAX}) {
     EXPECT_THAT(port.SetFeatures(good | wrong), StatusIs(absl::StatusCode::kInvalidArgument));
   }
   EXPECT_EQ(device.Inspect()->features, client->driver().features()) << "the old ones stay";
@@ -304,7 +304,8 @@ TEST_F(DeviceTest, QueuesStartOnlyWhereThatMakesSense) {
   config = client->ConfigOf(0, 0);
   config.used += 2;
   EXPECT_THAT(port.StartQueue(0, std::move(config)),
-              StatusIs(absl::StatusCode::kInvalidArgument, "queue 0: used ring"));
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       kPackedRings ? "queue 0: device event suppression" : "queue 0: used ring"));
   config = client->ConfigOf(0, 0);
   config.avail = UINT64_MAX - 1;
   EXPECT_THAT(port.StartQueue(0, std::move(config)), StatusIs(absl::StatusCode::kInvalidArgument));
@@ -332,8 +333,8 @@ TEST_F(DeviceTest, AStoppedQueueSaysWhereItIsAndGoesOnThere) {
   uint16_t expected = 0;
   for (int round = 0; round < 20; ++round) {
     for (int i = 0; i < round; ++i, ++expected) ASSERT_OK(client->Check());
-    ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
-    EXPECT_EQ(index, expected);
+    ASSERT_OK_AND_ASSIGN(const uint32_t index, client->port().StopQueue(0));
+    EXPECT_EQ(index, BaseAfter(expected, expected, 4));
     EXPECT_FALSE(client->port().queue_running(0));
     EXPECT_THAT(client->port().StopQueue(0), StatusIs(absl::StatusCode::kFailedPrecondition));
     EXPECT_OK(client->Check(1)) << "the other queue goes on";
@@ -360,8 +361,8 @@ TEST_F(DeviceTest, StopEndsWhatIsHeld) {
   std::vector<uint64_t> held;
   for (int i = 0; i < 20; ++i) held.push_back(client->Send({.op = Op::kHold}));
   ASSERT_OK(client->Check());  // all of them have been taken
-  ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
-  EXPECT_EQ(index, 21);
+  ASSERT_OK_AND_ASSIGN(const uint32_t index, client->port().StopQueue(0));
+  EXPECT_EQ(index, BaseAfter(21, 21, 256));
   for (const uint64_t token : held) {
     EXPECT_TRUE(client->Has(token)) << "ended before StopQueue returned";
   }
@@ -374,8 +375,8 @@ TEST_F(DeviceTest, ParkedRequestsComeAgainFirstAndInOrder) {
   for (int i = 0; i < 5; ++i) parked.push_back(client->Send({.op = Op::kPark}));
   ASSERT_OK(client->Check());
   for (int round = 0; round < 3; ++round) {
-    ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
-    EXPECT_EQ(index, 6);
+    ASSERT_OK_AND_ASSIGN(const uint32_t index, client->port().StopQueue(0));
+    EXPECT_EQ(index, BaseAfter(6, 1, 256));
     for (const uint64_t token : parked) EXPECT_FALSE(client->Has(token));
     QueueConfig config = client->ConfigOf(0, index);
     config.kick.reset(fcntl(client->queue().kick_fd(), F_DUPFD_CLOEXEC, 3));
@@ -399,7 +400,7 @@ TEST_F(DeviceTest, ParkedRequestsComeAgainInAnotherMemoryMap) {
   std::vector<uint64_t> parked;
   for (int i = 0; i < 5; ++i) parked.push_back(client->Send({.op = Op::kPark}));
   ASSERT_OK(client->Check());
-  ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
+  ASSERT_OK_AND_ASSIGN(const uint32_t index, client->port().StopQueue(0));
   ASSERT_OK(client->memory().AddRegion({.address = 0x8'0000'0000, .size = 65536}));
   ASSERT_OK(client->transport().SetMemory(client->memory()));
   QueueConfig config = client->ConfigOf(0, index);
@@ -424,7 +425,7 @@ TEST_F(DeviceTest, RequestsThatEndAfterTheStopReachTheRingThatGoesOn) {
     ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
     const uint64_t slow = client->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
     ASSERT_OK(client->Check());
-    ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
+    ASSERT_OK_AND_ASSIGN(const uint32_t index, client->port().StopQueue(0));
     EXPECT_TRUE(log_.Contains("did not end within 100ms"));
     const auto finish = [&] { ASSERT_EQ(write(pipe.writer.get(), "x", 1), 1); };
     if (while_stopped) {
@@ -457,14 +458,23 @@ TEST_F(DeviceTest, ARingMadeAnewGetsNothingOfTheOldOne) {
   ASSERT_OK(client->Check());
   client->Send({.op = Op::kOffload, .fd = pipe.reader.get()});
   ASSERT_TRUE(Eventually([&] { return device.Inspect()->queues[0].in_flight == 1; }));
-  ASSERT_OK_AND_ASSIGN(const uint16_t index, client->port().StopQueue(0));
-  client->queue().ring().RawSetUsedIndex(0);
-  client->queue().ring().RawSetAvailIndex(index);
+  ASSERT_OK_AND_ASSIGN(const uint32_t index, client->port().StopQueue(0));
+  guest::LayoutRing& ring = client->queue().ring();
+  if (ring.is_packed()) {
+    for (uint16_t i = 0; i < ring.size(); ++i) ring.packed().raw_descriptor(i) = {};
+  } else {
+    ring.split().RawSetUsedIndex(0);
+    ring.split().RawSetAvailIndex(static_cast<uint16_t>(index));
+  }
   QueueConfig config = client->ConfigOf(0, index);
   ASSERT_OK(client->port().StartQueue(0, std::move(config)));
   ASSERT_EQ(write(pipe.writer.get(), "x", 1), 1);
   ASSERT_TRUE(Eventually([&] { return Metric("a", "offloaded") == 1; }));
-  EXPECT_EQ(client->queue().ring().RawUsedIndex(), 0);
+  if (ring.is_packed()) {
+    for (uint16_t i = 0; i < ring.size(); ++i) EXPECT_EQ(ring.packed().raw_descriptor(i).flags, 0);
+  } else {
+    EXPECT_EQ(ring.split().RawUsedIndex(), 0);
+  }
   ASSERT_OK(client->port().StopQueue(0));
   EXPECT_EQ(device.Inspect()->arena_slots_used, 0u);
 }

@@ -48,7 +48,7 @@ class ParkTest : public DeviceTest {
       EXPECT_EQ(reply.result, 1);
     }
   }
-  static void Restart(Client& client, uint16_t index) {
+  static void Restart(Client& client, uint32_t index) {
     QueueConfig config = client.ConfigOf(0, index);
     config.kick.reset(fcntl(client.queue().kick_fd(), F_DUPFD_CLOEXEC, 3));
     config.call.reset(fcntl(client.queue().call_fd(), F_DUPFD_CLOEXEC, 3));
@@ -113,7 +113,7 @@ TEST_F(ParkTest, ParkedRequestsAreTakenUpWhenThereAreSlots) {
   const auto queue = [&] { return device.Inspect()->queues[0]; };
   const auto parked = ParkAll(*client, 20);
   ASSERT_EQ(parked.size(), 20u);
-  ASSERT_OK_AND_ASSIGN(uint16_t index, client->port().StopQueue(0));
+  ASSERT_OK_AND_ASSIGN(uint32_t index, client->port().StopQueue(0));
   EXPECT_EQ(queue().parked, 0u);
   Restart(*client, index);
   ASSERT_TRUE(Eventually([&] { return queue().parked == 20; }));

@@ -28,7 +28,7 @@ UniqueFd Copy(int fd) { return UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 3)); }
 struct Attack {
   const char* name;
   const char* reason;
-  void (*act)(guest::SplitRing& ring, uint64_t buffer);
+  void (*act)(guest::LayoutRing& ring, uint64_t buffer);
 };
 
 void Show(guest::SplitRing& ring, uint16_t head) {
@@ -37,30 +37,38 @@ void Show(guest::SplitRing& ring, uint16_t head) {
   ring.RawSetAvailIndex(static_cast<uint16_t>(index + 1));
 }
 
-const Attack kAttacks[] = {
+const Attack kSplitAttacks[] = {
     {"AvailIndexJumps", "avail index",
-     [](guest::SplitRing& ring, uint64_t) {
+     [](guest::LayoutRing& layout, uint64_t) {
+       guest::SplitRing& ring = layout.split();
        ring.RawSetAvailIndex(static_cast<uint16_t>(ring.RawAvailIndex() + ring.size() + 1));
      }},
     {"AvailIndexGoesBack", "avail index",
-     [](guest::SplitRing& ring, uint64_t) {
+     [](guest::LayoutRing& layout, uint64_t) {
+       guest::SplitRing& ring = layout.split();
        ring.RawSetAvailIndex(static_cast<uint16_t>(ring.RawAvailIndex() - 1));
      }},
     {"HeadOutOfRange", "head index out of range",
-     [](guest::SplitRing& ring, uint64_t) { Show(ring, ring.size()); }},
+     [](guest::LayoutRing& layout, uint64_t) {
+       guest::SplitRing& ring = layout.split();
+       Show(ring, ring.size());
+     }},
     {"NextOutOfRange", "next index out of range",
-     [](guest::SplitRing& ring, uint64_t buffer) {
+     [](guest::LayoutRing& layout, uint64_t buffer) {
+       guest::SplitRing& ring = layout.split();
        ring.raw_descriptor(7) = {.addr = buffer, .len = 32, .flags = VRING_DESC_F_NEXT, .next = 8};
        Show(ring, 7);
      }},
     {"Loop", "loop",
-     [](guest::SplitRing& ring, uint64_t buffer) {
+     [](guest::LayoutRing& layout, uint64_t buffer) {
+       guest::SplitRing& ring = layout.split();
        ring.raw_descriptor(6) = {.addr = buffer, .len = 32, .flags = VRING_DESC_F_NEXT, .next = 7};
        ring.raw_descriptor(7) = {.addr = buffer, .len = 32, .flags = VRING_DESC_F_NEXT, .next = 6};
        Show(ring, 6);
      }},
     {"HeadInFlight", "already in flight",
-     [](guest::SplitRing& ring, uint64_t buffer) {
+     [](guest::LayoutRing& layout, uint64_t buffer) {
+       guest::SplitRing& ring = layout.split();
        // Held by the plugin when it comes the second time.
        ring.raw_descriptor(7) = {.addr = buffer, .len = 32, .flags = 0, .next = 0};
        const uint16_t index = ring.RawAvailIndex();
@@ -69,6 +77,55 @@ const Attack kAttacks[] = {
        ring.RawSetAvailIndex(static_cast<uint16_t>(index + 2));
      }},
 };
+
+// Makes descriptors of these ids and flags available, the last one first, so that the device sees
+// all of them or none.
+void ShowPacked(guest::LayoutRing& layout, uint64_t buffer,
+                const std::vector<std::pair<uint16_t, uint16_t>>& descriptors) {
+  guest::PackedRing& ring = layout.packed();
+  std::vector<std::pair<uint16_t, uint16_t>> places;
+  for (const auto& [id, flags] : descriptors) {
+    places.emplace_back(ring.RawNext(), static_cast<uint16_t>(flags | ring.RawAvailable()));
+    ring.RawSkip();
+  }
+  for (size_t i = places.size(); i-- > 0;) {
+    vring_packed_desc& at = ring.raw_descriptor(places[i].first);
+    at.addr = buffer;
+    at.len = 32;
+    at.id = descriptors[i].first;
+    ring.RawSetFlags(places[i].first, places[i].second);
+  }
+}
+
+constexpr uint16_t kNext = VRING_DESC_F_NEXT;
+const Attack kPackedAttacks[] = {
+    {"IdOutOfRange", "buffer id out of range",
+     [](guest::LayoutRing& ring, uint64_t buffer) {
+       ShowPacked(ring, buffer, {{ring.size(), uint16_t{0}}});
+     }},
+    {"LargestId", "buffer id out of range",
+     [](guest::LayoutRing& ring, uint64_t buffer) {
+       ShowPacked(ring, buffer, {{uint16_t{0}, kNext}, {uint16_t{0xffff}, uint16_t{0}}});
+     }},
+    {"ChainWithoutEnd", "not available",
+     [](guest::LayoutRing& ring, uint64_t buffer) {
+       ShowPacked(ring, buffer, {{uint16_t{0}, kNext}});
+     }},
+    {"ChainOfTheWholeRing", "loop",
+     [](guest::LayoutRing& ring, uint64_t buffer) {
+       ShowPacked(ring, buffer, std::vector(ring.size(), std::pair(uint16_t{0}, kNext)));
+     }},
+    {"IdInFlight", "already in flight",
+     [](guest::LayoutRing& ring, uint64_t buffer) {
+       // Held by the plugin when it comes the second time.
+       ShowPacked(ring, buffer, {{uint16_t{7}, uint16_t{0}}, {uint16_t{7}, uint16_t{0}}});
+     }},
+};
+
+std::vector<Attack> Attacks() {
+  if (kPackedRings) return {std::begin(kPackedAttacks), std::end(kPackedAttacks)};
+  return {std::begin(kSplitAttacks), std::end(kSplitAttacks)};
+}
 
 class HostileDriverTest : public DeviceTest, public ::testing::WithParamInterface<Attack> {};
 
@@ -131,7 +188,7 @@ TEST_P(HostileDriverTest, BreaksItsOwnRingOnly) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Attacks, HostileDriverTest, ::testing::ValuesIn(kAttacks),
+INSTANTIATE_TEST_SUITE_P(Attacks, HostileDriverTest, ::testing::ValuesIn(Attacks()),
                          [](const auto& attack) { return std::string(attack.param.name); });
 
 TEST_F(DeviceTest, BadChainsAreCompletedEmptyAndTheRingGoesOn) {
@@ -302,8 +359,13 @@ TEST_F(DeviceTest, ARingWhoseMemoryIsRemovedStops) {
     ASSERT_OK_AND_ASSIGN(const GuestRange buffer, client->memory().Allocate(64));
     new (buffer.host) Command{.op = Op::kHold};
     std::byte* const region = client->memory().Translate(kExtra, 65536);
-    new (region) vring_desc{.addr = buffer.address, .len = 64, .flags = 0, .next = 0};
-    new (region + 0x1002) uint16_t{1};
+    if (kPackedRings) {
+      new (region) vring_packed_desc{
+          .addr = buffer.address, .len = 64, .id = 0, .flags = guest::PackedRing::kAvail};
+    } else {
+      new (region) vring_desc{.addr = buffer.address, .len = 64, .flags = 0, .next = 0};
+      new (region + 0x1002) uint16_t{1};
+    }
     QueueConfig config;
     config.size = 16;
     config.descriptors = kExtra;
@@ -330,7 +392,11 @@ TEST_F(DeviceTest, ARingWhoseMemoryIsRemovedStops) {
     if (!parallel) {
       // The plugin ends what it held without a trace.
       ASSERT_OK(client->Call({.op = Op::kRelease, .a = 0}, "", 64, 1));
-      EXPECT_EQ(*reinterpret_cast<uint16_t*>(region + 0x2002), 0);
+      if (kPackedRings) {
+        EXPECT_EQ(reinterpret_cast<vring_packed_desc*>(region)->flags, guest::PackedRing::kAvail);
+      } else {
+        EXPECT_EQ(*reinterpret_cast<uint16_t*>(region + 0x2002), 0);
+      }
     }
     ASSERT_OK(client->driver().Restart());
     EXPECT_OK(client->Check(0));

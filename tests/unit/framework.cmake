@@ -1,6 +1,6 @@
 # framework/virtq, framework/io, framework/device.
 virtbay_add_test(virtq_test
-  SOURCES virtq_test.cc virtq_pair_test.cc
+  SOURCES virtq_test.cc virtq_layout_test.cc virtq_packed_test.cc virtq_pair_test.cc
   LIBRARIES virtbay_virtq virtbay_guest)
 virtbay_add_test(io_test SOURCES io_test.cc LIBRARIES virtbay_io)
 
@@ -15,15 +15,23 @@ virtbay_add_test(device_parts_test
   SOURCES poll_window_test.cc metrics_test.cc offload_pool_test.cc
           slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc
   LIBRARIES virtbay_device)
-virtbay_add_test(device_test
-  SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc device_park_test.cc
-          device_control_test.cc device_isolation_test.cc
-  LIBRARIES virtbay_guest)
-target_compile_definitions(device_test PRIVATE
-  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
-  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
-  VIRTBAY_RNG_PLUGIN="$<TARGET_FILE:rng>")
-add_dependencies(device_test test_op test_op_parallel rng)
+# The same over split and over packed rings.
+foreach(layout IN ITEMS split packed)
+  set(name device_test)
+  if(layout STREQUAL packed)
+    set(name device_packed_test)
+  endif()
+  virtbay_add_test(${name}
+    SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc
+            device_control_test.cc device_isolation_test.cc device_park_test.cc device_queue_test.cc
+    LIBRARIES virtbay_guest)
+  target_compile_definitions(${name} PRIVATE
+    VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+    VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+    VIRTBAY_RNG_PLUGIN="$<TARGET_FILE:rng>")
+  add_dependencies(${name} test_op test_op_parallel rng)
+endforeach()
+target_compile_definitions(device_packed_test PRIVATE VIRTBAY_TEST_PACKED_RINGS)
 virtbay_add_test(plugin_contract_test
   SOURCES plugin_contract_test.cc
   LIBRARIES virtbay_guest virtbay_bad_plugin_dir)

@@ -65,7 +65,8 @@ class FakeFs final : public Transport {
     if (queue == 1) thread_ = std::thread([this] { Loop(); });
     return absl::OkStatus();
   }
-  absl::StatusOr<uint16_t> StopQueue(uint32_t) override { return uint16_t{0}; }
+  absl::StatusOr<uint32_t> StopQueue(uint32_t) override { return 0u; }
+  absl::Status ResetQueue(uint32_t) override { return absl::UnimplementedError("no reset"); }
   absl::Status EnableQueue(uint32_t, bool) override { return absl::OkStatus(); }
   absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) override {
     VirtioFsConfig config;

@@ -81,7 +81,7 @@ TEST_F(InProcessTest, GoesOnWhereItStoppedAndStartsAnew) {
   ASSERT_OK(driver->Start());
   Fill(*driver, WaitMode::kSleep);
   ASSERT_OK(driver->Restart());
-  EXPECT_EQ(driver->queue(0).ring().RawAvailIndex(), 0u);
+  EXPECT_EQ(driver->queue(0).ring().split().RawAvailIndex(), 0u);
   Fill(*driver, WaitMode::kSleep);
 }
 
@@ -96,7 +96,7 @@ TEST_F(InProcessTest, TheNextDriverCanHaveTheDevice) {
 TEST_F(InProcessTest, ABrokenRingIsSeenByTheDriver) {
   ASSERT_OK_AND_ASSIGN(auto driver, Connect());
   // An index that is further ahead than the ring is long: the device stops and says so.
-  driver->queue(0).ring().RawSetAvailIndex(5000);
+  driver->queue(0).ring().split().RawSetAvailIndex(5000);
   driver->queue(0).Kick();
   pollfd change{.fd = driver->transport().config_fd(), .events = POLLIN, .revents = 0};
   ASSERT_EQ(::poll(&change, 1, 30'000), 1);

@@ -293,7 +293,7 @@ TEST_P(DriverQueueTest, KicksOncePerBatchAndOnlyWhenAsked) {
   EXPECT_EQ(queue_->stats().kicks, 1u);
   // The device looks by itself now.
   if (GetParam().event_idx) {
-    device_->SetAvailEvent(static_cast<uint16_t>(queue_->ring().RawAvailIndex() - 1));
+    device_->SetAvailEvent(static_cast<uint16_t>(queue_->ring().split().RawAvailIndex() - 1));
   } else {
     device_->SetNoKick(true);
   }
@@ -304,7 +304,7 @@ TEST_P(DriverQueueTest, KicksOncePerBatchAndOnlyWhenAsked) {
   EXPECT_EQ(queue_->stats().kicks, 1u);
   // And goes to sleep again.
   if (GetParam().event_idx) {
-    device_->SetAvailEvent(queue_->ring().RawAvailIndex());
+    device_->SetAvailEvent(queue_->ring().split().RawAvailIndex());
   } else {
     device_->SetNoKick(false);
   }
@@ -392,7 +392,7 @@ TEST_P(DriverQueueTest, ADeviceThatLiesIsCountedNotBelieved) {
   device_->Push(chain->head, 0);  // twice
   EXPECT_TRUE(Take().empty());
   EXPECT_EQ(queue_->ring().device_errors(), 3u);
-  queue_->ring().RawSetUsedIndex(1000);  // further than the ring is long
+  queue_->ring().split().RawSetUsedIndex(1000);  // further than the ring is long
   EXPECT_TRUE(Take().empty());
   EXPECT_EQ(queue_->ring().device_errors(), 4u);
 }
@@ -418,9 +418,9 @@ TEST_P(DriverQueueTest, ResetMakesItNew) {
 }
 
 TEST_P(DriverQueueTest, RawAccessWritesWhatItIsTold) {
-  queue_->ring().raw_descriptor(3) = {.addr = 1, .len = 2, .flags = 3, .next = 4};
-  queue_->ring().RawSetAvail(0, 3);
-  queue_->ring().RawSetAvailIndex(1);
+  queue_->ring().split().raw_descriptor(3) = {.addr = 1, .len = 2, .flags = 3, .next = 4};
+  queue_->ring().split().RawSetAvail(0, 3);
+  queue_->ring().split().RawSetAvailIndex(1);
   EXPECT_EQ(device_->AvailIndex(), 1u);
   const auto addresses = queue_->ring().addresses();
   uint64_t address = 0;

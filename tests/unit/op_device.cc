@@ -1,5 +1,5 @@
 // A plugin that does what its requests say (op_device.h). Options: queues, in_view, out_view,
-// config_size. Its counters tell what the host called.
+// config_size, group_size, in_order. Its counters tell what the host called.
 #include "tests/unit/op_device.h"
 
 #include <unistd.h>
@@ -38,6 +38,8 @@ class OpDevice : public Device {
     in_view_ = Number("in_view", 1024);
     out_view_ = Number("out_view", 1024);
     auxiliary_ = Number("auxiliary", 0) != 0;
+    group_size_ = Number("group_size", 0);
+    in_order_ = Number("in_order", 0) != 0;
     config_.resize(Number("config_size", 16));
     std::iota(reinterpret_cast<uint8_t*>(config_.data()),
               reinterpret_cast<uint8_t*>(config_.data()) + config_.size(), uint8_t{1});
@@ -59,14 +61,15 @@ class OpDevice : public Device {
 
   Properties GetProperties() const override {
     return {.queue_count = queues_,
-            .features = 0x5,
+            .features = 0x5 | (in_order_ ? uint64_t{1} << 35 : 0),
             .config_size = static_cast<uint32_t>(config_.size())};
   }
   QueueProperties GetQueueProperties(uint32_t queue) const override {
     return {.max_size = 0,
             .in_view = in_view_,
             .out_view = out_view_,
-            .auxiliary = queue == 0 && auxiliary_};
+            .auxiliary = queue == 0 && auxiliary_,
+            .thread_group = group_size_ == 0 ? 0 : queue / group_size_ + 1};
   }
   Status Negotiate(uint64_t features) override {
     __atomic_store_n(features_, features, __ATOMIC_RELAXED);
@@ -303,6 +306,8 @@ class OpDevice : public Device {
       case Op::kConfigChanged:
         host().ConfigChanged();
         return Answer(std::move(request), 0);
+      case Op::kSharesThread:
+        return Answer(std::move(request), host().OnQueueThread(command.a) ? 1 : 0);
       case Op::kWhere: {
         const int64_t where =
             (host().OnQueueThread(queue) ? 1 : 0) + (host().OnControlThread() ? 2 : 0);
@@ -371,7 +376,9 @@ class OpDevice : public Device {
   uint32_t queues_ = 1;
   uint32_t in_view_ = 0;
   uint32_t out_view_ = 0;
-  bool auxiliary_ = false;  // queue 0 is of no use by itself
+  bool auxiliary_ = false;   // queue 0 is of no use by itself
+  uint32_t group_size_ = 0;  // so many queues share a thread
+  bool in_order_ = false;
   std::vector<std::byte> config_;
   std::vector<std::vector<Kept>> kept_;  // by queue
   // Kept to the end: a report that comes too late is never made.

@@ -36,7 +36,8 @@ enum class Op : uint32_t {
   kFail,          // fails the device, then ends
   kCondemn,       // condemns the thread, then ends
   kConfigChanged,
-  kWhere,  // result: 1 on the queue's thread, +2 on the control thread
+  kSharesThread,  // result: 1 on the thread of queue `a`
+  kWhere,         // result: 1 on the queue's thread, +2 on the control thread
 };
 
 struct Command {

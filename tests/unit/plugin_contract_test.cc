@@ -290,7 +290,7 @@ TEST_F(PluginContractTest, RequestsThatNeverEndAreDroppedAtTheStop) {
   client_->queue().Publish();
   ASSERT_TRUE(Eventually([&] { return device_.Inspect()->queues[0].in_flight == 20; }));
   EXPECT_OK(neighbour_->Check());
-  ASSERT_OK_AND_ASSIGN(const uint16_t index, client_->port().StopQueue(0));
+  ASSERT_OK_AND_ASSIGN(const uint32_t index, client_->port().StopQueue(0));
   EXPECT_EQ(index, 20);
   EXPECT_TRUE(log_.Contains("bad: queue 0: requests did not end within 1s; they are dropped"));
   EXPECT_EQ(client_->queue().ring().in_flight(), 20u);

@@ -72,11 +72,12 @@ class VhostUserEndToEndTest : public ::testing::Test {
   }
 
   // A driver of its own memory, its queues running.
-  absl::StatusOr<std::unique_ptr<Driver>> Connect() {
+  absl::StatusOr<std::unique_ptr<Driver>> Connect(bool packed = false) {
     VIRTBAY_ASSIGN_OR_RETURN(auto memory, GuestMemory::Create(2 * kMiB));
     VIRTBAY_ASSIGN_OR_RETURN(auto transport, VhostUserTransport::Connect(path_));
     guest::DriverOptions options;
     options.queue_size = 64;
+    options.packed = packed;
     return Driver::Create(std::move(transport), std::move(memory), options);
   }
 
@@ -128,8 +129,41 @@ class VhostUserEndToEndTest : public ::testing::Test {
   std::unique_ptr<Server> server_;
 };
 
-TEST_F(VhostUserEndToEndTest, AGuestGetsItsRequestsServed) {
-  ASSERT_OK_AND_ASSIGN(const auto driver, Connect());
+class VhostUserLayoutTest : public VhostUserEndToEndTest,
+                            public ::testing::WithParamInterface<bool> {};
+INSTANTIATE_TEST_SUITE_P(Layouts, VhostUserLayoutTest, ::testing::Bool(), [](const auto& layout) {
+  return std::string(layout.param ? "Packed" : "Split");
+});
+
+// A ring is stopped and started over and over, with buffers that the device has not used.
+TEST_P(VhostUserLayoutTest, AStoppedRingGoesOn) {
+  ASSERT_OK_AND_ASSIGN(const auto driver, Connect(GetParam()));
+  for (int round = 0; round < 50; ++round) {
+    const auto buffers = Offer(driver.get(), 1 + static_cast<size_t>(round % 7), 64);
+    ASSERT_OK(Collect(driver.get(), buffers.size(), 64));
+    for (const guest::GuestRange& buffer : buffers) driver->memory().Free(buffer);
+    ASSERT_OK(driver->Stop());
+    if (round % 5 == 0) {
+      // What was offered to the stopped ring is found at the start.
+      const auto waiting = Offer(driver.get(), 3, 64);
+      ASSERT_OK(driver->Start());
+      ASSERT_OK(Collect(driver.get(), waiting.size(), 64));
+      for (const guest::GuestRange& buffer : waiting) driver->memory().Free(buffer);
+    } else {
+      ASSERT_OK(driver->Start());
+    }
+  }
+  EXPECT_EQ(driver->queue(0).ring().device_errors(), 0u);
+}
+
+TEST_P(VhostUserLayoutTest, OneQueueCannotBeReset) {
+  ASSERT_OK_AND_ASSIGN(const auto driver, Connect(GetParam()));
+  EXPECT_EQ(driver->features() & guest::kFeatureRingReset, 0u);
+  EXPECT_THAT(driver->ResetQueue(0), testing::StatusIs(absl::StatusCode::kUnimplemented));
+}
+
+TEST_P(VhostUserLayoutTest, AGuestGetsItsRequestsServed) {
+  ASSERT_OK_AND_ASSIGN(const auto driver, Connect(GetParam()));
   EXPECT_EQ(driver->features() & guest::kFeatureVersion1, guest::kFeatureVersion1);
   for (int round = 0; round < 20; ++round) {
     const auto buffers = Offer(driver.get(), 60, 512);

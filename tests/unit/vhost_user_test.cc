@@ -11,7 +11,9 @@ namespace virtbay::vhost_user {
 namespace {
 
 TEST_F(VhostUserTest, OffersFeaturesAndCounts) {
-  EXPECT_EQ(front_.Get(Request::kGetFeatures), FakeDevice::kFeatures | kProtocolFeaturesBit);
+  // RING_RESET has no message here.
+  EXPECT_EQ(front_.Get(Request::kGetFeatures),
+            FakeDevice::kFeatures | FakeDevice::kRingPacked | kProtocolFeaturesBit);
   Negotiate();
   EXPECT_EQ(front_.Get(Request::kGetQueueNum), 2u);
   EXPECT_EQ(front_.Get(Request::kGetMaxMemSlots), 509u);
@@ -238,6 +240,73 @@ TEST_F(VhostUserTest, ADriverIsBoundAgainWithoutGetVringBase) {
   EXPECT_EQ(device_.queue(0).base, 0);
   ASSERT_EQ(front_.Ack(Request::kSetVringEnable, VringState{0, 1}), 0);
   EXPECT_TRUE(device_.queue(0).enabled);
+}
+
+// ---- packed rings
+// --------------------------------------------------------------------------------
+
+class VhostUserPackedTest : public VhostUserTest {
+ protected:
+  static constexpr uint64_t kPacked =
+      FakeDevice::kFeatures | FakeDevice::kRingPacked | kProtocolFeaturesBit;
+
+  void SetUp() override {
+    VhostUserTest::SetUp();
+    Negotiate();
+    ASSERT_EQ(front_.Ack(Request::kSetFeatures, kPacked), 0);
+    ShareMemory();
+  }
+};
+
+TEST_F(VhostUserPackedTest, ABaseCarriesBothPlacesAndWrapCounters) {
+  for (const uint32_t base : {0x8000u, 0x0000'0001u, 0x8004'8005u, 0x803f'0001u, 0xffff'ffffu}) {
+    StartRing(0, base);
+    EXPECT_EQ(device_.queue(0).base, base);
+    ASSERT_TRUE(front_.Send(Request::kGetVringBase, VringState{0, 0}));
+    const auto reply = front_.Receive();
+    ASSERT_TRUE(reply.has_value());
+    EXPECT_EQ(reply->As<VringState>().num, base);
+  }
+  // Not given: a new ring.
+  ASSERT_EQ(front_.Ack(Request::kSetVringNum, VringState{1, 64}), 0);
+  ASSERT_EQ(front_.Ack(Request::kSetVringAddr, Addresses(1)), 0);
+  ASSERT_EQ(front_.Ack(Request::kSetVringKick, uint64_t{1} | kVringFdNone), 0);
+  EXPECT_TRUE(device_.queue(1).running);
+  EXPECT_EQ(device_.queue(1).base, 0u);
+}
+
+TEST_F(VhostUserPackedTest, SizesNeedNotBePowersOfTwo) {
+  for (const uint32_t size : {1u, 3u, 100u, 255u}) {
+    EXPECT_EQ(front_.Ack(Request::kSetVringNum, VringState{0, size}), 0) << size;
+  }
+  for (const uint32_t size : {0u, FakeDevice::kMaxQueueSize + 1u, 65'536u + 100u}) {
+    EXPECT_GT(front_.Ack(Request::kSetVringNum, VringState{0, size}), 0) << size;
+  }
+}
+
+// Its event suppression areas are four bytes each, wherever they are.
+TEST_F(VhostUserPackedTest, ThePartsOfThePackedRingAreLookedFor) {
+  VringAddress at = Addresses(0);
+  ASSERT_EQ(front_.Ack(Request::kSetVringNum, VringState{0, 64}), 0);
+  ASSERT_EQ(front_.Ack(Request::kSetVringBase, VringState{0, 0x8000}), 0);
+  ASSERT_EQ(front_.Ack(Request::kSetVringKick, uint64_t{0} | kVringFdNone), 0);
+  // The last bytes of memory, too few for the areas of a split ring.
+  at.avail = kUser + kMiB - 8;
+  at.used = at.avail + 4;
+  ASSERT_EQ(front_.Ack(Request::kSetVringAddr, at), 0);
+  EXPECT_TRUE(device_.queue(0).running);
+}
+
+// What was known of a ring in one layout is nothing in the other.
+TEST_F(VhostUserPackedTest, AnotherLayoutWaitsForANewStart) {
+  StartRing(0, 0x8005);
+  ASSERT_EQ(front_.Ack(Request::kSetFeatures, FakeDevice::kFeatures | kProtocolFeaturesBit), 0);
+  EXPECT_FALSE(device_.queue(0).running);
+  EXPECT_GT(front_.Ack(Request::kSetVringNum, VringState{0, 100}), 0);
+  EXPECT_GT(front_.Ack(Request::kSetVringBase, VringState{0, 0x8000'8000}), 0);
+  ASSERT_EQ(front_.Ack(Request::kSetVringKick, uint64_t{0} | kVringFdNone), 0);
+  EXPECT_TRUE(device_.queue(0).running);
+  EXPECT_EQ(device_.queue(0).base, 0u);
 }
 
 TEST_F(VhostUserTest, ResetForgetsRingsAndFeaturesButNotMemory) {

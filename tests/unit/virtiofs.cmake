@@ -12,3 +12,11 @@ virtbay_add_test(virtiofs_test
   LIBRARIES virtbay_guest virtbay_shares)
 target_compile_definitions(virtiofs_test PRIVATE VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>")
 add_dependencies(virtiofs_test virtiofs)
+# What a session does, over packed rings.
+virtbay_add_test(virtiofs_packed_test
+  SOURCES virtiofs_ops_test.cc virtiofs_dir_test.cc virtiofs_hostile_test.cc virtiofs_session_test.cc
+          virtiofs_deadlock_test.cc
+  LIBRARIES virtbay_guest virtbay_shares)
+target_compile_definitions(virtiofs_packed_test PRIVATE
+  VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>" VIRTBAY_TEST_PACKED_RINGS)
+add_dependencies(virtiofs_packed_test virtiofs)

@@ -18,6 +18,7 @@
 #include "hostif/guest/fuse_session.h"
 #include "hostif/guest/in_process_transport.h"
 #include "tests/support/log_capture.h"
+#include "tests/support/ring_layout.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 #include "virtbay/host.h"
@@ -73,6 +74,7 @@ class Share {
   // A new front-end, after the old one has gone.
   void Connect(guest::FuseSessionOptions options = {}) {
     session_.reset();
+    options.packed |= kPackedRings;
     auto transport = guest::InProcessTransport::Attach(device_);
     EXPECT_OK(transport);
     if (!transport.ok()) return;

@@ -1,5 +1,6 @@
-// The device side of a split ring against the driver side of hostif/guest over random chains, two
-// threads that sleep by the notification rules, and a driver that rewrites everything meanwhile.
+// The device side of both ring layouts against the driver side of hostif/guest over random chains,
+// two threads that sleep by the notification rules, and a driver that rewrites everything
+// meanwhile.
 #include <poll.h>
 
 #include <algorithm>
@@ -8,12 +9,15 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
+#include "framework/virtq/packed_ring.h"
 #include "framework/virtq/split_ring.h"
 #include "hostif/guest/driver_queue.h"
 #include "hostif/guest/guest_memory.h"
@@ -43,44 +47,81 @@ struct PairOptions {
   uint16_t size;
   uint16_t indirect_max;
   bool event_idx;
+  bool packed = false;
+  bool in_order = false;
 };
 
 std::ostream& operator<<(std::ostream& out, const PairOptions& o) {
   return out << "size " << o.size << ", indirect " << o.indirect_max << ", event_idx "
-             << o.event_idx;
+             << o.event_idx << (o.packed ? ", packed" : ", split")
+             << (o.in_order ? ", in order" : "");
 }
 
 class DifferentialTest : public ::testing::TestWithParam<PairOptions> {};
 
-// The device side with its event-idx mode behind one interface.
+guest::QueueOptions DriverOptions(const PairOptions& options) {
+  return {.ring = {.size = options.size,
+                   .indirect_max = options.indirect_max,
+                   .event_idx = options.event_idx,
+                   .packed = options.packed,
+                   .in_order = options.in_order}};
+}
+
+// The device side of any layout and mode behind one interface.
 class DeviceRing {
  public:
-  DeviceRing(const SplitRingMemory& memory, bool event_idx, bool indirect)
-      : event_(memory, 0, indirect), flags_(memory, 0, indirect), event_idx_(event_idx) {}
+  static absl::StatusOr<DeviceRing> Create(const MemoryMap& map, const guest::RingAddresses& at,
+                                           const PairOptions& options) {
+    const RingAddresses where{options.size, at.descriptors, at.avail, at.used};
+    const bool indirect = options.indirect_max != 0;
+    DeviceRing ring;
+    if (options.packed) {
+      VIRTBAY_ASSIGN_OR_RETURN(const auto memory, PackedRingMemory::Create(map, where));
+      ring.Make<PackedRing>(memory, kPackedFreshPosition, options, indirect);
+    } else {
+      VIRTBAY_ASSIGN_OR_RETURN(const auto memory, SplitRingMemory::Create(map, where));
+      ring.Make<SplitRing>(memory, 0, options, indirect);
+    }
+    return ring;
+  }
   template <typename F>
   auto With(F f) {
-    return event_idx_ ? f(event_) : f(flags_);
+    return std::visit(f, *ring_);
   }
 
  private:
-  SplitRing<true> event_;
-  SplitRing<false> flags_;
-  bool event_idx_;
+  template <template <bool, bool> class Ring, typename Memory>
+  void Make(const Memory& memory, uint32_t position, const PairOptions& options, bool indirect) {
+    if (options.event_idx) {
+      if (options.in_order) {
+        ring_.emplace(Ring<true, true>(memory, position, indirect));
+      } else {
+        ring_.emplace(Ring<true, false>(memory, position, indirect));
+      }
+    } else if (options.in_order) {
+      ring_.emplace(Ring<false, true>(memory, position, indirect));
+    } else {
+      ring_.emplace(Ring<false, false>(memory, position, indirect));
+    }
+  }
+
+  std::optional<std::variant<SplitRing<false>, SplitRing<true>, SplitRing<false, true>,
+                             SplitRing<true, true>, PackedRing<false>, PackedRing<true>,
+                             PackedRing<false, true>, PackedRing<true, true>>>
+      ring_;
 };
+
+UsedEntry Used(const Chain& chain, uint32_t written) {
+  return {chain.head(), static_cast<uint16_t>(chain.ring_descriptors()), written, chain.writable_bytes() == 0};
+}
 
 TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
   const PairOptions options = GetParam();
   ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
-  ASSERT_OK_AND_ASSIGN(
-      auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
-                                                               .indirect_max = options.indirect_max,
-                                                               .event_idx = options.event_idx}}));
+  ASSERT_OK_AND_ASSIGN(auto driver, DriverQueue::Create(memory.get(), DriverOptions(options)));
   ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
-  const guest::RingAddresses where = driver->ring().addresses();
-  ASSERT_OK_AND_ASSIGN(
-      const SplitRingMemory ring_memory,
-      SplitRingMemory::Create(*map, {options.size, where.descriptors, where.avail, where.used}));
-  DeviceRing device(ring_memory, options.event_idx, options.indirect_max != 0);
+  ASSERT_OK_AND_ASSIGN(DeviceRing device,
+                       DeviceRing::Create(*map, driver->ring().addresses(), options));
   ASSERT_OK_AND_ASSIGN(const GuestRange data, memory->Allocate(1024 * kKiB));
 
   struct Buffer {
@@ -94,7 +135,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
   const auto dice = [&](uint64_t n) { return random() % n; };
   std::deque<Buffer> buffers;  // index = token - first
   uint64_t first = 0;
-  std::vector<std::pair<uint16_t, Chain>> held;  // popped by the device, not answered
+  std::vector<Chain> held;  // popped by the device, not answered
 
   // Each buffer in flight owns a stripe of the data area; stripes are reused in turn.
   constexpr uint64_t kStripe = 2048;
@@ -144,7 +185,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
         for (int32_t n = available == 0
                              ? 0
                              : static_cast<int32_t>(dice(static_cast<uint64_t>(available) + 1));
-             n > 0; --n) {
+             n > 0 && device.With([](auto& ring) { return ring.More(); }); --n) {
           Chain chain;
           ASSERT_EQ(device.With([&](auto& ring) { return ring.Pop(*map, &chain); }),
                     ChainError::kNone);
@@ -158,7 +199,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
           ASSERT_EQ(chain.readable_bytes(), buffer.sent.size());
           ASSERT_EQ(chain.writable_bytes(), buffer.room);
           ASSERT_EQ(Total(chain.writable()), buffer.room);
-          held.emplace_back(chain.head(), std::move(chain));
+          held.push_back(std::move(chain));
         }
         break;
       }
@@ -166,7 +207,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
         const uint64_t count = held.empty() ? 0 : dice(held.size()) + 1;
         for (uint64_t i = 0; i < count; ++i) {
           Buffer& buffer = buffers[answered - first];
-          const auto& [head, chain] = held[i];
+          const Chain& chain = held[i];
           buffer.written = static_cast<uint32_t>(dice(buffer.room + 1));
           uint32_t left = buffer.written;
           for (const iovec& part : chain.writable()) {
@@ -179,7 +220,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
             left -= n;
           }
           ASSERT_EQ(left, 0u);
-          device.With([&, h = head](auto& ring) { ring.PushUsed(h, buffer.written); });
+          device.With([&](auto& ring) { ring.PushUsed(Used(chain, buffer.written)); });
           ++answered;
         }
         held.erase(held.begin(), held.begin() + static_cast<std::ptrdiff_t>(count));
@@ -219,31 +260,26 @@ TEST_P(DifferentialTest, NoNotificationIsLost) {
   const PairOptions options = GetParam();
   constexpr uint32_t kChains = VIRTBAY_TEST_SANITIZED ? 5'000 : 20'000;
   ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
-  ASSERT_OK_AND_ASSIGN(
-      auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
-                                                               .indirect_max = options.indirect_max,
-                                                               .event_idx = options.event_idx}}));
+  ASSERT_OK_AND_ASSIGN(auto driver, DriverQueue::Create(memory.get(), DriverOptions(options)));
   ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
-  const guest::RingAddresses where = driver->ring().addresses();
-  ASSERT_OK_AND_ASSIGN(
-      const SplitRingMemory ring_memory,
-      SplitRingMemory::Create(*map, {options.size, where.descriptors, where.avail, where.used}));
+  ASSERT_OK_AND_ASSIGN(DeviceRing device,
+                       DeviceRing::Create(*map, driver->ring().addresses(), options));
   ASSERT_OK_AND_ASSIGN(const GuestRange data, memory->Allocate(64));
 
   const int kick = driver->kick_fd();
   const int call = driver->call_fd();
   std::atomic<bool> lost{false};
   std::thread device_thread([&] {
-    DeviceRing device(ring_memory, options.event_idx, options.indirect_max != 0);
     Chain chain;
     uint32_t done = 0;
     while (done < kChains) {
       device.With([](auto& ring) { ring.DisableKicks(); });
       int32_t available = device.With([](auto& ring) { return ring.Available(); });
-      for (; available > 0; --available, ++done) {
+      for (; available > 0 && device.With([](auto& ring) { return ring.More(); });
+           --available, ++done) {
         device.With([&](auto& ring) {
           if (ring.Pop(*map, &chain) != ChainError::kNone) lost = true;
-          ring.PushUsed(chain.head(), 0);
+          ring.PushUsed(Used(chain, 0));
         });
       }
       const bool notify =
@@ -292,15 +328,10 @@ TEST_P(DifferentialTest, EachNotificationCounts) {
   const PairOptions options = GetParam();
   constexpr uint32_t kRounds = VIRTBAY_TEST_SANITIZED ? 10'000 : 60'000;
   ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
-  ASSERT_OK_AND_ASSIGN(
-      auto driver, DriverQueue::Create(memory.get(), {.ring = {.size = options.size,
-                                                               .indirect_max = options.indirect_max,
-                                                               .event_idx = options.event_idx}}));
+  ASSERT_OK_AND_ASSIGN(auto driver, DriverQueue::Create(memory.get(), DriverOptions(options)));
   ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
-  const guest::RingAddresses where = driver->ring().addresses();
-  ASSERT_OK_AND_ASSIGN(
-      const SplitRingMemory ring_memory,
-      SplitRingMemory::Create(*map, {options.size, where.descriptors, where.avail, where.used}));
+  ASSERT_OK_AND_ASSIGN(DeviceRing device,
+                       DeviceRing::Create(*map, driver->ring().addresses(), options));
   ASSERT_OK_AND_ASSIGN(const GuestRange data, memory->Allocate(64));
 
   const int kick = driver->kick_fd();
@@ -308,7 +339,6 @@ TEST_P(DifferentialTest, EachNotificationCounts) {
   std::atomic<bool> failed{false};
   std::atomic<bool> stop{false};
   std::thread device_thread([&] {
-    DeviceRing device(ring_memory, options.event_idx, options.indirect_max != 0);
     std::mt19937 random(3);
     Chain chain;
     while (!stop && !failed) {
@@ -316,7 +346,7 @@ TEST_P(DifferentialTest, EachNotificationCounts) {
       while (device.With([](auto& ring) { return ring.Available(); }) > 0) {
         device.With([&](auto& ring) {
           if (ring.Pop(*map, &chain) != ChainError::kNone) failed = true;
-          ring.PushUsed(chain.head(), 0);
+          ring.PushUsed(Used(chain, 0));
         });
       }
       // The driver falls asleep at any moment of what follows.
@@ -397,11 +427,28 @@ TEST(NotificationRuleTest, ShouldNotifyIsTheSpecifications) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rings, DifferentialTest,
-                         ::testing::Values(PairOptions{1, 0, false}, PairOptions{2, 0, true},
-                                           PairOptions{8, 4, false}, PairOptions{16, 0, true},
-                                           PairOptions{64, 16, true}, PairOptions{256, 128, false},
-                                           PairOptions{256, 0, true}, PairOptions{1024, 8, true}));
+// Every mode over both layouts.
+std::vector<PairOptions> Pairs() {
+  std::vector<PairOptions> pairs;
+  for (const bool packed : {false, true}) {
+    for (const bool in_order : {false, true}) {
+      for (PairOptions options :
+           {PairOptions{1, 0, false}, PairOptions{2, 0, true}, PairOptions{8, 4, false},
+            PairOptions{16, 0, true}, PairOptions{64, 16, true}, PairOptions{256, 128, false},
+            PairOptions{256, 0, true}, PairOptions{1024, 8, true}}) {
+        options.packed = packed;
+        options.in_order = in_order;
+        pairs.push_back(options);
+      }
+    }
+  }
+  // A packed ring's size is any.
+  pairs.push_back({3, 0, true, true, false});
+  pairs.push_back({100, 8, true, true, true});
+  return pairs;
+}
+
+INSTANTIATE_TEST_SUITE_P(Rings, DifferentialTest, ::testing::ValuesIn(Pairs()));
 
 // Guest memory of three regions: two that touch, and one behind a hole.
 constexpr uint64_t kLow = 0x10000;

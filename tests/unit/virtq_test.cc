@@ -595,7 +595,7 @@ TEST(SplitRingAddressTest, PartsAtTheTopOfMemoryDoNotOverlapEither) {
 
 TEST(ChainErrorTest, EveryErrorHasANameOfItsOwn) {
   std::vector<std::string> names;
-  for (int i = 0; i <= static_cast<int>(ChainError::kHeadInFlight); ++i) {
+  for (int i = 0; i <= static_cast<int>(ChainError::kUnfinished); ++i) {
     names.emplace_back(ChainErrorName(static_cast<ChainError>(i)));
   }
   for (size_t i = 0; i < names.size(); ++i) {

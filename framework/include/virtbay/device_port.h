@@ -18,14 +18,22 @@
 
 namespace virtbay {
 
-// A ring to be started (virtio 1.3 2.7): size in descriptors (a power of two, 1 to 32768), guest
-// addresses of its three parts, and the index of the next entry to take from avail.
+// VIRTIO_F_RING_RESET (virtio 1.3 2.6.1): offered by a port, but for a front-end that has no way to
+// reset a queue (vhost-user) not to be passed on.
+inline constexpr uint64_t kFeatureRingReset = uint64_t{1} << 40;
+
+// A ring to be started: size in descriptors (1 to 32768, of a split ring a power of two), and guest
+// addresses of its parts: those of a split ring (virtio 1.3 2.7), or with VIRTIO_F_RING_PACKED
+// descriptor ring, driver and device event suppression (2.8).
+// `base` is where it goes on. Split: the index of the next entry to take from avail. Packed: bits 0
+// to 14 the place of the next descriptor to take, bit 15 the driver's wrap counter, bits 16 to 31
+// the same of the next one to give back (0: where it takes the next).
 struct QueueConfig {
   uint16_t size = 0;
   uint64_t descriptors = 0;
   uint64_t avail = 0;
   uint64_t used = 0;
-  uint16_t base = 0;
+  uint32_t base = 0;
   SharedFd kick;  // eventfd or pipe that the driver writes; none: the ring is polled
   SharedFd call;  // eventfd or pipe that the device writes; none: no notifications
   SharedFd error;
@@ -73,13 +81,17 @@ class DevicePort {
 
   // Starts the ring and polls it once without waiting for a kick.
   virtual absl::Status StartQueue(uint32_t queue, QueueConfig config) = 0;
-  // Stops taking chains, waits for those in flight up to the stop deadline, and returns the next
-  // avail index. Requests that do not end in time do not keep the driver from that answer. With a
-  // line in the log they stay behind: if the ring is started again in the same place where it
-  // stopped they are answered there, else what becomes of them reaches nobody. FailedPrecondition
-  // when it does not run; DeadlineExceeded when the queue's thread itself does not answer (a
-  // callback that hangs): the device has failed then.
-  virtual absl::StatusOr<uint16_t> StopQueue(uint32_t queue) = 0;
+  // Stops taking chains, waits for those in flight up to the stop deadline, and returns the base
+  // (QueueConfig) from which it may go on. Requests that do not end in time do not keep the driver
+  // from that answer. With a line in the log they stay behind: if the ring is started again in the
+  // same place where it stopped they are answered there, else what becomes of them reaches nobody.
+  // FailedPrecondition when it does not run; DeadlineExceeded when the queue's thread itself does
+  // not answer (a callback that hangs): the device has failed then.
+  virtual absl::StatusOr<uint32_t> StopQueue(uint32_t queue) = 0;
+  // virtio 1.3 2.6.1: the same, but the ring is abandoned: nothing of it is answered any more, and
+  // StartQueue makes it anew, wherever that is; the other queues go on meanwhile. A ring that does
+  // not run is forgotten. FailedPrecondition without VIRTIO_F_RING_RESET.
+  virtual absl::Status ResetQueue(uint32_t queue) = 0;
   virtual bool queue_running(uint32_t queue) const = 0;
   // A disabled ring stays started and takes nothing.
   virtual absl::Status EnableQueue(uint32_t queue, bool enabled) = 0;

@@ -63,6 +63,7 @@ struct DeviceSpec {
   ArenaPolicy arena_policy = ArenaPolicy::kPrivate;
   uint64_t arena_size = 64u << 20;     // kPrivate: bytes, rounded up to 2 MiB
   uint16_t queue_size_max = 1024;      // power of two
+  bool offer_packed_ring = true;       // VIRTIO_F_RING_PACKED (virtio 1.3 2.8)
   bool offer_access_platform = false;  // VIRTIO_F_ACCESS_PLATFORM (virtio 1.3 6); kAperture: always
   // Adaptive polling: a queue thread keeps looking at its rings for up to this long after work
   // while requests keep arriving; zero turns polling off.
@@ -97,7 +98,9 @@ struct QueueStats {
   bool running = false;
   bool broken = false;
   // Where its ring lies in guest memory (virtio 1.3 2.7), in descriptors and guest addresses; a
-  // size of 0 while it does not run.
+  // size of 0 while it does not run. Packed (2.8): avail and used are the event suppression areas
+  // of driver and device.
+  bool ring_packed = false;
   uint16_t ring_size = 0;
   uint64_t ring_descriptors = 0;
   uint64_t ring_avail = 0;

@@ -358,7 +358,8 @@ struct virtbay_host {
 
 /** @name virtbay_device_type flags */
 /** @{ */
-#define VIRTBAY_DEVICE_QUEUE_PARALLEL 1u /**< every queue may have a thread of its own */
+/** Every queue may have a thread of its own; see virtbay_queue_properties::thread_group. */
+#define VIRTBAY_DEVICE_QUEUE_PARALLEL 1u
 /** @} */
 
 /** A device type of a plugin. */
@@ -375,7 +376,9 @@ typedef struct virtbay_device_properties {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */
   uint32_t queue_count; /**< at least 1 */
   uint64_t
-      features[2]; /**< device-type bits (virtio 1.3 2.2); the host adds ring and transport bits */
+      features[2]; /**< device-type bits (virtio 1.3 2.2); the host adds ring and transport bits,
+                      but for VIRTIO_F_IN_ORDER (35), which a device offers itself whose requests
+                      may wait for each other's end: the host then puts their answers in order */
   uint32_t config_size; /**< bytes of configuration space, at most 4096 */
   uint32_t reserved;    /**< zero */
 } virtbay_device_properties;
@@ -393,6 +396,9 @@ typedef struct virtbay_queue_properties {
   uint32_t in_view;     /**< readable bytes copied into the arena before on_requests */
   uint32_t out_view;    /**< arena bytes for the head of the reply; in_view + out_view <= 256 KiB */
   uint32_t flags;       /**< VIRTBAY_QUEUE_* */
+  /** Since ABI 1.2, for a device with VIRTBAY_DEVICE_QUEUE_PARALLEL: queues with the same number
+   * are served by one thread, as the receive and transmit queue of a pair; 0: one of its own. */
+  uint32_t thread_group;
 } virtbay_queue_properties;
 
 /**

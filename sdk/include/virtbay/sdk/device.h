@@ -29,16 +29,18 @@ namespace virtbay::sdk {
 /// What an initialised device asks for and offers.
 struct Properties {
   uint32_t queue_count = 1;  ///< at least 1
-  uint64_t features = 0;     ///< device-type bits 0 to 23 and 50 to 63 (virtio 1.3 2.2)
+  uint64_t features = 0;     ///< device-type bits 0 to 23 and 50 to 63 (virtio 1.3 2.2), and
+                             ///< VIRTIO_F_IN_ORDER (35): see virtbay_device_properties
   uint32_t config_size = 0;  ///< bytes, at most 4096
 };
 
 /// What one queue asks for.
 struct QueueProperties {
-  uint32_t max_size = 0;     ///< 0: the host's limit
-  uint32_t in_view = 1024;   ///< readable bytes in Request::in, copied before OnRequests
-  uint32_t out_view = 1024;  ///< bytes of Request::out
-  bool auxiliary = false;    ///< of no use by itself, see VIRTBAY_QUEUE_AUXILIARY
+  uint32_t max_size = 0;      ///< 0: the host's limit
+  uint32_t in_view = 1024;    ///< readable bytes in Request::in, copied before OnRequests
+  uint32_t out_view = 1024;   ///< bytes of Request::out
+  bool auxiliary = false;     ///< of no use by itself, see VIRTBAY_QUEUE_AUXILIARY
+  uint32_t thread_group = 0;  ///< queues with the same number share a thread; 0: one of its own
 };
 
 /// A device of the plugin. Init and GetProperties and OnRequests must be given; the rest has
@@ -216,6 +218,9 @@ struct DeviceGlue {
       out->out_view = p.out_view;
       constexpr size_t kEnd = offsetof(virtbay_queue_properties, flags) + sizeof(out->flags);
       if (out->struct_size >= kEnd) out->flags = p.auxiliary ? VIRTBAY_QUEUE_AUXILIARY : 0;
+      constexpr size_t kGroupEnd =
+          offsetof(virtbay_queue_properties, thread_group) + sizeof(out->thread_group);
+      if (out->struct_size >= kGroupEnd) out->thread_group = p.thread_group;
       return {};
     });
   }
