@@ -1,4 +1,4 @@
-"""The virtqueue runtime with a null device: chains/s, cycles and system calls per chain, idle cost."""
+"""The virtqueue runtime with a null device: chains/s, cycles and system calls per chain over split and packed rings, idle cost."""
 import argparse
 import json
 import pathlib
@@ -18,6 +18,9 @@ METRICS = {
     "resident_running_kib": ("KiB", False),
     "cpu_us_per_s": ("us/s", False),
 }
+
+# Layout of the ring -> subject; the split ring is the project's figure since it had only that.
+SUBJECTS = {"split": "virtbay", "packed": "virtbay packed"}
 
 
 def arguments():
@@ -42,10 +45,11 @@ def measure(args, results):
         for text in bench.stdout:
             line = json.loads(text)
             workload = f"{line.pop('workload')}.{line.pop('wait')}"
-            progress.show(f"repetition {repetition + 1} of {args.repetitions}: {workload}")
+            subject = SUBJECTS[line.pop("layout")]
+            progress.show(f"repetition {repetition + 1} of {args.repetitions}: {workload}, {subject}")
             for field, value in line.items():
                 unit, higher = METRICS[field]
-                results.add(workload, "virtbay", field, unit, higher, value)
+                results.add(workload, subject, field, unit, higher, value)
         if bench.wait() != 0:
             sys.exit(1)
         progress.show(f"repetition {repetition + 1} of {args.repetitions}: done", step=True)
@@ -77,11 +81,20 @@ def main():
     results.write_json(args.out / "virtq.json")
     report.svg_bars(args.out / "virtq.svg", "Chains per second of a null device, medians and ranges", results,
                     "chains_per_s", "virtbay")
-    get = lambda workload, metric: report.number(results.median(workload, "virtbay", metric))
-    columns = ["chains_per_s", "cycles_per_chain", "syscalls_per_chain", "kicks_per_chain", "calls_per_chain"]
-    rows = [[w] + [get(w, c) for c in columns] for w in results.workloads() if not w.startswith("idle")]
-    print(report.table(["workload", "chains/s", "cycles/chain", "syscalls/chain", "kicks/chain", "calls/chain"], rows))
-    print("\nb1, b8, b32: chains per publish. send: one descriptor of 64 bytes; reply: a second one of 16 bytes back.")
+    median = lambda workload, metric, layout: results.median(workload, SUBJECTS[layout], metric)
+    get = lambda workload, metric, layout="split": report.number(median(workload, metric, layout))
+    columns = ["cycles_per_chain", "syscalls_per_chain", "kicks_per_chain", "calls_per_chain"]
+    rows = []
+    for w in results.workloads():
+        if w.startswith("idle"):
+            continue
+        rates = [median(w, "chains_per_s", layout) for layout in ("packed", "split")]
+        row = [w, get(w, "chains_per_s"), get(w, "chains_per_s", "packed"), report.times(report.ratio(*rates))]
+        rows.append(row + [f"{get(w, c)} {get(w, c, 'packed')}" for c in columns])
+    print(report.table(["workload", "split chains/s", "packed", "ratio", "cycles/chain", "syscalls/chain", "kicks/chain",
+                        "calls/chain"], rows))
+    print("\nTwo figures: over a split ring, over a packed one.")
+    print("b1, b8, b32: chains per publish. send: one descriptor of 64 bytes; reply: a second one of 16 bytes back.")
     print("poll: both sides spin, the ring kept full. sleep: a batch, then both sides sleep until it is done.")
     print("cycles: of the device's thread, spinning included.\n")
     print(f"idle device: {get('idle_device.sleep', 'resident_added_kib')} KiB resident when added, "

@@ -1,6 +1,6 @@
 // virtq_bench: what the framework costs per chain: a null device in this process, driven over one
-// split ring, both sides spinning or both sleeping, and what an idle device keeps resident. Prints
-// a JSON line per measurement. scripts/bench.sh virtq runs it.
+// ring of either layout, both sides spinning or both sleeping, and what an idle device keeps
+// resident. Prints a JSON line per measurement. scripts/bench.sh virtq runs it.
 #if defined(__x86_64__)
 #include <x86intrin.h>
 #endif
@@ -37,6 +37,7 @@ struct Case {
   uint32_t batch;
   bool poll;
   bool reply;  // a second, writable descriptor
+  bool packed;
 };
 
 constexpr uint16_t kRing = 256;
@@ -66,12 +67,13 @@ DeviceSpec Spec(const Options& options, const std::string& name, bool poll) {
 }
 
 absl::StatusOr<std::unique_ptr<guest::Driver>> Connect(const DeviceHandle& device,
-                                                       uint64_t memory_size) {
+                                                       uint64_t memory_size, bool packed = false) {
   VIRTBAY_ASSIGN_OR_RETURN(auto transport, guest::InProcessTransport::Attach(device));
   VIRTBAY_ASSIGN_OR_RETURN(auto memory, guest::GuestMemory::Create(memory_size));
   guest::DriverOptions options;
   options.queue_size = kRing;
   options.indirect_max = 0;
+  options.packed = packed;
   return guest::Driver::Create(std::move(transport), std::move(memory), options);
 }
 
@@ -89,7 +91,7 @@ class Run {
 
   absl::StatusOr<nlohmann::json> Measure(Host& host, double ticks_per_ns) {
     VIRTBAY_ASSIGN_OR_RETURN(device_, host.Add(Spec(options_, "null", case_.poll)));
-    VIRTBAY_ASSIGN_OR_RETURN(driver_, Connect(device_, 1u << 20));
+    VIRTBAY_ASSIGN_OR_RETURN(driver_, Connect(device_, 1u << 20, case_.packed));
     queue_ = &driver_->queue(0);
     VIRTBAY_ASSIGN_OR_RETURN(buffers_, driver_->memory().Allocate(kRing * 128, 4096));
     VIRTBAY_RETURN_IF_ERROR(Drive(options_.warmup));
@@ -105,6 +107,7 @@ class Run {
     nlohmann::json line = {
         {"workload", absl::StrCat(case_.reply ? "reply" : "send", "_b", case_.batch)},
         {"wait", case_.poll ? "poll" : "sleep"},
+        {"layout", case_.packed ? "packed" : "split"},
         {"chains_per_s", chains / seconds},
         {"cycles_per_chain", per_chain(before.cpu_ns, after.cpu_ns) * ticks_per_ns},
         {"syscalls_per_chain", per_chain(before.syscalls, after.syscalls)},
@@ -236,6 +239,7 @@ absl::StatusOr<nlohmann::json> MeasureIdle(Host& host, const Options& options) {
   nlohmann::json line = {
       {"workload", "idle_device"},
       {"wait", "sleep"},
+      {"layout", "split"},
       {"resident_added_kib",
        (static_cast<double>(added) - static_cast<double>(empty)) / 1024 / count},
       {"resident_running_kib",
@@ -257,10 +261,13 @@ absl::Status MeasureAll(const Options& options) {
   for (const bool reply : {false, true}) {
     for (const bool poll : {true, false}) {
       for (const uint32_t batch : {1u, 8u, 32u}) {
-        VIRTBAY_ASSIGN_OR_RETURN(const nlohmann::json line,
-                                 Run(options, Case{.batch = batch, .poll = poll, .reply = reply})
-                                     .Measure(*host, ticks_per_ns));
-        std::cout << line.dump() << std::endl;
+        // One after the other, so that both meet the same machine.
+        for (const bool packed : {false, true}) {
+          const Case c{.batch = batch, .poll = poll, .reply = reply, .packed = packed};
+          VIRTBAY_ASSIGN_OR_RETURN(const nlohmann::json line,
+                                   Run(options, c).Measure(*host, ticks_per_ns));
+          std::cout << line.dump() << std::endl;
+        }
       }
     }
   }

@@ -112,7 +112,8 @@ class DeviceRing {
 };
 
 UsedEntry Used(const Chain& chain, uint32_t written) {
-  return {chain.head(), static_cast<uint16_t>(chain.ring_descriptors()), written, chain.writable_bytes() == 0};
+  return {chain.head(), static_cast<uint16_t>(chain.ring_descriptors()), written,
+          chain.writable_bytes() == 0};
 }
 
 TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {

@@ -1,8 +1,8 @@
-# Two shares of one process: the same bytes on both sides, each way.
+# Two shares of one process, over packed and over split rings: the same bytes on both sides, each way.
 LIMIT=90
 suite_shares() {
   share a "$WORK/a"
-  share b "$WORK/b"
+  share b "$WORK/b" .packed-ring false
 }
 suite_prepare() {
   head -c 20000000 /dev/urandom >"$WORK/a/from-host"
@@ -13,6 +13,12 @@ suite_prepare() {
 host_checks_copy() { cmp "$WORK/a/from-host" "$WORK/b/copy"; }
 host_sees_append() { [ "$(cat "$WORK/a/log")" = "one
 two" ]; }
+# What the guest's own driver took.
+ring_layout() {
+  "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" --json inspect "$1" |
+    grep -q "\"layout\": *\"$2\""
+}
+host_layouts() { ring_layout a packed && ring_layout b split; }
 host_stats() {
   "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" --json stats &&
     "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" stats --prometheus |
@@ -29,5 +35,6 @@ guest() {
   check "mode and times" sh -c "chmod 640 $M/a/log && touch -d @1000000000.5 $M/a/log &&
     [ \"\$(stat -c %a:%.1Y $M/a/log)\" = 640:1000000000.5 ]"
   check "the control socket counts" host stats
+  check "one guest drives both ring layouts" host layouts
   check "remount" sh -c "umount $M/b && mount -t virtiofs b $M/b && test -s $M/b/copy"
 }
