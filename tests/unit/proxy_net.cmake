@@ -1,0 +1,4 @@
+# The parts of the proxy-net plugin that need no device: packets.
+virtbay_add_test(proxy_net_packet_test
+  SOURCES proxy_net_packet_test.cc proxy_net_parse_test.cc
+  LIBRARIES proxy_net_packet)
