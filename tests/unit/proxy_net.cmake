@@ -21,3 +21,7 @@ if(VIRTBAY_DNSMASQ)
     LIBRARIES proxy_net_dns)
   target_compile_definitions(proxy_net_dns_peer_test PRIVATE VIRTBAY_DNSMASQ="${VIRTBAY_DNSMASQ}")
 endif()
+
+virtbay_add_test(proxy_net_options_test
+  SOURCES proxy_net_options_test.cc
+  LIBRARIES proxy_net_options)
