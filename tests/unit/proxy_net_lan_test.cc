@@ -394,9 +394,80 @@ TEST(ProxyNetLanTest, FramesForOthersAreDropped) {
   frame[0] = 0x02;
   EXPECT_THAT(link.Give(frame), IsEmpty());
   EXPECT_EQ(link.lan.counters().dropped, 1u);
+  // Of a VLAN; one of priority alone is of none.
+  const Buffer tagged =
+      Hex("ffffffffffff 020000000002 8100 0005 0806 0001 0800 06 04 0001 020000000002 0a00020f "
+          "000000000000 0a000202");
+  EXPECT_THAT(link.Give(tagged), IsEmpty());
+  Buffer priority = tagged;
+  priority[14] = 0xe0;
+  priority[15] = 0;
+  EXPECT_THAT(link.Give(priority), SizeIs(1));
   const Buffer large =
       Join({Arp("0001", "020000000002", "0a00020f", "0a000202"), Buffer(Lan::kMaxFrame)});
   EXPECT_THAT(link.Give(large), IsEmpty());
+}
+
+// CVE-2020-10756: an echo request whose answer had bytes that were never sent.
+TEST(ProxyNetLanTest, Cve202010756TheGatewayEchoesWhatItGotAndNoMore) {
+  TestLink link;
+  struct Case {
+    const char* from;
+    const char* to;
+    uint8_t protocol;
+    const char* request;
+    const char* reply;
+  };
+  for (const Case& c :
+       {Case{"10.0.2.15", "10.0.2.2", kProtocolIcmp, "0800 0000 12340001 616263", "00"},
+        Case{"fe80::2", kGateway6, kProtocolIcmpv6, "8000 0000 12340001 616263", "81"},
+        Case{"fe80::2", "fd76:6972:7462:6179::2", kProtocolIcmpv6, "8000 0000 12340001", "81"}}) {
+    const Buffer frame = GuestFrame(Ip(c.from), Ip(c.to), c.protocol, Hex(c.request));
+    const auto sent = link.Give(Join({frame, Buffer(20)}));
+    ASSERT_THAT(sent, SizeIs(1)) << c.to;
+    EXPECT_EQ(sent[0].size(), frame.size()) << "padding is none of it";
+    Frame answer;
+    const Buffer payload = PayloadOf(sent[0], &answer);
+    EXPECT_EQ(answer.ip->source, Ip(c.to));
+    EXPECT_EQ(answer.ip->destination, Ip(c.from));
+    EXPECT_EQ(ToHex(Buffer{answer.icmp()->type}), c.reply);
+    EXPECT_EQ(answer.icmp()->rest, 0x12340001u);
+    EXPECT_EQ(ToHex(payload), ToHex(Hex(c.request)).substr(16));
+    // Lengths that go on behind the frame, wrong checksums: no answer.
+    Buffer longer = frame;
+    const size_t length_at = c.protocol == kProtocolIcmp ? 17 : 19;
+    longer[length_at] = static_cast<uint8_t>(longer[length_at] + 9);
+    EXPECT_THAT(link.Give(longer), IsEmpty());
+    Buffer wrong = frame;
+    wrong.back() ^= 1;
+    EXPECT_THAT(link.Give(wrong), IsEmpty());
+    for (size_t size = 0; size < frame.size(); ++size) {
+      EXPECT_THAT(link.Give(Exactly(Bytes(frame).first(size))), IsEmpty()) << size;
+    }
+  }
+  link.Give(GuestFrame(Ip("10.0.2.15"), Ip("1.2.3.4"), kProtocolIcmp, Hex("0800 0000 12340001")));
+  EXPECT_FALSE(link.wanted) << "a flow's";
+}
+
+// CVE-2019-6778, CVE-2020-7039, CVE-2020-8608: helpers that read and rewrote IRC, FTP and ident;
+// CVE-2020-7211: a TFTP server inside. The gateway takes its own protocols, and no other.
+TEST(ProxyNetLanTest, Cve20196778Cve20207039Cve20208608Cve20207211NoOtherProtocolEndsHere) {
+  TestLink link;
+  for (const uint16_t port : {uint16_t{21}, uint16_t{69}, uint16_t{113}, uint16_t{6667}}) {
+    EXPECT_THAT(link.Give(GuestFrame(Ip("10.0.2.15"), Ip("10.0.2.2"), kProtocolUdp,
+                                     UdpSegment(4000, port, Hex("0001 2e2e5c61 00 6f6374657400")))),
+                IsEmpty());
+    EXPECT_FALSE(link.wanted) << port;
+    Buffer segment(kTcpSize);
+    Writer out(segment);
+    TcpHeader tcp;
+    tcp.source_port = 4000;
+    tcp.destination_port = port;
+    tcp.flags = TcpHeader::kSyn;
+    WriteTcp(tcp, &out);
+    link.Give(GuestFrame(Ip("10.0.2.15"), Ip("10.0.2.2"), kProtocolTcp, segment));
+    EXPECT_FALSE(link.wanted) << port;
+  }
 }
 
 TEST(ProxyNetLanTest, TheTableOfNeighborsIsBounded) {

@@ -7,7 +7,6 @@ namespace virtbay::proxy_net {
 namespace {
 
 constexpr uint32_t kCookie = 0x63825363;
-constexpr size_t kFixedSize = 236;  // up to the cookie
 // A message of BOOTP has at least this many bytes, and some clients still look.
 constexpr size_t kMinSize = 300;
 constexpr size_t kIpUdpSize = 28;

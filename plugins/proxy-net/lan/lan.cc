@@ -18,6 +18,12 @@ bool IsNdp(const Frame& frame) {
          icmp->type >= IcmpHeader::kV6RouterSolicitation && icmp->type <= 137;
 }
 
+bool IsEchoRequest(const Frame& frame) {
+  const IcmpHeader* icmp = frame.icmp();
+  return icmp != nullptr && icmp->code == 0 &&
+         icmp->type == (frame.ip->is_v4() ? IcmpHeader::kEchoRequest : IcmpHeader::kV6EchoRequest);
+}
+
 }  // namespace
 
 Lan::Lan(LanConfig config, std::function<void(Bytes)> send)
@@ -33,14 +39,16 @@ Lan::Lan(LanConfig config, std::function<void(Bytes)> send)
 }
 
 bool Lan::ForGateway(const Frame& frame) const {
-  return frame.ethernet.destination == config_.gateway_mac ||
-         frame.ethernet.destination.IsMulticast();
+  // Of another VLAN there is nobody here; one of priority alone is of none (IEEE 802.1Q).
+  return frame.ethernet.vlan_id() == 0 && (frame.ethernet.destination == config_.gateway_mac ||
+                                           frame.ethernet.destination.IsMulticast());
 }
 
 bool Lan::Wants(const Frame& frame) const {
   if (frame.arp.has_value()) return true;
   if (!frame.ip.has_value()) return false;
   if (IsNdp(frame)) return true;
+  if (IsEchoRequest(frame)) return IsGateway(frame.ip->destination);
   const UdpHeader* udp = frame.udp();
   if (udp == nullptr) return false;
   const IpAddress& to = frame.ip->destination;
@@ -61,6 +69,7 @@ void Lan::OnFrame(const Frame& frame, Bytes bytes, bool checksum_given, uint64_t
   }
   if (frame.arp.has_value()) return OnArp(frame, now_ns);
   if (IsNdp(frame)) return OnNdp(frame, bytes, checksum_given, now_ns);
+  if (IsEchoRequest(frame)) return OnEcho(frame, bytes, checksum_given, now_ns);
   if (frame.udp() == nullptr || !UdpOk(frame, bytes, checksum_given)) {
     ++counters_.dropped;
     return;
@@ -175,6 +184,41 @@ void Lan::OnNdp(const Frame& frame, Bytes bytes, bool checksum_given, uint64_t n
   if (size == 0) return;
   ++counters_.neighbor_advertisements;
   send_(Bytes(buffer_).first(size));
+}
+
+void Lan::OnEcho(const Frame& frame, Bytes bytes, bool checksum_given, uint64_t now_ns) {
+  const IpAddress& from = frame.ip->source;
+  const uint8_t protocol = frame.ip->protocol;
+  const size_t size = kIcmpSize + frame.payload_length;
+  const Bytes message = bytes.subspan(frame.transport_offset, size);
+  const bool right =
+      !checksum_given ||
+      (from.is_v4() ? ChecksumOf(message) == 0
+                    : TransportChecksumOk(from, frame.ip->destination, protocol, message));
+  if (!right || from.IsUnspecified() || from.IsMulticast() ||
+      (from.is_v4() && from.v4().IsBroadcast())) {
+    ++counters_.dropped;
+    return;
+  }
+  LearnGuest(from, frame.ethernet.source, now_ns);
+  Writer w(buffer_);
+  WriteEthernet({frame.ethernet.source, config_.gateway_mac, frame.ethernet.type, std::nullopt, 0},
+                &w);
+  IpHeader ip;
+  ip.source = frame.ip->destination;
+  ip.destination = from;
+  ip.protocol = protocol;
+  ip.payload_length = static_cast<uint32_t>(size);
+  WriteIp(ip, &w);
+  const size_t start = w.position();
+  WriteIcmp(
+      {from.is_v4() ? IcmpHeader::kEchoReply : IcmpHeader::kV6EchoReply, 0, 0, frame.icmp()->rest},
+      &w);
+  w.Put(message.subspan(kIcmpSize));
+  if (!w.ok()) return;
+  FillChecksum(ip.source, ip.destination, protocol, w.written(start));
+  ++counters_.echo_replies;
+  send_(w.written());
 }
 
 void Lan::OnDhcp4(const Frame& frame, Bytes message, uint64_t now_ns) {

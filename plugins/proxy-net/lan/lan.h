@@ -1,7 +1,7 @@
 // Lan: the guest's link as seen from the gateway. Takes the frames that are for the gateway itself
-// (ARP, neighbor discovery, both DHCPs), answers them, advertises the IPv6 prefix while the host
-// has IPv6, and knows which address of the guest has which MAC address. Owned by the device, used
-// on the thread of one queue; [queue] unless tagged otherwise.
+// (ARP, neighbor discovery, both DHCPs, echo requests), answers them, advertises the IPv6 prefix
+// while the host has IPv6, and knows which address of the guest has which MAC address. Owned by the
+// device, used on the thread of one queue; [queue] unless tagged otherwise.
 #ifndef VIRTBAY_PLUGINS_PROXY_NET_LAN_LAN_H_
 #define VIRTBAY_PLUGINS_PROXY_NET_LAN_LAN_H_
 
@@ -28,6 +28,7 @@ class Lan {
 
   struct Counters {
     uint64_t arp_replies = 0;
+    uint64_t echo_replies = 0;
     uint64_t neighbor_advertisements = 0;
     uint64_t router_advertisements = 0;
     uint64_t dhcp4_replies = 0;
@@ -41,7 +42,8 @@ class Lan {
   Lan(const Lan&) = delete;
   Lan& operator=(const Lan&) = delete;
 
-  // Whether a frame is to the gateway's MAC address or to a group; no other ends here.
+  // Whether a frame is to the gateway's MAC address or to a group, and of no VLAN; no other ends
+  // here.
   bool ForGateway(const Frame& frame) const;
   // Whether a frame belongs here rather than to a flow. OnFrame then needs all of its bytes.
   bool Wants(const Frame& frame) const;
@@ -83,6 +85,7 @@ class Lan {
  private:
   void OnArp(const Frame& frame, uint64_t now_ns);
   void OnNdp(const Frame& frame, Bytes bytes, bool checksum_given, uint64_t now_ns);
+  void OnEcho(const Frame& frame, Bytes bytes, bool checksum_given, uint64_t now_ns);
   void OnDhcp4(const Frame& frame, Bytes message, uint64_t now_ns);
   void OnDhcp6(const Frame& frame, Bytes message, uint64_t now_ns);
   bool UdpOk(const Frame& frame, Bytes bytes, bool checksum_given) const;
