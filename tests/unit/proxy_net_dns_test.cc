@@ -316,6 +316,22 @@ TEST_F(ProxyNetDnsTest, NumberInFlightIsBounded) {
   EXPECT_EQ(dns->resolver().in_flight(), 4u);
 }
 
+TEST_F(ProxyNetDnsTest, DescriptorsAreCountedByWhoeverCountsThem) {
+  int left = 2;
+  DnsConfig config = Config({server.config()});
+  config.resolver.descriptors = {[&] { return left > 0 && left-- > 0; }, [&] { ++left; }};
+  Start(config);
+  for (uint16_t i = 0; i < 3; ++i) Ask(Query(kExampleA), static_cast<uint16_t>(4000 + i));
+  ASSERT_THAT(got, SizeIs(1));
+  EXPECT_EQ(got[0].bytes[3], 0x82);
+  EXPECT_EQ(left, 0);
+  server.Send(ResponseTo(server.Receive(), "8180", "0001 0000 0000 0000", ""));
+  RunUntilAnswers(2);
+  EXPECT_EQ(left, 1);
+  dns.reset();
+  EXPECT_EQ(left, 2);
+}
+
 TEST_F(ProxyNetDnsTest, MalformedQueriesAreRefused) {
   Start();
   struct Case {

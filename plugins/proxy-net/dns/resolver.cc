@@ -37,6 +37,12 @@ sdk::Result<std::unique_ptr<Resolver>> Resolver::Create(ResolverConfig config, A
   return out;
 }
 
+Resolver::~Resolver() {
+  for (uint32_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].busy) Free(i);
+  }
+}
+
 // From the kernel: an id that can be guessed is as good as none (RFC 5452 4.3).
 uint16_t Resolver::RandomId() {
   if (random_left_ == 0) {
@@ -76,6 +82,7 @@ void Resolver::Free(uint32_t index) {
   slot.chain.clear();
   free_.push_back(index);
   --in_flight_;
+  if (config_.descriptors.give) config_.descriptors.give();
 }
 
 void Resolver::Forget(uint64_t stream) {
@@ -125,7 +132,8 @@ void Resolver::Query(const DnsClient& from, Bytes query, DnsTransport transport,
       return;
     }
   }
-  if (free_.empty() || config_.servers.empty()) {
+  if (free_.empty() || config_.servers.empty() ||
+      (config_.descriptors.take && !config_.descriptors.take())) {
     ++counters_.refused_full;
     return refuse(kRcodeServFail);
   }

@@ -32,13 +32,21 @@ struct DnsClient {
   bool operator==(const DnsClient&) const = default;
 };
 
+// Whoever counts the process's open files: `take` before a socket is opened, false when none is
+// left; `give` after it is closed. Both or neither.
+struct DescriptorBudget {
+  std::function<bool()> take;
+  std::function<void()> give;
+};
+
 struct ResolverConfig {
   std::vector<DnsServer> servers;
   StaticRecords records;
   uint32_t max_in_flight = 256;         // queries; those beyond get SERVFAIL
   uint64_t timeout_ns = 2'000'000'000;  // of the first attempt at each server, doubled for the next
   uint32_t rounds = 2;                  // attempts at each server
-  size_t max_datagram = 1452;  // bytes that an answer over UDP may have, whatever was asked for
+  size_t max_datagram = 1452;    // bytes that an answer over UDP may have, whatever was asked for
+  DescriptorBudget descriptors;  // of one socket for each query in flight
 };
 
 class Resolver {
@@ -64,7 +72,7 @@ class Resolver {
   static sdk::Result<std::unique_ptr<Resolver>> Create(ResolverConfig config, Answer answer);
   Resolver(const Resolver&) = delete;
   Resolver& operator=(const Resolver&) = delete;
-  ~Resolver() = default;
+  ~Resolver();
 
   // Takes a query; it is answered once, at once or later, unless it is no query or Forget() was
   // called.

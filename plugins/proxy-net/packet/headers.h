@@ -73,18 +73,24 @@ struct IpHeader {
   bool is_v4() const { return source.is_v4(); }
 };
 
+// The two numbers of the timestamps option (RFC 7323 3.2).
+struct TcpTimestamps {
+  uint32_t value = 0;
+  uint32_t echo = 0;
+  bool operator==(const TcpTimestamps&) const = default;
+};
+
+// One block of the SACK option (RFC 2018 3).
+struct TcpSackBlock {
+  uint32_t left = 0;   // first sequence number of the block
+  uint32_t right = 0;  // the one after its last
+  bool operator==(const TcpSackBlock&) const = default;
+};
+
 // What a SYN offers, and what any segment may carry.
 struct TcpOptions {
-  struct Timestamps {
-    uint32_t value = 0;
-    uint32_t echo = 0;
-    bool operator==(const Timestamps&) const = default;
-  };
-  struct SackBlock {
-    uint32_t left = 0;   // first sequence number of the block
-    uint32_t right = 0;  // the one after its last
-    bool operator==(const SackBlock&) const = default;
-  };
+  using Timestamps = TcpTimestamps;
+  using SackBlock = TcpSackBlock;
   std::optional<uint16_t> mss;
   std::optional<uint8_t> window_scale;  // as sent; what is over 14 counts as 14 (RFC 7323 2.3)
   bool sack_permitted = false;
