@@ -76,7 +76,7 @@ std::optional<DomainName> DomainName::Read(Bytes message, size_t* offset) {
 std::string DomainName::ToString() const {
   std::string text;
   for (size_t at = 0; at < wire_.size() && wire_[at] != '\0';) {
-    const auto length = static_cast<size_t>(wire_[at]);
+    const size_t length = static_cast<uint8_t>(wire_[at]);
     if (!text.empty()) text.push_back('.');
     for (const char c : std::string_view(wire_).substr(at + 1, length)) {
       if (c > ' ' && c < 0x7f && c != '.' && c != '\\') {
@@ -116,7 +116,7 @@ void WriteNamesCompressed(std::span<const DomainName> names, Writer* out) {
       }
       const size_t here = out->position() - start;
       if (here < 0x4000) written.emplace_back(rest, here);
-      const size_t length = static_cast<size_t>(rest[0]) + 1;
+      const size_t length = size_t{static_cast<uint8_t>(rest[0])} + 1;
       out->Put(wire.subspan(at, length));
       at += length;
     }
