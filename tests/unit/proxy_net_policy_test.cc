@@ -131,6 +131,10 @@ TEST(ProxyNetPolicyTest, OnlyARuleForJustThatOpensWhatIsDeniedByDefault) {
     EXPECT_EQ(Judge(policy, "169.254.169.254"), Denial::kLinkLocal) << wide;
     EXPECT_EQ(Judge(policy, "::ffff:127.0.0.1"), Denial::kLoopback) << wide;
   }
+  // Nor does one that begins within what is denied and goes on beyond it.
+  const Policy beyond = With("allow 224.0.0.0/3, allow [fe80::/9]");
+  EXPECT_EQ(Judge(beyond, "224.0.0.251"), Denial::kMulticast);
+  EXPECT_EQ(Judge(beyond, "fe80::1"), Denial::kLinkLocal);
   const Policy policy = With(
       "allow 127.0.0.1:8080/tcp, allow 169.254.169.254, allow [::1]:1-2, "
       "allow 0.0.0.0/8, allow [::], allow [2001::/32]");
