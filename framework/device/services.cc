@@ -11,6 +11,7 @@
 #include "absl/strings/string_view.h"
 #include "framework/base/clock.h"
 #include "framework/device/device_core.h"
+#include "framework/device/message.h"
 #include "framework/device/queue.h"
 #include "framework/device/queue_thread.h"
 #include "framework/memory/arena.h"
@@ -135,6 +136,20 @@ int32_t CancelIo(virtbay_host_device* host, uint32_t index, uint64_t cookie) {
 
 constexpr virtbay_io_service kIo = {
     sizeof(kIo), 0, &Submit, &ReadNow, &WriteNow, &ReadBlocking, &WriteBlocking, &CancelIo};
+
+// ---- message ----------------------------------------------------------------------------------
+
+int64_t Send(virtbay_host_device* host, uint32_t index, const virtbay_message* message) {
+  Queue* queue = OwnQueue(host, index, "message send");
+  return queue == nullptr ? -EINVAL : SendMessage(queue, *message);
+}
+
+int64_t Receive(virtbay_host_device* host, uint32_t index, virtbay_message* message) {
+  Queue* queue = OwnQueue(host, index, "message receive");
+  return queue == nullptr ? -EINVAL : ReceiveMessage(queue, message);
+}
+
+constexpr virtbay_message_service kMessage = {sizeof(kMessage), 0, &Send, &Receive};
 
 // ---- the others -------------------------------------------------------------------------------
 
@@ -288,6 +303,7 @@ const void* FindService(const virtbay_host* /*host*/, const char* id) {
       {VIRTBAY_SERVICE_DEVICE, &kDevice},
       {VIRTBAY_SERVICE_THREAD_CHECK, &kThreadCheck},
       {VIRTBAY_SERVICE_DESCRIPTORS, &kDescriptors},
+      {VIRTBAY_SERVICE_MESSAGE, &kMessage},
   };
   for (const Entry& entry : kServices) {
     if (std::strcmp(entry.id, id) == 0) return entry.table;

@@ -29,7 +29,8 @@ static_assert(
     BeginsWithItsSize<virtbay_config_service>() && BeginsWithItsSize<virtbay_metrics_service>() &&
     BeginsWithItsSize<virtbay_offload_service>() && BeginsWithItsSize<virtbay_device_service>() &&
     BeginsWithItsSize<virtbay_thread_check_service>() &&
-    BeginsWithItsSize<virtbay_descriptor_service>() && BeginsWithItsSize<virtbay_host>() &&
+    BeginsWithItsSize<virtbay_descriptor_service>() && BeginsWithItsSize<virtbay_message>() &&
+    BeginsWithItsSize<virtbay_message_service>() && BeginsWithItsSize<virtbay_host>() &&
     BeginsWithItsSize<virtbay_device_type>() && BeginsWithItsSize<virtbay_device_properties>() &&
     BeginsWithItsSize<virtbay_queue_properties>() && BeginsWithItsSize<virtbay_device_ops>() &&
     BeginsWithItsSize<virtbay_device_factory>() && BeginsWithItsSize<virtbay_plugin>());

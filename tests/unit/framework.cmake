@@ -11,6 +11,21 @@ virtbay_add_plugin(test_op_parallel SOURCES op_device.cc LIBRARIES virtbay_flags
 target_compile_definitions(test_op_parallel
   PRIVATE OP_DEVICE_FLAGS=VIRTBAY_DEVICE_QUEUE_PARALLEL)
 
+# One that sends and receives what its requests describe.
+foreach(variant message message_parallel)
+  virtbay_add_plugin(test_${variant} SOURCES message_device.cc LIBRARIES virtbay_flags)
+endforeach()
+target_compile_definitions(test_message PRIVATE MESSAGE_DEVICE_FLAGS=0)
+target_compile_definitions(test_message_parallel
+  PRIVATE MESSAGE_DEVICE_FLAGS=VIRTBAY_DEVICE_QUEUE_PARALLEL)
+virtbay_add_test(device_message_test SOURCES device_message_test.cc LIBRARIES virtbay_guest)
+target_compile_definitions(device_message_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+  VIRTBAY_MESSAGE_PLUGIN="$<TARGET_FILE:test_message>"
+  VIRTBAY_MESSAGE_PARALLEL_PLUGIN="$<TARGET_FILE:test_message_parallel>")
+add_dependencies(device_message_test test_op test_op_parallel test_message test_message_parallel)
+
 virtbay_add_test(device_parts_test
   SOURCES poll_window_test.cc metrics_test.cc offload_pool_test.cc
           slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc

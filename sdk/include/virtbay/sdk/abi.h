@@ -223,6 +223,65 @@ typedef struct virtbay_io_service {
 } virtbay_io_service;
 #define VIRTBAY_SERVICE_IO "virtbay.host.io/1"
 
+/** Slices of one message; a message may need no more than 1024 pieces of guest memory either. */
+#define VIRTBAY_MESSAGE_SLICES_MAX 512u
+/** Bytes of a message's prefix. */
+#define VIRTBAY_MESSAGE_PREFIX_MAX (32u * 1024u * 1024u)
+/** Bytes of a message's control buffer. */
+#define VIRTBAY_MESSAGE_CONTROL_MAX 4096u
+/** The descriptor of a message is no socket (a TAP interface, a pipe): readv and writev. */
+#define VIRTBAY_MESSAGE_FILE 1u
+
+/** Payload bytes [offset, offset + len) of a request. */
+typedef struct virtbay_slice {
+  virtbay_request* request; /**< held by the plugin, of a queue of the calling thread */
+  uint32_t offset;          /**< in the readable bytes (send) or the writable ones (receive) */
+  uint32_t len;             /**< may be 0 */
+} virtbay_slice;
+
+/**
+ * One message: bytes of the plugin's own, then slices of one or several requests' payload. The
+ * order of the slices is the order of their bytes.
+ */
+typedef struct virtbay_message {
+  uint32_t struct_size;        /**< bytes of this struct that its maker knows */
+  int32_t fd;                  /**< the plugin's */
+  uint32_t kind;               /**< 0: a socket; or VIRTBAY_MESSAGE_FILE */
+  uint32_t flags;              /**< of a socket: MSG_MORE, MSG_EOR, MSG_CONFIRM to send; MSG_PEEK,
+                                    MSG_TRUNC, MSG_ERRQUEUE, MSG_CMSG_CLOEXEC to receive */
+  const virtbay_slice* slices; /**< the payload, may be NULL when there is none */
+  uint32_t slice_count;        /**< at most VIRTBAY_MESSAGE_SLICES_MAX */
+  uint32_t prefix_len;         /**< at most VIRTBAY_MESSAGE_PREFIX_MAX */
+  void* prefix;                /**< bytes before the payload; only receive writes to them */
+  void* name;                  /**< of a socket: a struct sockaddr, or NULL */
+  void* control;               /**< of a socket: ancillary data, or NULL; at most
+                                    VIRTBAY_MESSAGE_CONTROL_MAX bytes */
+  uint32_t name_len;           /**< bytes of `name`; receive sets it to what came */
+  uint32_t control_len;        /**< bytes of `control`; receive sets it to what came */
+  uint32_t result_flags;       /**< set by receive from a socket: MSG_TRUNC, MSG_CTRUNC ... */
+  uint32_t reserved;           /**< zero */
+} virtbay_message;
+
+/**
+ * Service `virtbay.host.message/1`, since ABI 1.2: payload to and from sockets and TAP interfaces,
+ * at once: no call ever waits, -EAGAIN is a result. Nor does one raise SIGPIPE. Readiness is known
+ * by VIRTBAY_IO_POLL.
+ */
+typedef struct virtbay_message_service {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
+  /**
+   * [queue] Sends prefix and slices; returns bytes or -errno: -EINVAL for a message that breaks its
+   * rules or a thread that does not serve `queue` and the slices' queues, -ERANGE for a slice
+   * beyond its request's readable bytes, -EMSGSIZE for one in too many pieces, -EFAULT when the
+   * guest's memory has gone; else the kernel's. -EOPNOTSUPP: a file that could make the call wait.
+   */
+  int64_t (*send)(virtbay_host_device* host, uint32_t queue, const virtbay_message* message);
+  /** [queue] The same into the prefix and the requests' writable bytes. */
+  int64_t (*receive)(virtbay_host_device* host, uint32_t queue, virtbay_message* message);
+} virtbay_message_service;
+#define VIRTBAY_SERVICE_MESSAGE "virtbay.host.message/1"
+
 /* ---- other host services -------------------------------------------------------------------- */
 
 /** Service `virtbay.host.log/1`. The text is copied; the host adds time and device. */

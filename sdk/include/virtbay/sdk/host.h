@@ -5,6 +5,7 @@
 #define VIRTBAY_SDK_HOST_H_
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdarg>
 #include <cstddef>
@@ -45,6 +46,9 @@ class Host {
     // Since ABI 1.1.
     h.descriptors_ = static_cast<const virtbay_descriptor_service*>(
         host->service(host, VIRTBAY_SERVICE_DESCRIPTORS));
+    // Since ABI 1.2.
+    h.message_ =
+        static_cast<const virtbay_message_service*>(host->service(host, VIRTBAY_SERVICE_MESSAGE));
     if (missing != nullptr) {
       return Error{VIRTBAY_UNIMPLEMENTED, 0, std::string("host has no service ") + missing};
     }
@@ -125,6 +129,17 @@ class Host {
     constexpr size_t kEnd = offsetof(virtbay_queue_service, park) + sizeof(queue_->park);
     return queue_->struct_size >= kEnd && queue_->park != nullptr;
   }
+  /// [any] Whether the host has messages; where it does not, Send and Receive give -ENOSYS.
+  bool HasMessages() const { return message_ != nullptr; }
+  /// [queue] Prefix and slices of requests to a socket or TAP, at once: bytes or -errno (see
+  /// virtbay_message_service).
+  int64_t Send(uint32_t queue, const virtbay_message& message) const {
+    return message_ == nullptr ? -ENOSYS : message_->send(device_, queue, &message);
+  }
+  /// [queue] The same from it.
+  int64_t Receive(uint32_t queue, virtbay_message* message) const {
+    return message_ == nullptr ? -ENOSYS : message_->receive(device_, queue, message);
+  }
 
   /// [any] Whether the host counts descriptors; where it does not, TakeDescriptor always succeeds.
   bool CountsDescriptors() const { return descriptors_ != nullptr; }
@@ -180,6 +195,7 @@ class Host {
   const virtbay_device_service* control_ = nullptr;
   const virtbay_thread_check_service* thread_check_ = nullptr;
   const virtbay_descriptor_service* descriptors_ = nullptr;
+  const virtbay_message_service* message_ = nullptr;
 };
 
 }  // namespace virtbay::sdk
