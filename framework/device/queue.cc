@@ -672,12 +672,22 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
   moved_ += uint64_t{written} + request->abi.in_total;
   Free(request);
   AwaitTurn(request);
+  PublishIfDue();
+  return result;
+}
+
+void Queue::PublishIfDue() {
+  if (grouping_) return;
   if (moved_ >= kPublishBytes || shadow_used_.size() >= kPublishCount ||
       CoarseTicks() - published_ticks_ >= kCoarseTicksPer20Us) {
     Publish();
     published_ticks_ = CoarseTicks();
   }
-  return result;
+}
+
+void Queue::EndGroup() {
+  grouping_ = false;
+  if (!shadow_used_.empty()) PublishIfDue();
 }
 
 int32_t Queue::Requeue(InFlightRequest* request) {

@@ -126,6 +126,9 @@ class Queue {
   void IoEnded() { --busy_; }
 
   int32_t Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t written);
+  // What is completed between the two is published at once.
+  void BeginGroup() { grouping_ = true; }
+  void EndGroup();
   int32_t Requeue(InFlightRequest* request);
   int32_t Park(InFlightRequest* request);
   int32_t Fetch(InFlightRequest* request, uint32_t offset, uint32_t len, const uint8_t** data);
@@ -175,6 +178,7 @@ class Queue {
   void EndChain(InFlightRequest* request, uint32_t written, bool read_only);
   // It has ended before its turn, if turns are kept.
   void AwaitTurn(InFlightRequest* request);
+  void PublishIfDue();
   void SetHold(InFlightRequest* request, MapHold* hold);
   void FillViews(InFlightRequest* request);
   void Refuse(InFlightRequest* request, ChainError error);
@@ -231,6 +235,7 @@ class Queue {
   bool in_order_ = false;
   bool enabled_ = true;
   bool draining_ = false;
+  bool grouping_ = false;
   bool stalled_ = false;
   bool kicks_armed_ = false;
   bool kick_lost_ = false;

@@ -72,7 +72,29 @@ int32_t Park(virtbay_request* raw) {
   return request->queue->Park(request);
 }
 
-constexpr virtbay_queue_service kQueue = {sizeof(kQueue), 0, &Complete, &Fail, &Requeue, &Park};
+int32_t CompleteGroup(const virtbay_completion* completions, uint32_t count) {
+  if (count == 0) return VIRTBAY_OK;
+  Queue* queue = nullptr;
+  for (uint32_t i = 0; i < count; ++i) {
+    const InFlightRequest* request = OwnRequest(completions[i].request, "complete_group");
+    if (request == nullptr) return VIRTBAY_FAILED_PRECONDITION;
+    if (queue != nullptr && queue != request->queue) return VIRTBAY_INVALID_ARGUMENT;
+    queue = request->queue;
+  }
+  int32_t result = VIRTBAY_OK;
+  queue->BeginGroup();
+  for (uint32_t i = 0; i < count; ++i) {
+    const virtbay_completion& one = completions[i];
+    const int32_t code =
+        queue->Complete(InFlightRequest::From(one.request), one.out_bytes, one.written);
+    if (result == VIRTBAY_OK) result = code;
+  }
+  queue->EndGroup();
+  return result;
+}
+
+constexpr virtbay_queue_service kQueue = {sizeof(kQueue), 0,     &Complete,     &Fail,
+                                          &Requeue,       &Park, &CompleteGroup};
 
 // ---- memory -----------------------------------------------------------------------------------
 

@@ -31,6 +31,10 @@ int main(void) {
   MEMBER(virtbay_request, out_len);
   MEMBER(virtbay_request, out_total);
   MEMBER(virtbay_request, user);
+  STRUCT(virtbay_completion);
+  MEMBER(virtbay_completion, request);
+  MEMBER(virtbay_completion, out_bytes);
+  MEMBER(virtbay_completion, written);
   STRUCT(virtbay_queue_service);
   MEMBER(virtbay_queue_service, struct_size);
   MEMBER(virtbay_queue_service, reserved);
@@ -38,6 +42,7 @@ int main(void) {
   MEMBER(virtbay_queue_service, fail);
   MEMBER(virtbay_queue_service, requeue);
   MEMBER(virtbay_queue_service, park);
+  MEMBER(virtbay_queue_service, complete_group);
   STRUCT(virtbay_memory_service);
   MEMBER(virtbay_memory_service, struct_size);
   MEMBER(virtbay_memory_service, reserved);

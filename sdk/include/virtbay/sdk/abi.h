@@ -90,6 +90,13 @@ struct virtbay_request {
   uint64_t user;      /**< the plugin's own; 0 when the request is presented */
 };
 
+/** How one request of a group ends; see virtbay_queue_service::complete. */
+typedef struct virtbay_completion {
+  virtbay_request* request;
+  uint32_t out_bytes;
+  uint32_t written;
+} virtbay_completion;
+
 /** Most bytes of the out view of a request that is parked. */
 #define VIRTBAY_PARKED_OUT 64u
 
@@ -121,6 +128,13 @@ typedef struct virtbay_queue_service {
    * I/O may be under way meanwhile. Once more for a parked request: OK, and nothing happens.
    */
   int32_t (*park)(virtbay_request* request);
+  /**
+   * [queue] Since ABI 1.2: ends requests of one queue as `complete` does each, so that the driver
+   * sees all of them or none: a network frame over several buffers (virtio 1.3 5.1.6.4). Each ends,
+   * whatever is wrong with another; the first error is returned. INVALID_ARGUMENT, and nothing has
+   * ended, when they are of several queues.
+   */
+  int32_t (*complete_group)(const virtbay_completion* completions, uint32_t count);
 } virtbay_queue_service;
 #define VIRTBAY_SERVICE_QUEUE "virtbay.host.queue/1"
 
