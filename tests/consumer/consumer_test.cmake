@@ -33,10 +33,10 @@ run(${CMAKE_COMMAND} --install ${BUILD_DIR} --component sdk --prefix ${prefix})
 file(GLOB_RECURSE installed RELATIVE ${prefix} ${prefix}/*)
 foreach(file IN LISTS installed)
   # Only what a plugin author needs, and nothing that names the build tree.
-  if(NOT file MATCHES "^(include/virtbay/sdk/|lib[^ ]*/cmake/virtbay/|share/virtbay/template/)")
+  if(NOT file MATCHES "^(include/virtbay/sdk/|lib[^ ]*/cmake/virtbay/|lib[^ ]*/libvirtbay_sdk_net.a$|share/virtbay/template/)")
     message(FATAL_ERROR "the sdk component installs ${file}")
   endif()
-  file(READ ${prefix}/${file} content)
+  file(STRINGS ${prefix}/${file} content)
   string(FIND "${content}" "${BUILD_DIR}" at)
   if(NOT at EQUAL -1)
     message(FATAL_ERROR "${file} names the build tree")
@@ -56,6 +56,25 @@ file(GLOB_RECURSE plugins ${prefix}/*/virtbay/plugins/virtio-rng.so)
 if(NOT plugins)
   message(FATAL_ERROR "the template installs nothing into virtbay_PLUGIN_DIR")
 endif()
+
+# A network device: the library beside the headers.
+file(WRITE ${WORK_DIR}/net/CMakeLists.txt "cmake_minimum_required(VERSION 3.25)
+project(net LANGUAGES CXX)
+find_package(virtbay REQUIRED COMPONENTS sdk)
+virtbay_add_plugin(sink SOURCES sink.cc LIBRARIES virtbay::sdk_net VERSION 1.2)
+")
+file(WRITE ${WORK_DIR}/net/sink.cc "#include <virtbay/sdk/net_device.h>
+#include <virtbay/sdk/plugin.h>
+class Sink : public virtbay::sdk::NetDevice {
+  virtbay::sdk::Status Configure(virtbay::sdk::NetConfig*) override { return {}; }
+  void OnFrames(uint32_t, std::span<virtbay::sdk::TxFrame>) override {}
+};
+VIRTBAY_PLUGIN(Sink, \"sink\", virtbay::sdk::kVirtioNetId, 0);
+")
+run(${configure} -S ${WORK_DIR}/net -B ${WORK_DIR}/net/build)
+run(${CMAKE_COMMAND} --build ${WORK_DIR}/net/build)
+run(${INSPECT} ${WORK_DIR}/net/build/plugins/sink.so)
+expect("name=sink version=1.2 abi=1\\.[0-9]+ types=sink:1 exports=1 unique=0")
 
 # A component that is not installed.
 file(WRITE ${WORK_DIR}/missing/CMakeLists.txt "cmake_minimum_required(VERSION 3.25)

@@ -36,7 +36,7 @@ struct NetConfig {
   MacAddress mac{};          ///< all zero: one is made up
   uint32_t mtu = 1500;       ///< 68 to 65535
   uint32_t queue_pairs = 1;  ///< 1 to kMaxQueuePairs
-  uint32_t queue_size = 256;
+  uint32_t queue_size = 1024;  ///< largest ring, a power of two
   bool link_up = true;
   uint32_t speed_mbps = UINT32_MAX;  ///< unknown
 
@@ -52,7 +52,6 @@ inline constexpr std::array kNetOptions = {
     virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_TEXT, "mac"},
     virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_INTEGER, "mtu"},
     virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_INTEGER, "queue-pairs"},
-    virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_INTEGER, "queue-size"},
     virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_TEXT, "link"},
     virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_BOOLEAN, "offloads"},
     virtbay_option{sizeof(virtbay_option), VIRTBAY_OPTION_BOOLEAN, "mergeable"},

@@ -70,19 +70,19 @@ struct TxSlice {
 
 /// What goes with a send.
 struct SendOptions {
-  std::span<const std::byte> prefix;   ///< the back-end's own bytes, before the slices
-  uint32_t flags = 0;                  ///< MSG_MORE ...; never waits and never raises SIGPIPE
-  std::span<const std::byte> name;     ///< a sockaddr, or empty
-  std::span<const std::byte> control;  ///< ancillary data (UDP_SEGMENT ...), or empty
+  std::span<const std::byte> prefix{};   ///< the back-end's own bytes, before the slices
+  uint32_t flags = 0;                    ///< MSG_MORE ...; never waits and never raises SIGPIPE
+  std::span<const std::byte> name{};     ///< a sockaddr, or empty
+  std::span<const std::byte> control{};  ///< ancillary data (UDP_SEGMENT ...), or empty
 };
 
 /// What goes with a receive, and what came.
 struct ReceiveOptions {
-  std::span<std::byte> prefix;   ///< takes the first bytes: e.g. what was peeked at before
-  uint32_t flags = 0;            ///< MSG_PEEK ...
-  std::span<std::byte> name;     ///< room for a sockaddr, or empty; cut to what came
-  std::span<std::byte> control;  ///< room for ancillary data, or empty; cut to what came
-  uint32_t result_flags = 0;     ///< set: MSG_TRUNC ...
+  std::span<std::byte> prefix{};   ///< takes the first bytes: e.g. what was peeked at before
+  uint32_t flags = 0;              ///< MSG_PEEK ...
+  std::span<std::byte> name{};     ///< room for a sockaddr, or empty; cut to what came
+  std::span<std::byte> control{};  ///< room for ancillary data, or empty; cut to what came
+  uint32_t result_flags = 0;       ///< set: MSG_TRUNC ...
 };
 
 /// A frame from the guest; a move-only hold on the guest's transmit buffer. One that is destroyed
@@ -239,9 +239,9 @@ class GuestLink {
   bool SendFrame(uint32_t pair, std::span<const std::byte> bytes, const Offload& offload = {});
 
   /// Sends prefix and slices of one or several frames of the pair to a socket in one call, straight
-  /// from the guest's memory: bytes or -errno. Never waits: -EAGAIN. -EINVAL: too many slices (512,
-  /// or 1024 pieces of guest memory). A slice beyond its frame: -ERANGE. A slice that lies in
-  /// headers() is sent from the private copy.
+  /// from the guest's memory, which the guest may have changed since headers() was taken: bytes or
+  /// -errno. Never waits: -EAGAIN. -EINVAL: more than 512 slices; -EMSGSIZE: more than 1024 pieces
+  /// of guest memory; -ERANGE: a slice beyond its frame.
   virtual int64_t Send(uint32_t pair, int fd, std::span<const TxSlice> slices,
                        const SendOptions& options) = 0;
 

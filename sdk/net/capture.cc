@@ -1,0 +1,133 @@
+#include "sdk/net/capture.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+namespace virtbay::sdk::net {
+namespace {
+
+constexpr uint32_t kSectionHeader = 0x0a0d0d0a;
+constexpr uint32_t kInterface = 1;
+constexpr uint32_t kEnhancedPacket = 6;
+constexpr uint16_t kComment = 1;
+
+// Writes one block; its length comes at both ends.
+class Block {
+ public:
+  Block(uint32_t type, std::vector<std::byte>* out) : out_(out), start_(out->size()) {
+    Put(type);
+    Put(uint32_t{0});
+  }
+  template <typename T>
+  void Put(const T& value) {
+    Bytes(&value, sizeof(value));
+  }
+  void Bytes(const void* data, size_t len) {
+    const auto* bytes = static_cast<const std::byte*>(data);
+    out_->insert(out_->end(), bytes, bytes + len);
+  }
+  void Pad() {
+    while ((out_->size() - start_) % 4 != 0) out_->push_back(std::byte{0});
+  }
+  void Option(uint16_t code, const void* data, size_t len) {
+    Put(code);
+    Put(static_cast<uint16_t>(len));
+    Bytes(data, len);
+    Pad();
+  }
+  void Option(uint16_t code, std::string_view text) { Option(code, text.data(), text.size()); }
+  void End() {
+    Put(uint32_t{0});  // opt_endofopt
+    const auto length = static_cast<uint32_t>(out_->size() - start_ + 4);
+    Put(length);
+    std::memcpy(out_->data() + start_ + 4, &length, sizeof(length));
+  }
+
+ private:
+  std::vector<std::byte>* const out_;
+  const size_t start_;
+};
+
+}  // namespace
+
+void AppendFileHeader(std::string_view interface, const MacAddress& mac, uint32_t snaplen,
+                      std::vector<std::byte>* out) {
+  Block section(kSectionHeader, out);
+  section.Put(uint32_t{0x1a2b3c4d});
+  section.Put(uint16_t{1});
+  section.Put(uint16_t{0});
+  section.Put(int64_t{-1});
+  section.Option(4, "virtbay");  // shb_userappl
+  section.End();
+  Block description(kInterface, out);
+  description.Put(uint16_t{1});  // LINKTYPE_ETHERNET
+  description.Put(uint16_t{0});
+  description.Put(snaplen);
+  description.Option(2, interface);  // if_name
+  description.Option(6, mac.data(), mac.size());
+  const uint8_t nanoseconds = 9;
+  description.Option(9, &nanoseconds, 1);  // if_tsresol
+  description.End();
+}
+
+void AppendFrame(const CapturedFrame& frame, std::vector<std::byte>* out) {
+  Block block(kEnhancedPacket, out);
+  block.Put(uint32_t{0});  // interface
+  block.Put(static_cast<uint32_t>(frame.realtime_ns >> 32));
+  block.Put(static_cast<uint32_t>(frame.realtime_ns));
+  block.Put(static_cast<uint32_t>(frame.bytes.size() + frame.more.size()));
+  block.Put(frame.size);
+  block.Bytes(frame.bytes.data(), frame.bytes.size());
+  block.Bytes(frame.more.data(), frame.more.size());
+  block.Pad();
+  // Of the guest's interface: what it sends is outbound.
+  const uint32_t flags = frame.from_guest ? 2 : 1;
+  block.Option(2, &flags, sizeof(flags));  // epb_flags
+  if (!frame.comment.empty()) block.Option(kComment, frame.comment);
+  block.End();
+}
+
+std::string_view Describe(const Offload& offload, std::span<char> text) {
+  int n = 0;
+  const auto room = [&] { return text.size() - static_cast<size_t>(n); };
+  if (offload.needs_csum) {
+    n += std::snprintf(text.data() + n, room(), "csum %u+%u", offload.csum_start,
+                       offload.csum_offset);
+  } else if (offload.data_valid) {
+    n += std::snprintf(text.data() + n, room(), "data valid");
+  }
+  if (offload.gso != Gso::kNone) {
+    static constexpr const char* kNames[] = {"", "tso4", "tso6", "uso"};
+    n += std::snprintf(text.data() + n, room(), "%s%s%s, segments of %u behind %u",
+                       n > 0 ? ", " : "", kNames[static_cast<size_t>(offload.gso)],
+                       offload.ecn ? " ecn" : "", offload.gso_size, offload.hdr_len);
+  }
+  return {text.data(), std::min(static_cast<size_t>(n), text.size() - 1)};
+}
+
+bool CaptureBuffer::Add(const CapturedFrame& frame) {
+  // More than the fixed parts and options of a block.
+  const size_t most = frame.bytes.size() + frame.more.size() + frame.comment.size() + 96;
+  if (kSize - filling_.size() < most) return false;
+  AppendFrame(frame, &filling_);
+  return true;
+}
+
+void CaptureBuffer::Write() {
+  size_t done = 0;
+  while (done < writing_.size()) {
+    const ssize_t n = write(fd_, writing_.data() + done, writing_.size() - done);
+    if (n > 0) {
+      done += static_cast<size_t>(n);
+    } else if (n < 0 && errno != EINTR) {
+      error_ = errno;
+      return;
+    }
+  }
+}
+
+}  // namespace virtbay::sdk::net

@@ -1,0 +1,15 @@
+# sdk/net, plugins/virtio-net, and the network driver of hostif/guest.
+virtbay_add_test(net_header_test
+  SOURCES net_header_test.cc
+  LIBRARIES virtbay_sdk_net)
+
+# A network device whose other end is a socket of the test's.
+virtbay_add_plugin(test_net_relay SOURCES net_relay.cc LIBRARIES virtbay_flags virtbay::sdk_net)
+virtbay_add_test(net_device_test
+  SOURCES net_device_test.cc
+  LIBRARIES virtbay_guest)
+target_compile_definitions(net_device_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+  VIRTBAY_NET_RELAY="$<TARGET_FILE:test_net_relay>")
+add_dependencies(net_device_test test_op test_op_parallel test_net_relay)
