@@ -13,3 +13,12 @@ target_compile_definitions(net_device_test PRIVATE
   VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
   VIRTBAY_NET_RELAY="$<TARGET_FILE:test_net_relay>")
 add_dependencies(net_device_test test_op test_op_parallel test_net_relay)
+
+virtbay_add_test(virtio_net_test
+  SOURCES virtio_net_test.cc
+  LIBRARIES virtbay_guest virtio_net_core)
+target_compile_definitions(virtio_net_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+  VIRTBAY_VIRTIO_NET="$<TARGET_FILE:virtio-net>")
+add_dependencies(virtio_net_test test_op test_op_parallel virtio-net)
