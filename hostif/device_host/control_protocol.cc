@@ -131,6 +131,21 @@ absl::StatusOr<json> ListShares(ControlTarget* target, const json& body) {
   return shares;
 }
 
+absl::StatusOr<json> CommandDevice(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"device", "do", "text"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string device, StringKey(body, "device"));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string command, StringKey(body, "do"));
+  std::string text;
+  if (body.contains("text")) {
+    VIRTBAY_ASSIGN_OR_RETURN(text, StringKey(body, "text"));
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string answer, target->CommandDevice(device, command, text));
+  // What is a JSON object is shown as such; the plugin may have written anything.
+  constexpr size_t kMostJson = size_t{1} << 20;
+  absl::StatusOr<json> parsed = ParseStrictJson(answer, kMostJson);
+  return json{{"answer", parsed.ok() ? *std::move(parsed) : json(answer)}};
+}
+
 absl::StatusOr<json> Stats(ControlTarget* target, const json& body) {
   VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"format", "name"}));
   std::string format = "json";
@@ -194,6 +209,7 @@ constexpr Command kCommands[] = {
     {"stats", false, &Stats},
     {"log-level", false, &SetLogLevel},
     {"guest", false, &GuestReport},
+    {"device", true, &CommandDevice},
     {"share-add", true, &AddShare},
     {"share-remove", true, &RemoveShare},
     {"share-list", true, &ListShares},
@@ -215,7 +231,7 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
     return Invalid(
         absl::StrCat("command: ", Quoted(request.command),
                      " is not one of list, inspect, add, remove, stats, log-level, guest, "
-                     "share-add, share-remove, share-list"));
+                     "device, share-add, share-remove, share-list"));
   }
   request.change = command->change;
   if (const auto id = request.body.find("id"); id != request.body.end()) {

@@ -43,6 +43,11 @@ class ControlTarget {
   virtual absl::Status RemoveShare(absl::string_view device, absl::string_view name) = 0;
   virtual absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(
       absl::string_view device) const = 0;
+  // [any] A command of the device's own and its answer (DeviceHandle::Control): NotFound for a
+  // device that is not there, Unimplemented for a command that it does not know.
+  virtual absl::StatusOr<std::string> CommandDevice(absl::string_view device,
+                                                    const std::string& command,
+                                                    absl::string_view text) const = 0;
   // [any] What the guest's kernel reports of its bounce pool; see swiotlb::GuestPool::Apply.
   virtual absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) = 0;
   // [any] The log whose level can be read and set.

@@ -90,6 +90,16 @@ void PrintShares(const json& shares) {
   }
 }
 
+// Of a command of a device's own: nothing, a text, or JSON.
+void PrintAnswer(const json& result) {
+  const auto answer = result.find("answer");
+  if (answer == result.end()) return;
+  const std::string text = answer->is_string()
+                               ? answer->get<std::string>()
+                               : answer->dump(2, ' ', false, json::error_handler_t::replace);
+  if (!text.empty()) std::cout << text << "\n";
+}
+
 std::string Absolute(const std::string& path) {
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(path, error);
@@ -148,6 +158,10 @@ class CtlCommand final : public Command {
     stats_->add_flag("--prometheus", prometheus_, "Prometheus text format");
     guest_ = Sub("guest", "Report the bounce pool of the guest's kernel");
     guest_->add_option("swiotlb", pool_, "0xBASE,SIZE, or none")->required();
+    command_ = Sub("device", "A command of the device's own");
+    command_->add_option("device", device_, "Device")->required();
+    command_->add_option("command", command_text_, "E.g. link, for a network device")->required();
+    command_->add_option("text", text_, "What it takes, e.g. up or down");
     AddShareCommands();
     level_ = Sub("log-level", "Show or set the log level");
     level_->add_option("level", level_text_, "trace, debug, info, warn, error or off");
@@ -203,6 +217,9 @@ class CtlCommand final : public Command {
   json Request() const {
     if (list_->parsed()) return {{"command", "list"}};
     if (share_->parsed()) return ShareRequest();
+    if (command_->parsed()) {
+      return {{"command", "device"}, {"device", device_}, {"do", command_text_}, {"text", text_}};
+    }
     if (inspect_->parsed()) return {{"command", "inspect"}, {"name", name_}};
     if (remove_->parsed()) return {{"command", "remove"}, {"name", name_}};
     if (guest_->parsed()) return {{"command", "guest"}, {"swiotlb", pool_}};
@@ -242,6 +259,8 @@ class CtlCommand final : public Command {
       std::cout << result.get<std::string>();
     } else if (json_) {
       std::cout << ToLine(result) << "\n";
+    } else if (command_->parsed()) {
+      PrintAnswer(result);
     } else if (share_list_->parsed()) {
       PrintShares(result);
     } else if (share_add_->parsed()) {
@@ -265,6 +284,7 @@ class CtlCommand final : public Command {
   CLI::App* stats_ = nullptr;
   CLI::App* level_ = nullptr;
   CLI::App* guest_ = nullptr;
+  CLI::App* command_ = nullptr;
   CLI::App* share_ = nullptr;
   CLI::App* share_add_ = nullptr;
   CLI::App* share_remove_ = nullptr;
@@ -279,6 +299,8 @@ class CtlCommand final : public Command {
   std::string level_text_;
   std::string pool_;
   std::string device_;
+  std::string command_text_;
+  std::string text_;
   std::string path_;
   bool readonly_ = false;
   std::string device_string_;

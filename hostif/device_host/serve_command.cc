@@ -1,4 +1,5 @@
-// `virtbay serve virtiofs`: one share, with virtiofsd's option names where the meaning is the same.
+// `virtbay serve`: a share (virtiofs), with virtiofsd's option names where the meaning is the same,
+// or a network device (serve_net.h).
 #include <cstdint>
 #include <cstdlib>
 #include <iostream>
@@ -21,6 +22,7 @@
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/run_service.h"
+#include "hostif/device_host/serve_net.h"
 #include "hostif/device_host/wsl_service.h"
 
 namespace virtbay::device_host {
@@ -45,11 +47,15 @@ class ServeCommand final : public Command {
     AddShareOptions();
     AddHostOptions();
     AddIgnoredOptions();
+    for (const NetType& type : NetTypes()) nets_.push_back(std::make_unique<ServeNet>(app_, type));
   }
 
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
+    for (const std::unique_ptr<ServeNet>& net : nets_) {
+      if (net->parsed()) return net->Run();
+    }
     if (!fs_->parsed()) throw CLI::RequiredError("A subcommand");
     if (print_capabilities_) {
       std::cout << kCapabilities;
@@ -359,6 +365,7 @@ class ServeCommand final : public Command {
 
   CLI::App* const app_;
   CLI::App* fs_ = nullptr;
+  std::vector<std::unique_ptr<ServeNet>> nets_;
   std::string socket_path_;
   std::optional<int> fd_;
   std::string socket_group_;

@@ -251,6 +251,13 @@ absl::StatusOr<std::vector<shares::ShareSpec>> Service::ListShares(absl::string_
   return shares::List(handle);
 }
 
+absl::StatusOr<std::string> Service::CommandDevice(absl::string_view device,
+                                                   const std::string& command,
+                                                   absl::string_view text) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Ready(device));
+  return handle.Control(command, text);
+}
+
 absl::StatusOr<DeviceReport> Service::InspectDevice(absl::string_view name) const {
   DeviceReport report;
   {

@@ -55,6 +55,8 @@ class Service final : public ControlTarget {
   absl::Status RemoveShare(absl::string_view device, absl::string_view name) override;
   absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(
       absl::string_view device) const override;
+  absl::StatusOr<std::string> CommandDevice(absl::string_view device, const std::string& command,
+                                            absl::string_view text) const override;
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }

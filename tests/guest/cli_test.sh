@@ -51,6 +51,27 @@ refuses 2 "subcommand" serve
 refuses 2 "--bogus" serve --bogus
 refuses 2 "KEY=VALUE" ctl add virtiofs --name=n --socket-path=s --option=novalue
 
+# A network device.
+NET=(serve virtio-net --socket-path=new.sock)
+refuses 1 "option tap: missing" "${NET[@]}"
+refuses 2 "--socket-path" serve virtio-net --backend=null
+refuses 2 "--bogus" "${NET[@]}" --bogus
+refuses 2 "--fd" "${NET[@]}" --fd=5
+refuses 2 "--tap: is empty" "${NET[@]}" --tap= --mtu=1500
+refuses 2 "KEY=VALUE" "${NET[@]}" --option=novalue
+refuses 2 "--dma" "${NET[@]}" --backend=null --dma=sideways
+refuses 1 "option backend" "${NET[@]}" --backend=cable
+refuses 1 "option mac" "${NET[@]}" --backend=null --mac=01:00:00:00:00:00
+refuses 1 "option mtu" "${NET[@]}" --backend=null --mtu=20
+refuses 1 "option queue-pairs" "${NET[@]}" --backend=null --queue-pairs=17
+refuses 1 "option tx-rate" "${NET[@]}" --backend=null --tx-rate=fast
+refuses 1 "option tap-fd: descriptor 77" "${NET[@]}" --tap-fd=77
+refuses 1 "option tap-fd: descriptor 0 is no TAP interface" "${NET[@]}" --tap-fd=0
+refuses 1 "option pcap: /missing/dir/file" "${NET[@]}" --backend=null --pcap=/missing/dir/file
+accepts "${NET[@]}" --backend=null --mtu=9000 --queue-pairs=4 --check
+refuses 2 "device" ctl device
+refuses 2 "command" ctl device net
+
 # The scripts.
 script() {
   count=$((count + 1))

@@ -81,6 +81,15 @@ class FakeTarget final : public ControlTarget {
     if (!devices_.contains(std::string(device))) return absl::NotFoundError("no such device");
     return shares_;
   }
+  absl::StatusOr<std::string> CommandDevice(absl::string_view device, const std::string& command,
+                                            absl::string_view text) const override {
+    absl::MutexLock lock(&mutex_);
+    if (!devices_.contains(std::string(device))) return absl::NotFoundError("no such device");
+    if (command == "json") return R"({"link": "up"})";
+    if (command == "deep") return std::string(100, '[');
+    if (command == "echo") return std::string(text);
+    return absl::UnimplementedError("no such command");
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     guest_size = guest.swiotlb_size;
     return guest.swiotlb_base == 0x666000 ? absl::AlreadyExistsError("reported before")
@@ -193,6 +202,24 @@ TEST(ControlProtocol, SharesOfADevice) {
   refuses(R"({"path":"/","a b":1})", "share.a b: is not an option name");
   EXPECT_EQ(ErrorOf(&target, R"({"command":"share-add","device":"d"})"), "share: is missing");
   EXPECT_EQ(ErrorOf(&target, R"({"command":"share-remove","device":"d"})"), "name: is missing");
+}
+
+TEST(ControlProtocol, CommandsOfADevice) {
+  FakeTarget target;
+  Ask(&target, AddLine("d"));
+  const auto command = [&](const std::string& rest) {
+    return Ask(&target, R"({"command":"device","device":"d",)" + rest + "}");
+  };
+  EXPECT_EQ(command(R"("do":"echo","text":"up")")["result"], (json{{"answer", "up"}}));
+  EXPECT_EQ(command(R"("do":"echo")")["result"], (json{{"answer", ""}}));
+  EXPECT_EQ(command(R"("do":"json")")["result"], (json{{"answer", {{"link", "up"}}}}));
+  // Whatever a plugin says is at worst a text.
+  EXPECT_EQ(command(R"("do":"deep")")["result"], (json{{"answer", std::string(100, '[')}}));
+  EXPECT_EQ(command(R"("do":"jump")")["ok"], false);
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"device","device":"d"})"), "do: is missing");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"device","device":"e","do":"echo"})"), "no such device");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"device","device":"d","do":"echo","text":1})"),
+            "text: must be a string");
 }
 
 TEST(ControlProtocol, DevicesWithShares) {

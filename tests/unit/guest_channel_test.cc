@@ -57,6 +57,10 @@ class FakeTarget final : public ControlTarget {
   absl::StatusOr<std::vector<shares::ShareSpec>> ListShares(absl::string_view) const override {
     return absl::UnimplementedError("");
   }
+  absl::StatusOr<std::string> CommandDevice(absl::string_view, const std::string&,
+                                            absl::string_view) const override {
+    return absl::UnimplementedError("");
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }

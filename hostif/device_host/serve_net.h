@@ -1,0 +1,75 @@
+// ServeNet: `virtbay serve TYPE` of a network device: the options of the socket, of the host, of
+// every network device, and those of the type's own table.
+// Owned by the serve command; [control], on the main thread.
+#ifndef VIRTBAY_HOSTIF_DEVICE_HOST_SERVE_NET_H_
+#define VIRTBAY_HOSTIF_DEVICE_HOST_SERVE_NET_H_
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "hostif/device_host/service_config.h"
+
+namespace virtbay::device_host {
+
+// An option of the plugin's: given again, its values are joined by commas.
+struct NetOption {
+  const char* flag;  // "--tap"
+  const char* key;   // of the plugin
+  const char* help;
+};
+
+struct NetType {
+  const char* name;  // of the subcommand, the plugin and, unless given, the device
+  const char* help;
+  std::span<const NetOption> options;
+};
+
+// The network devices that there are.
+std::span<const NetType> NetTypes();
+
+class ServeNet {
+ public:
+  ServeNet(CLI::App* serve, const NetType& type);
+  ServeNet(const ServeNet&) = delete;
+  ServeNet& operator=(const ServeNet&) = delete;
+
+  // Whether the command line named it.
+  bool parsed() const { return app_->parsed(); }
+  // Serves until it is told to stop; see Command::Run.
+  absl::Status Run();
+
+ private:
+  void AddSocketOptions();
+  void AddNetOptions();
+  void AddHostOptions();
+  void Text(const char* flag, const char* key, const char* help, const char* group);
+  void Key(const char* name, const char* key, const char* help);
+  void FillSocket(DeviceConfig* device);
+
+  const NetType& type_;
+  CLI::App* const app_;
+  std::string socket_path_;
+  std::optional<int> fd_;
+  std::string socket_group_;
+  std::string name_;
+  std::string control_socket_;
+  std::string log_level_;
+  bool syslog_ = false;
+  std::optional<uint64_t> rlimit_nofile_;
+  int ready_fd_ = -1;
+  std::vector<std::string> plugin_path_;
+  bool access_platform_ = false;
+  bool check_ = false;
+  std::map<std::string, std::string> options_;
+  DeviceConfig keys_;
+};
+
+}  // namespace virtbay::device_host
+
+#endif  // VIRTBAY_HOSTIF_DEVICE_HOST_SERVE_NET_H_
