@@ -6,6 +6,8 @@
 GUEST_LIB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 VIRTBAY_PID=
 UML_PID=
+GUEST_DEVICES=()
+SERVICE_WRAP=() # the command that runs the service, e.g. unshare -n
 
 # Says why there can be no user-mode Linux guest, or nothing when there can.
 uml_missing() {
@@ -66,7 +68,7 @@ service_start() {
   # Opened for both directions, so that opening it never waits for the service.
   exec {ready}<>"$dir/ready"
   TSAN_OPTIONS="suppressions=$GUEST_LIB/tsan.supp ${TSAN_OPTIONS:-}" \
-    setsid "$BUILD/bin/virtbay" run "$config" --ready-fd=9 \
+    setsid "${SERVICE_WRAP[@]}" "$BUILD/bin/virtbay" run "$config" --ready-fd=9 \
     9>"$dir/ready" {ready}<&- </dev/null >>"$dir/virtbay.log" 2>&1 &
   VIRTBAY_PID=$!
   local waited=0
@@ -102,11 +104,12 @@ service_kill() {
 }
 
 # guest_start DIR INITRAMFS JOBDIR MEMORY TAG=SOCKET...: boots; the guest's console is read from
-# descriptor GUEST_OUT and written to GUEST_IN.
+# descriptor GUEST_OUT and written to GUEST_IN. GUEST_DEVICES: more devices, SOCKET:VIRTIO-ID each.
 guest_start() {
   local dir=$1 initramfs=$2 job=$3 memory=$4
   shift 4
   local tags="" devices=() share
+  for share in "${GUEST_DEVICES[@]}"; do devices+=("virtio_uml.device=$share"); done
   for share in "$@"; do
     tags=${tags:+$tags,}${share%%=*}
     devices+=("virtio_uml.device=${share#*=}:26")

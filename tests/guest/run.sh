@@ -109,6 +109,7 @@ share() {
 
 service_file() {
   GUEST_SHARES=()
+  GUEST_DEVICES=()
   printf '[host]\nlog-level = "info"\ncontrol-socket = "%s"\n' "$WORK/control.sock" \
     >"$WORK/virtbay.toml"
   [ -z "$HOST_KEYS" ] || printf '%s\n' "$HOST_KEYS" >>"$WORK/virtbay.toml"
@@ -133,6 +134,7 @@ run_suite() {
   MEMORY=256M
   NEEDS=
   HOST_KEYS=
+  SERVICE_WRAP=()
   unset -f suite_shares suite_run suite_prepare guest
   . "$HERE/suites/$SUITE.sh"
   local tool
