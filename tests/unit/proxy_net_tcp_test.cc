@@ -1,0 +1,897 @@
+// The TCP state machine of proxy-net, segment by segment, against real sockets of the host.
+#include <string>
+
+#include "tests/unit/proxy_net_flow_fixture.h"
+
+namespace virtbay::proxy_net {
+namespace {
+
+using testing::Each;
+using testing::SizeIs;
+
+class TcpTest : public FlowTest {};
+
+TEST_F(TcpTest, AnswersTheGuestOnlyAfterTheHostHasConnected) {
+  Listen();
+  Connect(Full());
+  EXPECT_EQ(syn_ack.tcp.options.mss, 1460);
+  EXPECT_EQ(syn_ack.tcp.options.window_scale, Tcp::kReceiveScale);
+  EXPECT_TRUE(syn_ack.tcp.options.sack_permitted);
+  EXPECT_EQ(syn_ack.tcp.window, Tcp::kFirstWindow);
+}
+
+TEST_F(TcpTest, MovesBytesBothWays) {
+  Listen();
+  Connect(Full());
+  Say(kAck, ours, theirs, "hello");
+  EXPECT_EQ(Read(peer.get(), 5), "hello");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 5);
+  Write(peer.get(), "world");
+  Poll();
+  const Seen data = HeardOne();
+  EXPECT_EQ(data.payload, "world");
+  EXPECT_EQ(data.tcp.sequence, theirs);
+  EXPECT_EQ(data.tcp.acknowledgement, ours + 5);
+  EXPECT_TRUE(data.has(TcpHeader::kPsh));
+}
+
+TEST_F(TcpTest, MovesBytesOverIpv6) {
+  v6 = true;
+  Listen();
+  Connect(Full(1440));
+  EXPECT_EQ(syn_ack.tcp.options.mss, 1440);
+  Say(kAck, ours, theirs, "six");
+  EXPECT_EQ(Read(peer.get(), 3), "six");
+  Heard();
+  Write(peer.get(), std::string(5000, 'x'));
+  Poll();
+  const Seen data = Heard().at(0);
+  EXPECT_GT(data.payload.size(), 1440u);
+  EXPECT_EQ(data.offload.gso, sdk::Gso::kTcp6);
+  EXPECT_EQ(data.offload.gso_size, 1440);
+}
+
+TEST_F(TcpTest, RefusesWithAReset) {
+  Listen();
+  listener_.reset();
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  PollUntil([&] { return !link.received.empty(); });
+  const Seen reset = HeardOne();
+  EXPECT_TRUE(reset.has(kRst));
+  EXPECT_EQ(reset.tcp.acknowledgement, kIsn + 1);
+  EXPECT_EQ(Count(Event::kTcpRefused), 1u);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, SaysWhatCannotBeReached) {
+  host.redirect = IpAddress::Parse("255.255.255.255");
+  port_ = 80;
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  const std::vector<Seen> heard = Heard();
+  ASSERT_THAT(heard, SizeIs(2));
+  ASSERT_NE(heard[0].frame.icmp(), nullptr);
+  EXPECT_EQ(heard[0].frame.icmp()->type, IcmpHeader::kUnreachable);
+  EXPECT_TRUE(heard[1].has(kRst));
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, ResetsWhatTheRulesForbid) {
+  Listen();
+  host.denied = true;
+  Say(kSyn, kIsn, 0);
+  EXPECT_TRUE(HeardOne().has(kRst));
+  EXPECT_EQ(Count(Event::kPolicyDenied), 1u);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, CutsFlowsThatNewRulesForbid) {
+  Listen();
+  Connect(Full());
+  host.denied = true;
+  EXPECT_EQ(shard().Recheck(), 1u);
+  EXPECT_TRUE(HeardOne().has(kRst));
+  EXPECT_EQ(Ending(peer.get()), "RESET");
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, ResetsSegmentsOfNoFlow) {
+  port_ = 80;
+  Say(kAck, 77, 1234, "data");
+  const Seen reset = HeardOne();
+  EXPECT_TRUE(reset.has(kRst));
+  EXPECT_FALSE(reset.has(kAck));
+  EXPECT_EQ(reset.tcp.sequence, 1234u);
+  Say(kRst, 77, 0);
+  EXPECT_TRUE(Heard().empty());  // a reset is never answered
+}
+
+TEST_F(TcpTest, IgnoresImpossibleFlagsAndUrgentData) {
+  Listen();
+  port_ = 80;
+  Say(kSyn | kFin, 1, 0);
+  Say(kSyn | kRst, 1, 0);
+  Say(0, 1, 0);
+  EXPECT_TRUE(Heard().empty());
+  EXPECT_EQ(Count(Event::kTcpMalformed), 3u);
+  Listen();
+  Connect(Full());
+  // CVE-2026-9539: urgent data is data, whatever the pointer says.
+  std::vector<uint8_t> urgent = Segment(kAck | TcpHeader::kUrg, ours, theirs, "abc");
+  urgent[kEthernetSize + kIpv4Size + 18] = 0xff;
+  urgent[kEthernetSize + kIpv4Size + 19] = 0xff;
+  Deliver({urgent});
+  EXPECT_EQ(Read(peer.get(), 3), "abc");
+  EXPECT_EQ(Count(Event::kTcpUrgentIgnored), 1u);
+}
+
+TEST_F(TcpTest, SendsWholeBurstsInOneCall) {
+  Listen();
+  Connect(Full());
+  std::vector<std::vector<uint8_t>> burst;
+  std::string all;
+  for (uint32_t i = 0; i < 10; ++i) {
+    const std::string part(1000, static_cast<char>('a' + i));
+    burst.push_back(Segment(kAck, ours + 1000 * i, theirs, part));
+    all += part;
+  }
+  const uint64_t before = link.sends;
+  Deliver(burst);
+  EXPECT_EQ(link.sends - before, 1u);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 10000);
+  EXPECT_EQ(Read(peer.get(), all.size()), all);
+}
+
+// ---- the window --------------------------------------------------------------------------------
+
+TEST_F(TcpTest, KeepsEveryByteInsideTheWindowWhileTheHostTakesNone) {
+  Listen();
+  Connect(Full());
+  link.send_limit = 0;
+  uint32_t edge = ours + Tcp::kFirstWindow;
+  std::string all;
+  uint32_t at = ours;
+  while (SeqBefore(at, edge)) {
+    const std::string part(std::min<uint32_t>(1460, edge - at), static_cast<char>('a' + at % 26));
+    Say(kAck, at, theirs, part);
+    at += static_cast<uint32_t>(part.size());
+    all += part;
+    for (const Seen& seen : Heard()) {
+      EXPECT_EQ(seen.tcp.acknowledgement, at);
+      // The right edge never moves back.
+      const uint32_t told =
+          seen.tcp.acknowledgement + (uint32_t{seen.tcp.window} << Tcp::kReceiveScale);
+      EXPECT_FALSE(SeqBefore(told, edge));
+      edge = SeqMax(edge, ours + Tcp::kFirstWindow);
+    }
+  }
+  EXPECT_EQ(all.size(), Tcp::kFirstWindow);
+  // Nothing is left of the window, and what lies beyond it is not taken.
+  Say(kAck, at, theirs, "beyond");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, at);
+  link.send_limit = INT64_MAX;
+  shard().OnReady();
+  Write(peer.get(), "x");  // any event of the socket
+  Poll();
+  // The host's socket takes it all and the guest hears of the window again.
+  TcpFlow* flow = shard().tcp().At(0);
+  EXPECT_EQ(flow->to_host, at);
+  EXPECT_EQ(Read(peer.get(), all.size()), all);
+  bool opened = false;
+  for (const Seen& seen : Heard()) opened |= seen.tcp.window > 100;
+  EXPECT_TRUE(opened);
+}
+
+TEST_F(TcpTest, TakesAPartAndSpillsTheRest) {
+  Listen();
+  Connect(Full());
+  link.send_limit = 700;
+  Deliver({Segment(kAck, ours, theirs, std::string(1000, 'a')),
+           Segment(kAck, ours + 1000, theirs, std::string(1000, 'b'))});
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 2000);
+  EXPECT_EQ(Count(Event::kTcpSpilled), 1300u);
+  link.send_limit = INT64_MAX;
+  Write(peer.get(), "x");
+  Poll();
+  EXPECT_EQ(Read(peer.get(), 2000), std::string(1000, 'a') + std::string(1000, 'b'));
+  EXPECT_EQ(shard().totals().spill_chunks, 0u);
+}
+
+TEST_F(TcpTest, AWindowGrowsWhileItIsUsed) {
+  Listen();
+  Connect(Full());
+  uint32_t at = ours;
+  uint32_t largest = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const std::string part(1460, 'x');
+    Say(kAck, at, theirs, part);
+    at += 1460;
+    Read(peer.get(), 1460);
+    for (const Seen& seen : Heard()) {
+      largest = std::max(largest, uint32_t{seen.tcp.window} << Tcp::kReceiveScale);
+    }
+  }
+  EXPECT_GE(largest, Tcp::kLargestWindow);
+}
+
+TEST_F(TcpTest, WindowsStopGrowingWhenMemoryIsShort) {
+  limits.buffer_bytes = 5 * ChunkPool::kSize;
+  Listen();
+  Connect(Full());
+  uint32_t at = ours;
+  for (int i = 0; i < 100; ++i) {
+    Say(kAck, at, theirs, std::string(1460, 'x'));
+    at += 1460;
+    Read(peer.get(), 1460);
+  }
+  EXPECT_LE(shard().totals().reserved_chunks, 5u);
+  // A second flow finds two chunks only: refused, and counted.
+  guest_port = 40001;
+  Say(kSyn, 1, 0);
+  EXPECT_EQ(Count(Event::kNoBufferMemory), 1u);
+}
+
+TEST_F(TcpTest, AFrameThatCannotBeReadIsAskedForAgain) {
+  Listen();
+  Connect(Full());
+  link.send_limit = 0;
+  link.copies_fail = true;
+  Say(kAck, ours, theirs, "abc");
+  for (const Seen& seen : Heard()) EXPECT_EQ(seen.tcp.acknowledgement, ours);
+  EXPECT_EQ(Count(Event::kTcpCopyFailed), 1u);
+  link.copies_fail = false;
+  link.send_limit = INT64_MAX;
+  Write(peer.get(), "x");
+  Poll();
+  Say(kAck, ours, theirs, "abc");
+  EXPECT_EQ(Read(peer.get(), 3), "abc");
+}
+
+// ---- order -------------------------------------------------------------------------------------
+
+TEST_F(TcpTest, KeepsWhatComesOutOfOrderAndReportsIt) {
+  Listen();
+  Connect(Full());
+  Say(kAck, ours + 5, theirs, "fghij");
+  Seen ack = HeardOne();
+  EXPECT_EQ(ack.tcp.acknowledgement, ours);
+  ASSERT_EQ(ack.tcp.options.sack_count, 1);
+  EXPECT_EQ(ack.tcp.options.sack[0].left, ours + 5);
+  EXPECT_EQ(ack.tcp.options.sack[0].right, ours + 10);
+  Say(kAck, ours + 15, theirs, "pqrst");
+  ack = HeardOne();
+  ASSERT_EQ(ack.tcp.options.sack_count, 2);
+  EXPECT_EQ(ack.tcp.options.sack[0].left, ours + 15);  // the latest comes first
+  Say(kAck, ours + 10, theirs, "klmno");
+  ack = HeardOne();
+  ASSERT_EQ(ack.tcp.options.sack_count, 1);
+  EXPECT_EQ(ack.tcp.options.sack[0].right, ours + 20);
+  Say(kAck, ours, theirs, "abcde");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 20);
+  EXPECT_EQ(Read(peer.get(), 20), "abcdefghijklmnopqrst");
+  EXPECT_EQ(shard().totals().spill_chunks, 0u);
+}
+
+TEST_F(TcpTest, TakesOverlapsAndRepetitionsOnce) {
+  Listen();
+  Connect(Full());
+  Say(kAck, ours, theirs, "abcdef");
+  Say(kAck, ours, theirs, "abcdef");
+  Say(kAck, ours + 3, theirs, "defghi");
+  Say(kAck, ours + 12, theirs, "mno");
+  Say(kAck, ours + 7, theirs, "hijklmn");
+  EXPECT_EQ(Read(peer.get(), 15), "abcdefghijklmno");
+  EXPECT_EQ(Heard().back().tcp.acknowledgement, ours + 15);
+}
+
+TEST_F(TcpTest, BoundsWhatItKeepsOutOfOrder) {
+  Listen();
+  Connect(Full());
+  for (uint32_t i = 1; i <= TcpFlow::kMaxRanges + 3; ++i) {
+    Say(kAck, ours + i * 10, theirs, "x");
+  }
+  EXPECT_EQ(Count(Event::kTcpOutOfOrderDropped), 3u);
+  for (const Seen& seen : Heard()) EXPECT_LE(seen.tcp.options.sack_count, 4);
+  Say(kRst, ours, 0);
+  ExpectNothingLeft();
+}
+
+// ---- loss --------------------------------------------------------------------------------------
+
+TEST_F(TcpTest, RetransmitsAfterATimeOut) {
+  Listen();
+  Connect(Full());
+  Write(peer.get(), "lost");
+  Poll();
+  EXPECT_EQ(HeardOne().payload, "lost");
+  Pass(1100 * kMs);
+  Seen again = HeardOne();
+  EXPECT_EQ(again.payload, "lost");
+  EXPECT_EQ(again.tcp.sequence, theirs);
+  Pass(1100 * kMs);
+  EXPECT_TRUE(Heard().empty());  // it waits twice as long
+  Pass(1100 * kMs);
+  EXPECT_EQ(HeardOne().payload, "lost");
+  Say(kAck, ours, theirs + 4);
+  Write(peer.get(), "next");
+  Poll();
+  Seen next = HeardOne();
+  EXPECT_EQ(next.payload, "next");
+  EXPECT_EQ(next.tcp.sequence, theirs + 4);
+}
+
+TEST_F(TcpTest, GivesUpAGuestThatNeverAnswers) {
+  Listen();
+  Connect(Full());
+  Write(peer.get(), "lost");
+  Poll();
+  for (int i = 0; i < 40 && shard().totals().tcp > 0; ++i) Pass(61 * kSec);
+  EXPECT_EQ(Count(Event::kTcpTimedOut), 1u);
+  EXPECT_EQ(Ending(peer.get()), "RESET");
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, RetransmitsAtTheThirdDuplicateAck) {
+  link.guest.tso4 = false;
+  Listen();
+  Connect(Full(1000));
+  for (int i = 0; i < 5; ++i) {
+    Write(peer.get(), std::string(1000, static_cast<char>('a' + i)));
+    Poll();
+  }
+  EXPECT_THAT(Heard(), SizeIs(5));
+  Say(kAck, ours, theirs);
+  Say(kAck, ours, theirs);
+  EXPECT_TRUE(Heard().empty());
+  Say(kAck, ours, theirs);
+  const Seen again = HeardOne();
+  EXPECT_EQ(again.tcp.sequence, theirs);
+  EXPECT_EQ(again.payload, std::string(1000, 'a'));
+  // A partial ACK shows the next hole.
+  Say(kAck, ours, theirs + 2000);
+  EXPECT_EQ(HeardOne().tcp.sequence, theirs + 2000);
+  Say(kAck, ours, theirs + 5000);
+  EXPECT_TRUE(Heard().empty());
+}
+
+TEST_F(TcpTest, RetransmitsTheHolesThatSackShows) {
+  link.guest.tso4 = false;
+  Listen();
+  Connect(Full(1000));
+  for (int i = 0; i < 8; ++i) {
+    Write(peer.get(), std::string(1000, static_cast<char>('a' + i)));
+    Poll();
+  }
+  Heard();
+  TcpOptions sack;
+  sack.sack_count = 2;
+  sack.sack[0] = {theirs + 6000, theirs + 8000};
+  sack.sack[1] = {theirs + 1000, theirs + 4000};
+  Say(kAck, ours, theirs, "", 65535, sack);
+  EXPECT_EQ(HeardOne().tcp.sequence, theirs);
+  Say(kAck, ours, theirs, "", 65535, sack);
+  EXPECT_EQ(HeardOne().tcp.sequence, theirs + 4000);
+  Say(kAck, ours, theirs, "", 65535, sack);
+  EXPECT_EQ(HeardOne().tcp.sequence, theirs + 5000);
+  Say(kAck, ours, theirs, "", 65535, sack);
+  EXPECT_TRUE(Heard().empty());
+}
+
+TEST_F(TcpTest, ProbesAWindowOfZero) {
+  Listen();
+  Connect(Full(), 100);
+  Write(peer.get(), std::string(200, 'z'));
+  Poll();
+  // The window of the handshake's ACK is scaled by 7.
+  EXPECT_EQ(HeardOne().payload.size(), 200u);
+  Say(kAck, ours, theirs + 200, "", 0);
+  Write(peer.get(), "more");
+  Poll();
+  EXPECT_TRUE(Heard().empty());
+  Pass(1100 * kMs);
+  const Seen probe = HeardOne();
+  EXPECT_EQ(probe.tcp.sequence, theirs + 199);
+  EXPECT_TRUE(probe.payload.empty());
+  EXPECT_EQ(Count(Event::kTcpWindowProbes), 1u);
+  for (int i = 0; i < 60; ++i) {  // an hour: it goes on while the guest answers
+    Pass(60 * kSec);
+    if (!Heard().empty()) Say(kAck, ours, theirs + 200, "", 0);
+  }
+  Say(kAck, ours, theirs + 200, "", 10);
+  EXPECT_EQ(HeardOne().payload, "more");
+}
+
+TEST_F(TcpTest, HonoursTheGuestsWindow) {
+  Listen();
+  TcpOptions options;
+  options.mss = 1000;
+  Connect(options, 3000);  // no window scale: as it is
+  Write(peer.get(), std::string(10000, 'w'));
+  Poll();
+  EXPECT_THAT(HeardBytes(theirs), SizeIs(3000));
+  Say(kAck, ours, theirs + 3000, "", 6000);
+  EXPECT_THAT(HeardBytes(theirs + 3000), SizeIs(6000));
+}
+
+// ---- strangers ---------------------------------------------------------------------------------
+
+TEST_F(TcpTest, ChallengesResetsThatAreNotExact) {
+  Listen();
+  Connect(Full());
+  Say(kRst, ours + 100, 0);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours);
+  EXPECT_EQ(Count(Event::kTcpChallengeAck), 1u);
+  Say(kRst, ours + 100, 0);
+  EXPECT_TRUE(Heard().empty());  // at most one in a while
+  Say(kRst, ours + Tcp::kFirstWindow + 100, 0);
+  EXPECT_TRUE(Heard().empty());  // outside the window: not even that
+  host.now += 200 * kMs;
+  Say(kSyn, ours + 7, 0);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours);
+  EXPECT_EQ(shard().totals().tcp, 1u);
+  Say(kRst, ours, 0);
+  EXPECT_EQ(Ending(peer.get()), "RESET");
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, ChallengesAcksOfWhatWasNeverSent) {
+  Listen();
+  Connect(Full());
+  Say(kAck, ours, theirs + 1000, "inject");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours);
+  host.now += 200 * kMs;
+  Say(kAck, ours, theirs - (1u << 30), "inject");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours);
+  Say(kAck, ours, theirs, "right");
+  EXPECT_EQ(Read(peer.get(), 5), "right");
+}
+
+TEST_F(TcpTest, RefusesOldTimestamps) {
+  Listen();
+  TcpOptions options = Full();
+  options.timestamps = TcpOptions::Timestamps{1000, 0};
+  Say(kSyn, kIsn, 0, "", 65535, options);
+  PollUntil([&] { return !link.received.empty(); });
+  syn_ack = HeardOne();
+  ASSERT_TRUE(syn_ack.tcp.options.timestamps.has_value());
+  EXPECT_EQ(syn_ack.tcp.options.timestamps->echo, 1000u);
+  theirs = syn_ack.tcp.sequence + 1;
+  ours = kIsn + 1;
+  TcpOptions stamp;
+  stamp.timestamps = TcpOptions::Timestamps{1001, 0};
+  Say(kAck, ours, theirs, "new", 65535, stamp);
+  peer = AcceptOne();
+  EXPECT_EQ(Read(peer.get(), 3), "new");
+  EXPECT_EQ(HeardOne().tcp.options.timestamps->echo, 1001u);
+  stamp.timestamps = TcpOptions::Timestamps{900, 0};
+  Say(kAck, ours + 3, theirs, "old", 65535, stamp);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 3);
+  EXPECT_EQ(Count(Event::kTcpOldTimestamp), 1u);
+  Write(peer.get(), std::string(4000, 't'));
+  Poll();
+  const Seen data = HeardOne();
+  EXPECT_EQ(data.offload.gso_size, 1448);  // the option takes its part
+}
+
+// ---- the end -----------------------------------------------------------------------------------
+
+TEST_F(TcpTest, TheGuestClosesFirst) {
+  Listen();
+  Connect(Full());
+  Say(kAck | kFin, ours, theirs, "bye");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 4);
+  EXPECT_EQ(Read(peer.get(), 3), "bye");
+  EXPECT_EQ(Ending(peer.get()), "EOF");
+  // The other half is still open.
+  Write(peer.get(), "still here");
+  Poll();
+  EXPECT_EQ(HeardOne().payload, "still here");
+  Say(kAck, ours + 4, theirs + 10);
+  peer.reset();
+  Poll();
+  const Seen fin = HeardOne();
+  EXPECT_TRUE(fin.has(kFin));
+  EXPECT_EQ(fin.tcp.sequence, theirs + 10);
+  Say(kAck, ours + 4, theirs + 11);
+  EXPECT_EQ(Count(Event::kFlowsClosed), 1u);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, TheHostClosesFirst) {
+  Listen();
+  Connect(Full());
+  Write(peer.get(), "last");
+  shutdown(peer.get(), SHUT_WR);
+  PollUntil([&] { return link.received.size() >= 2; });
+  std::vector<Seen> heard = Heard();
+  EXPECT_EQ(heard[0].payload, "last");
+  EXPECT_TRUE(heard[1].has(kFin));
+  EXPECT_EQ(heard[1].tcp.sequence, theirs + 4);
+  Say(kAck, ours, theirs + 5);
+  // The guest goes on for a while.
+  Say(kAck, ours, theirs + 5, "more");
+  EXPECT_EQ(Read(peer.get(), 4), "more");
+  Heard();
+  Say(kAck | kFin, ours + 4, theirs + 5);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 5);
+  EXPECT_EQ(Ending(peer.get()), "EOF");
+  EXPECT_EQ(shard().totals().time_wait, 1u);
+  EXPECT_EQ(host.descriptors, 1 << 20);  // the socket is gone
+  // Its FIN may come again.
+  Say(kAck | kFin, ours + 4, theirs + 5);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 5);
+  Say(kRst, ours + 5, 0);
+  EXPECT_EQ(shard().totals().time_wait, 1u);  // RFC 1337
+  Pass(limits.time_wait_s * kSec + 10 * kMs);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, BothCloseAtOnce) {
+  Listen();
+  Connect(Full());
+  shutdown(peer.get(), SHUT_WR);
+  Poll();
+  EXPECT_TRUE(HeardOne().has(kFin));
+  Say(kAck | kFin, ours, theirs);  // it had not seen ours
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 1);
+  EXPECT_STREQ(TcpStateName(*shard().tcp().At(0)), "CLOSING");
+  Say(kAck, ours + 1, theirs + 1);
+  EXPECT_EQ(shard().totals().time_wait, 1u);
+}
+
+TEST_F(TcpTest, ANewConnectionTakesTheTupleOfOneInTimeWait) {
+  Listen();
+  Connect(Full());
+  shutdown(peer.get(), SHUT_WR);
+  Poll();
+  Say(kAck | kFin, ours, theirs + 1);
+  ASSERT_EQ(shard().totals().time_wait, 1u);
+  Heard();
+  Say(kSyn, ours - 100, 0, "", 65535, Full());  // not after the old one's end
+  EXPECT_FALSE(HeardOne().has(kSyn));
+  Say(kSyn, ours + 100, 0, "", 65535, Full());
+  PollUntil([&] { return !link.received.empty(); });
+  EXPECT_TRUE(HeardOne().has(kSyn));
+}
+
+TEST_F(TcpTest, AFinBehindAFullSocketWaits) {
+  Listen();
+  Connect(Full());
+  link.send_limit = 0;
+  Say(kAck | kFin, ours, theirs, "held");
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 5);
+  pollfd nothing = {peer.get(), POLLIN, 0};
+  EXPECT_EQ(poll(&nothing, 1, 0), 0);
+  link.send_limit = INT64_MAX;
+  Write(peer.get(), "x");
+  Poll();
+  EXPECT_EQ(Read(peer.get(), 4), "held");
+  EXPECT_EQ(Ending(peer.get()), "EOF");
+}
+
+TEST_F(TcpTest, PassesAResetOfTheHostOn) {
+  Listen();
+  Connect(Full());
+  const linger abort = {1, 0};
+  setsockopt(peer.get(), SOL_SOCKET, SO_LINGER, &abort, sizeof(abort));
+  peer.reset();
+  Poll();
+  const Seen reset = HeardOne();
+  EXPECT_TRUE(reset.has(kRst));
+  EXPECT_EQ(reset.tcp.sequence, theirs);
+  EXPECT_EQ(Count(Event::kTcpResetByHost), 1u);
+  ExpectNothingLeft();
+}
+
+// RST in every state.
+TEST_F(TcpTest, AResetEndsEveryState) {
+  // CONNECTING: the host has not answered; its backlog is full.
+  Listen(/*backlog=*/0);
+  UniqueFd first(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+  UniqueFd second(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+  SocketAddress to = SocketAddress::Of({*IpAddress::Parse("127.0.0.1"), port_});
+  std::ignore = connect(first.get(), to.get(), to.size);
+  std::ignore = connect(second.get(), to.get(), to.size);
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  EXPECT_STREQ(TcpStateName(*shard().tcp().At(0)), "CONNECTING");
+  Say(kRst, kIsn + 50, 0);
+  EXPECT_EQ(shard().totals().tcp, 1u);
+  Say(kRst, kIsn + 1, 0);
+  ExpectNothingLeft();
+  first.reset();
+  second.reset();
+
+  // SYN-RECEIVED.
+  Listen();
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  PollUntil([&] { return !link.received.empty(); });
+  Heard();
+  Say(kRst, kIsn + 1, 0);
+  ExpectNothingLeft();
+
+  // CLOSE-WAIT.
+  Listen();
+  Connect(Full());
+  Say(kAck | kFin, ours, theirs);
+  EXPECT_STREQ(TcpStateName(*shard().tcp().At(0)), "CLOSE-WAIT");
+  Say(kRst, ours + 1, 0);
+  ExpectNothingLeft();
+
+  // FIN-WAIT-1 and FIN-WAIT-2.
+  for (const uint32_t acknowledged : {0u, 1u}) {
+    Listen();
+    Connect(Full());
+    shutdown(peer.get(), SHUT_WR);
+    Poll();
+    Say(kAck, ours, theirs + acknowledged);
+    EXPECT_STREQ(TcpStateName(*shard().tcp().At(0)),
+                 acknowledged == 0 ? "FIN-WAIT-1" : "FIN-WAIT-2");
+    Say(kRst, ours, 0);
+    ExpectNothingLeft();
+  }
+
+  // LAST-ACK.
+  Listen();
+  Connect(Full());
+  Say(kAck | kFin, ours, theirs);
+  peer.reset();
+  PollUntil([&] { return std::string(TcpStateName(*shard().tcp().At(0))) == "LAST-ACK"; });
+  Say(kRst, ours + 1, 0);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, RepeatsItsSynAckAndGivesUp) {
+  Listen();
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  PollUntil([&] { return !link.received.empty(); });
+  const Seen first = HeardOne();
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  EXPECT_EQ(HeardOne().tcp.sequence, first.tcp.sequence);
+  Pass(1100 * kMs);
+  EXPECT_EQ(HeardOne().tcp.sequence, first.tcp.sequence);
+  for (int i = 0; i < 10; ++i) Pass(70 * kSec);
+  EXPECT_EQ(Count(Event::kTcpTimedOut), 1u);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, AsksAnIdleGuestWhetherItIsThere) {
+  Listen();
+  Connect(Full());
+  Pass(limits.tcp_idle_s * kSec + kSec);
+  const Seen probe = HeardOne();
+  EXPECT_EQ(probe.tcp.sequence, theirs - 1);
+  Say(kAck, ours, theirs);
+  EXPECT_EQ(shard().totals().tcp, 1u);
+  for (int i = 0; i < 10; ++i) Pass(limits.tcp_idle_s * kSec);
+  EXPECT_EQ(Count(Event::kTcpTimedOut), 1u);
+  EXPECT_EQ(Ending(peer.get()), "RESET");
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, PassesTheGuestsKeepaliveOn) {
+  Listen();
+  Connect(Full());
+  int on = 0;
+  socklen_t size = sizeof(on);
+  const int fd = shard().tcp().At(0)->fd;
+  ASSERT_EQ(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, &size), 0);
+  EXPECT_EQ(on, 0);
+  Say(kAck, ours - 1, theirs);
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours);
+  ASSERT_EQ(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, &size), 0);
+  EXPECT_EQ(on, 1);
+}
+
+// ---- frames ------------------------------------------------------------------------------------
+
+TEST_F(TcpTest, SendsLargeFramesAndSumsOnlyHeaders) {
+  Listen();
+  Connect(Full());
+  std::string all(600'000, 0);
+  for (size_t i = 0; i < all.size(); ++i) all[i] = static_cast<char>(i * 7 + i / 251);
+  std::string got;
+  size_t largest = 0;
+  size_t written = 0;
+  while (got.size() < all.size()) {
+    if (written < all.size()) {
+      const ssize_t n = send(peer.get(), all.data() + written, all.size() - written, MSG_NOSIGNAL);
+      if (n > 0) written += static_cast<size_t>(n);
+    }
+    shard().OnReady();
+    RunContinues();
+    for (const Seen& seen : Heard()) {
+      if (seen.payload.empty()) continue;
+      EXPECT_EQ(seen.tcp.sequence, theirs + got.size());
+      EXPECT_TRUE(seen.offload.needs_csum);
+      if (seen.payload.size() > 1460) {
+        EXPECT_EQ(seen.offload.gso, sdk::Gso::kTcp4);
+        EXPECT_EQ(seen.offload.gso_size, 1460);
+        EXPECT_EQ(seen.offload.hdr_len, kEthernetSize + kIpv4Size + kTcpSize);
+      }
+      largest = std::max(largest, seen.payload.size());
+      got += seen.payload;
+    }
+    Say(kAck, ours, theirs + static_cast<uint32_t>(got.size()));
+  }
+  EXPECT_EQ(got, all);
+  EXPECT_GE(largest, 60'000u);
+  EXPECT_EQ(Count(Event::kTcpRetransmits), 0u);
+}
+
+TEST_F(TcpTest, CutsFramesForAGuestWithoutOffloads) {
+  link.guest = {};
+  link.buffer_size = 2000;
+  Listen();
+  Connect(Full());
+  const std::string all(5000, 'p');
+  Write(peer.get(), all);
+  Poll();
+  std::string got;
+  for (const Seen& seen : Heard()) {  // which checks the sums
+    EXPECT_LE(seen.payload.size(), 1460u);
+    EXPECT_FALSE(seen.offload.needs_csum);
+    got += seen.payload;
+  }
+  EXPECT_EQ(got, all);
+}
+
+TEST_F(TcpTest, WaitsForReceiveBuffers) {
+  Listen();
+  Connect(Full());
+  link.buffers = 0;
+  Write(peer.get(), "patience");
+  Poll();
+  EXPECT_TRUE(Heard().empty());
+  link.buffers = 1;
+  shard().OnRxBuffers();
+  EXPECT_EQ(HeardOne().payload, "patience");
+  // An ACK waits as well.
+  link.buffers = 0;
+  Say(kAck, ours, theirs + 8, "thanks");
+  EXPECT_TRUE(Heard().empty());
+  link.buffers = 10;
+  shard().OnRxBuffers();
+  EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 6);
+}
+
+TEST_F(TcpTest, WorksWithoutAPeekOffset) {
+  limits.peek_offset = false;
+  Listen();
+  Connect(Full());
+  EXPECT_THAT(host.notes, SizeIs(1));
+  std::string got;
+  for (int i = 0; i < 20; ++i) {
+    Write(peer.get(), std::string(3000, static_cast<char>('a' + i)));
+    Poll();
+  }
+  for (const Seen& seen : Heard()) got += seen.payload;
+  std::string all;
+  for (int i = 0; i < 20; ++i) all += std::string(3000, static_cast<char>('a' + i));
+  EXPECT_EQ(got, all);
+  // From the middle, after a loss.
+  Say(kAck, ours, theirs + 30'000);
+  Pass(1100 * kMs);
+  got.clear();
+  for (const Seen& seen : Heard()) got += seen.payload;
+  EXPECT_EQ(got, all.substr(30'000, got.size()));
+  EXPECT_FALSE(got.empty());
+  Say(kAck, ours, theirs + 60'000);
+  shutdown(peer.get(), SHUT_WR);
+  Poll();
+  EXPECT_TRUE(HeardOne().has(kFin));
+}
+
+TEST_F(TcpTest, SeesTheEndBehindBytesInFlightWithoutAPeekOffset) {
+  limits.peek_offset = false;
+  Listen();
+  Connect(Full());
+  Write(peer.get(), "tail");
+  shutdown(peer.get(), SHUT_WR);
+  PollUntil([&] { return link.received.size() >= 2; });
+  std::vector<Seen> heard = Heard();
+  EXPECT_EQ(heard[0].payload, "tail");
+  EXPECT_TRUE(heard[1].has(kFin));
+}
+
+// ---- budgets -----------------------------------------------------------------------------------
+
+TEST_F(TcpTest, RefusesMoreHalfOpenFlowsThanItsBudget) {
+  limits.half_open = 3;
+  Listen();
+  for (uint16_t i = 0; i < 5; ++i) {
+    guest_port = static_cast<uint16_t>(41000 + i);
+    Say(kSyn, kIsn, 0, "", 65535, Full());
+  }
+  EXPECT_EQ(shard().totals().tcp, 3u);
+  EXPECT_EQ(Count(Event::kTooManyHalfOpen), 2u);
+  // After a while the oldest gives way.
+  host.now += 6 * kSec;
+  guest_port = 42000;
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  EXPECT_EQ(Count(Event::kFlowsEvicted), 1u);
+  EXPECT_EQ(shard().totals().tcp, 3u);
+}
+
+TEST_F(TcpTest, RefusesFlowsWithoutDescriptorsAndBeyondTheTable) {
+  limits.tcp_flows = 2;
+  Listen();
+  host.descriptors = 1;
+  Say(kSyn, kIsn, 0);
+  guest_port = 40001;
+  Say(kSyn, kIsn, 0);
+  EXPECT_EQ(Count(Event::kNoDescriptor), 1u);
+  host.descriptors = 10;
+  Say(kSyn, kIsn, 0);
+  guest_port = 40002;
+  Say(kSyn, kIsn, 0);
+  EXPECT_EQ(Count(Event::kTooManyFlows), 1u);
+}
+
+TEST_F(TcpTest, LimitsTheRateOfNewFlows) {
+  limits.new_flows_per_second = 5;
+  Listen();
+  for (uint16_t i = 0; i < 8; ++i) {
+    guest_port = static_cast<uint16_t>(41000 + i);
+    Say(kSyn, kIsn, 0);
+  }
+  EXPECT_EQ(Count(Event::kNewFlowRate), 3u);
+  host.now += kSec;
+  Say(kSyn, kIsn, 0);
+  EXPECT_EQ(Count(Event::kTcpOpened), 6u);
+}
+
+TEST_F(TcpTest, TenThousandConnectionsLeaveNothing) {
+  Listen(4096);
+  for (uint32_t i = 0; i < 10'000; ++i) {
+    guest_port = static_cast<uint16_t>(20'000 + i);
+    Connect(Full());
+    if (HasFatalFailure()) return;
+    Say(kAck, ours, theirs, "ping");
+    ASSERT_EQ(Read(peer.get(), 4), "ping");
+    switch (i % 3) {
+      case 0: {  // the guest closes
+        Say(kAck | kFin, ours + 4, theirs);
+        peer.reset();
+        bool fin = false;
+        PollUntil([&] {
+          for (const Seen& seen : Heard()) fin |= seen.has(kFin);
+          return fin;
+        });
+        Say(kAck, ours + 5, theirs + 1);
+        break;
+      }
+      case 1:  // the guest resets
+        Say(kRst, ours + 4, theirs);
+        break;
+      default:  // the host closes
+        peer.reset();
+        Heard();
+        Poll();
+        Say(kAck | kFin, ours + 4, theirs + 1);
+        host.now += 100 * kMs;
+        shard().OnTimer();
+        break;
+    }
+    Heard();
+  }
+  Pass(limits.time_wait_s * kSec + kSec);
+  EXPECT_EQ(Count(Event::kTcpOpened), 10'000u);
+  EXPECT_EQ(Count(Event::kFlowsClosed), 10'000u);
+  ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, InitialSequenceNumbersFollowTheTupleAndTheClock) {
+  Listen();
+  Connect(Full());
+  const uint32_t first = syn_ack.tcp.sequence;
+  Say(kRst, ours, 0);
+  host.now += kSec;
+  Connect(Full());
+  EXPECT_EQ(syn_ack.tcp.sequence - first, static_cast<uint32_t>(kSec >> 12));
+  Say(kRst, ours, 0);
+  guest_port = 40001;
+  Connect(Full());
+  EXPECT_NE(syn_ack.tcp.sequence - first, static_cast<uint32_t>(kSec >> 12));
+}
+
+}  // namespace
+}  // namespace virtbay::proxy_net
