@@ -879,6 +879,38 @@ TEST_F(TcpTest, TenThousandConnectionsLeaveNothing) {
   ExpectNothingLeft();
 }
 
+TEST_F(TcpTest, ConnectsToAServiceOfTheDevice) {
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+  peer = UniqueFd(pair[1]);
+  host.service = pair[0];
+  --host.descriptors;
+  port_ = 53;
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  syn_ack = HeardOne();
+  theirs = syn_ack.tcp.sequence + 1;
+  ours = kIsn + 1;
+  Say(kAck, ours, theirs, "query");
+  EXPECT_EQ(Read(peer.get(), 5), "query");
+  Heard();
+  const std::string answer(70'000, 'A');
+  Write(peer.get(), answer);
+  std::string got;
+  while (got.size() < answer.size()) {
+    Poll();
+    got += HeardBytes(theirs + static_cast<uint32_t>(got.size()));
+    Say(kAck, ours + 5, theirs + static_cast<uint32_t>(got.size()));
+  }
+  EXPECT_EQ(got, answer);
+  Say(kAck | kFin, ours + 5, theirs + 70'000);
+  EXPECT_EQ(Ending(peer.get()), "EOF");
+  peer.reset();
+  Poll();
+  Heard();
+  Say(kAck, ours + 6, theirs + 70'001);
+  ExpectNothingLeft();
+}
+
 TEST_F(TcpTest, InitialSequenceNumbersFollowTheTupleAndTheClock) {
   Listen();
   Connect(Full());

@@ -61,6 +61,8 @@ struct FlowLimits {
 struct Route {
   bool allowed = false;
   Endpoint host;  // what to connect to
+  // A stream to a service of the device's own, connected and counted; -1: there is none.
+  int service = -1;
 };
 
 // What a shard asks of its device. [queue] of the shard's pair unless said otherwise; the functions
@@ -76,6 +78,10 @@ class FlowHost {
   virtual void GiveDescriptor() = 0;
   // What the rules say of a packet from the guest to `destination`.
   virtual Route RouteOf(uint8_t protocol, const Endpoint& destination) = 0;
+  // The same of a flow that has begun.
+  virtual bool StillAllowed(uint8_t protocol, const Endpoint& destination) = 0;
+  // A descriptor that was added to the shard's epoll with Shard::WatchOther is ready.
+  virtual void OnOther(uint32_t /*token*/) {}
   // The guest's address, where forwarded connections go; nothing while it has none.
   virtual std::optional<IpAddress> GuestAddress(bool v6) const = 0;
   // The gateway's address: source of ICMP errors, and of connections whose other end has an address

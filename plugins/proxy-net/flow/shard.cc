@@ -14,6 +14,8 @@ namespace {
 constexpr uint32_t kFramesPerFlush = 64;
 constexpr uint32_t kFramesPerFlow = 8;
 constexpr int kEventsPerCall = 128;
+// What epoll says of descriptors that are no flow's; generations stay below.
+constexpr uint64_t kOther = uint64_t{UINT32_MAX} << 32;
 
 }  // namespace
 
@@ -87,6 +89,13 @@ void Shard::EndBurst() {
   tcp_.ForgetPieces();
 }
 
+bool Shard::WatchOther(int fd, uint32_t events, uint32_t token) {
+  epoll_event event = {};
+  event.events = events;
+  event.data.u64 = kOther | token;
+  return epoll_ctl(core_.epoll_fd(), EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
 void Shard::OnReady() {
   core_.Refresh();
   std::array<epoll_event, kEventsPerCall> events;
@@ -95,6 +104,10 @@ void Shard::OnReady() {
     const uint64_t data = events[static_cast<size_t>(i)].data.u64;
     const uint32_t ready = events[static_cast<size_t>(i)].events;
     const auto id = static_cast<uint32_t>(data);
+    if (data >= kOther) {
+      core_.host->OnOther(id);
+      continue;
+    }
     Flow* flow = At(id);
     // One that was closed by an event before this one, in the same batch.
     if (flow->generation != data >> 32) continue;
@@ -202,14 +215,14 @@ uint32_t Shard::Recheck() {
   for (uint32_t i = 0; i < core_.tcp_ids.fresh; ++i) {
     TcpFlow* flow = tcp_.At(i);
     if (flow->kind == FlowKind::kNone || flow->inbound) continue;
-    if (core_.host->RouteOf(kProtocolTcp, flow->tuple.remote).allowed) continue;
+    if (core_.host->StillAllowed(kProtocolTcp, flow->tuple.remote)) continue;
     tcp_.Abort(flow);
     ++cut;
   }
   for (uint32_t i = 0; i < core_.datagram_ids.fresh; ++i) {
     DatagramFlow* flow = datagrams_.At(core_.datagram_ids.first + i);
     if (flow->kind == FlowKind::kNone || flow->inbound) continue;
-    if (core_.host->RouteOf(flow->tuple.protocol, flow->tuple.remote).allowed) continue;
+    if (core_.host->StillAllowed(flow->tuple.protocol, flow->tuple.remote)) continue;
     datagrams_.Remove(flow);
     ++cut;
   }

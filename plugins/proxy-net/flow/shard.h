@@ -42,6 +42,9 @@ class Shard {
   // Readable: OnReady is due.
   int epoll_fd() const { return core_.epoll_fd(); }
   void OnReady();
+  // [control or queue] FlowHost::OnOther(token) while `fd` is ready for `events` of epoll. False:
+  // no.
+  bool WatchOther(int fd, uint32_t events, uint32_t token);
   // When OnTimer is due at the latest, in CLOCK_MONOTONIC ns; UINT64_MAX: never.
   uint64_t NextTimer() const { return core_.wheel.NextNs(); }
   void OnTimer();

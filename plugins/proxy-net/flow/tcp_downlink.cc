@@ -88,7 +88,12 @@ uint32_t Tcp::Flush(TcpFlow* flow, uint32_t frames) {
 void Tcp::Discard(TcpFlow* flow) {
   const uint32_t end = flow->fin_acked() ? flow->eof_seq : flow->una;
   while (SeqBefore(flow->discarded, end)) {
-    const ssize_t n = recv(flow->fd, nullptr, end - flow->discarded, MSG_TRUNC | MSG_DONTWAIT);
+    // Only TCP discards without a buffer.
+    const uint32_t most = end - flow->discarded;
+    const ssize_t n = flow->service
+                          ? recv(flow->fd, core_->scratch.data(),
+                                 std::min<size_t>(most, core_->scratch.size()), MSG_DONTWAIT)
+                          : recv(flow->fd, nullptr, most, MSG_TRUNC | MSG_DONTWAIT);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) return OnHostError(flow, n == 0 ? EPIPE : errno);
     flow->discarded += static_cast<uint32_t>(n);

@@ -39,6 +39,8 @@ struct TcpFlow : Flow {
 
   TcpPhase phase = TcpPhase::kClosed;
 
+  bool service = false;  // the socket is one end of a pair within the device
+
   // What the handshake settled.
   bool scaling = false;
   bool sack = false;

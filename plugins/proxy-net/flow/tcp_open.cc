@@ -116,11 +116,21 @@ void Tcp::Open(const TcpSegment& segment) {
     return SendResetFor(segment);
   }
   TcpFlow* flow = Create(segment.tuple);
-  if (flow == nullptr) return;
+  if (flow == nullptr) {
+    Flow closing;
+    closing.fd = route.service;
+    return core_->CloseSocket(&closing, /*reset=*/false);
+  }
   flow->host = route.host;
   flow->phase = TcpPhase::kConnecting;
   Settle(flow, segment.header);
   core_->Age(flow, AgeList::kHalfOpen);
+  if (route.service >= 0) {
+    flow->fd = route.service;
+    flow->service = true;
+    if (!core_->Watch(*flow, kSocketEvents)) return OnConnectFailed(flow, errno);
+    return OnConnected(flow);
+  }
 
   const int family = route.host.address.is_v4() ? AF_INET : AF_INET6;
   const int fd = core_->OpenSocket(family, SOCK_STREAM, 0);
