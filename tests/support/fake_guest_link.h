@@ -34,6 +34,7 @@ class FakeGuestLink : public sdk::GuestLink {
   uint32_t buffers = UINT32_MAX;  // of buffer_size bytes each
   uint32_t buffer_size = 1526;
   int64_t send_limit = INT64_MAX;  // bytes that one Send passes on at most; negative: -errno
+  size_t slice_limit = SIZE_MAX;   // of one Send
   bool copies_fail = false;
   std::deque<Received> received;
   uint64_t sends = 0;
@@ -72,6 +73,7 @@ class FakeGuestLink : public sdk::GuestLink {
     ++sends;
     if (send_limit < 0) return send_limit;
     if (send_limit == 0) return -EAGAIN;
+    if (slices.size() > slice_limit) return -EMSGSIZE;
     std::vector<iovec> vectors;
     if (!options.prefix.empty()) {
       vectors.push_back({const_cast<std::byte*>(options.prefix.data()), options.prefix.size()});

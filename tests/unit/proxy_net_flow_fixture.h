@@ -4,6 +4,7 @@
 #define VIRTBAY_TESTS_UNIT_PROXY_NET_FLOW_FIXTURE_H_
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>

@@ -1,4 +1,7 @@
 // The TCP state machine of proxy-net, segment by segment, against real sockets of the host.
+#include <poll.h>
+
+#include <random>
 #include <string>
 
 #include "tests/unit/proxy_net_flow_fixture.h"
@@ -139,6 +142,22 @@ TEST_F(TcpTest, SendsWholeBurstsInOneCall) {
   EXPECT_EQ(link.sends - before, 1u);
   EXPECT_EQ(HeardOne().tcp.acknowledgement, ours + 10000);
   EXPECT_EQ(Read(peer.get(), all.size()), all);
+}
+
+TEST_F(TcpTest, SendsFewerAtOnceWhenTheyLieInTooManyPieces) {
+  Listen();
+  Connect(Full());
+  for (const size_t limit : {3u, 0u}) {
+    link.slice_limit = limit;
+    std::vector<std::vector<uint8_t>> burst;
+    for (uint32_t i = 0; i < 10; ++i) {
+      burst.push_back(Segment(kAck, ours + 100 * i, theirs, std::string(100, 'p')));
+    }
+    Deliver(burst);
+    ours += 1000;
+    EXPECT_EQ(Heard().back().tcp.acknowledgement, ours);
+    EXPECT_THAT(Read(peer.get(), 1000), SizeIs(1000));
+  }
 }
 
 // ---- the window --------------------------------------------------------------------------------
@@ -909,6 +928,76 @@ TEST_F(TcpTest, ConnectsToAServiceOfTheDevice) {
   Heard();
   Say(kAck, ours + 6, theirs + 70'001);
   ExpectNothingLeft();
+}
+
+// A guest that says anything at all, near enough to what is expected to be looked at.
+TEST_F(TcpTest, RandomSegmentsDoNoHarm) {
+  for (uint32_t seed = 1; seed <= 8; ++seed) {
+    std::mt19937 engine(seed);
+    const auto random = [&engine] { return static_cast<uint32_t>(engine()); };
+    limits.tcp_flows = 8;
+    limits.buffer_bytes = 40 * ChunkPool::kSize;
+    limits.peek_offset = seed % 2 == 0;
+    link.guest.csum = link.guest.tso4 = seed % 3 != 0;
+    Listen(64);
+    std::vector<UniqueFd> peers;
+    for (int i = 0; i < 5000; ++i) {
+      guest_port = static_cast<uint16_t>(40000 + random() % 12);
+      // Where some flow of that port stands, if there is one.
+      uint32_t sequence = kIsn;
+      uint32_t ack = random();
+      const uint32_t id = shard().tcp().Find(
+          {kProtocolTcp, {GuestAddress(), guest_port}, {RemoteAddress(), port_}});
+      if (id != kNoFlow) {
+        sequence = shard().tcp().At(id)->received;
+        ack = shard().tcp().At(id)->una;
+      }
+      sequence += random() % 3 == 0 ? random() % 40'000 - 20'000 : 0;
+      ack += random() % 3 == 0 ? random() % 4000 : 0;
+      uint8_t flags = kAck;
+      if (random() % 4 == 0) flags = static_cast<uint8_t>(random());
+      if (id == kNoFlow && random() % 2 == 0) flags = kSyn;
+      TcpOptions options;
+      if (random() % 2 == 0)
+        options = Full(static_cast<uint16_t>(random()), static_cast<uint8_t>(random() % 20));
+      if ((flags & kSyn) == 0) options = {};
+      if (random() % 5 == 0) options.timestamps = TcpOptions::Timestamps{random(), random()};
+      if ((flags & kSyn) == 0 && random() % 3 == 0) {
+        options.sack_count = static_cast<uint8_t>(1 + random() % 2);
+        for (size_t k = 0; k < options.sack_count; ++k) {
+          options.sack[k] = {ack + random() % 5000, ack + random() % 9000};
+        }
+      }
+      link.send_limit = random() % 4 == 0 ? random() % 1000 : INT64_MAX;
+      link.copies_fail = random() % 50 == 0;
+      link.buffers = random() % 10 == 0 ? 0 : UINT32_MAX;
+      Say(flags, sequence, ack, std::string(random() % 3 == 0 ? random() % 3000 : 0, 'r'),
+          random() & 0xffff, options);
+      if (random() % 4 == 0) shard().OnReady();
+      if (random() % 8 == 0) shard().OnRxBuffers();
+      if (random() % 16 == 0) FlowTest::Pass(random() % (2 * kSec));
+      if (random() % 8 == 0) {
+        pollfd one = {listener_.get(), POLLIN, 0};
+        if (poll(&one, 1, 0) == 1) peers.push_back(AcceptOne());
+      }
+      if (!peers.empty() && random() % 4 == 0) {
+        const size_t which = random() % peers.size();
+        char buffer[4096] = {};
+        std::ignore = send(peers[which].get(), buffer, random() % sizeof(buffer), MSG_NOSIGNAL);
+        std::ignore = recv(peers[which].get(), buffer, sizeof(buffer), 0);
+        if (random() % 10 == 0) peers.erase(peers.begin() + static_cast<std::ptrdiff_t>(which));
+      }
+      const Shard::Totals totals = shard().totals();
+      ASSERT_LE(totals.reserved_chunks, 40u);
+      ASSERT_LE(totals.spill_chunks, totals.reserved_chunks);
+      link.received.clear();
+    }
+    link.buffers = UINT32_MAX;
+    shard().Clear();
+    link.received.clear();
+    ExpectNothingLeft();
+    DropShard();
+  }
 }
 
 TEST_F(TcpTest, InitialSequenceNumbersFollowTheTupleAndTheClock) {

@@ -436,6 +436,27 @@ DatagramFlow* Datagrams::Inbound(const Tuple& tuple, const Endpoint& peer, const
   return flow;
 }
 
+DatagramFlow* Datagrams::Adopt(const Tuple& tuple, const Endpoint& peer, int fd,
+                               const Flow* listener) {
+  DatagramFlow* flow = listener != nullptr ? Inbound(tuple, peer, *listener) : Create(tuple);
+  if (flow == nullptr) {
+    Flow closing;
+    closing.fd = fd;
+    core_->CloseSocket(&closing, /*reset=*/false);
+    return nullptr;
+  }
+  flow->host = peer;
+  if (listener != nullptr) return flow;
+  flow->fd = fd;
+  if (!core_->Watch(*flow, kSocketEvents)) {
+    Remove(flow);
+    return nullptr;
+  }
+  flow->readable = true;
+  core_->MarkDirty(flow);
+  return flow;
+}
+
 // An answer, with the identifier that the guest asked with.
 Datagrams::Outcome Datagrams::PassEcho(DatagramFlow* flow) {
   if (!core_->link->HasRxBuffers(core_->pair)) return Outcome::kNoBuffers;

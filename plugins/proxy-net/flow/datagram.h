@@ -52,6 +52,9 @@ class Datagrams {
 
   // The flow of a datagram that came to a forwarded port, made if need be; nullptr: no room.
   DatagramFlow* Inbound(const Tuple& tuple, const Endpoint& peer, const Flow& listener);
+  // A flow with a socket that it had before, which is counted, or with that of `listener`; nullptr:
+  // no room, and the socket is closed.
+  DatagramFlow* Adopt(const Tuple& tuple, const Endpoint& peer, int fd, const Flow* listener);
   void Remove(DatagramFlow* flow);
 
   DatagramFlow* At(uint32_t id) const { return flows_.At(id - core_->datagram_ids.first); }

@@ -239,6 +239,12 @@ void Shard::DropFlows() {
   }
 }
 
+void Shard::Forget() {
+  for (uint32_t i = 0; i < core_.tcp_ids.fresh; ++i) tcp_.LetGo(tcp_.At(i));
+  listeners_.RemoveAll();
+  DropFlows();
+}
+
 void Shard::Clear() {
   listeners_.RemoveAll();
   DropFlows();

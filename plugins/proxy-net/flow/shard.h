@@ -61,6 +61,8 @@ class Shard {
   uint32_t Recheck();
   // Ends every flow, with a reset to the host: the guest is gone. Listeners stay.
   void DropFlows();
+  // Lets go of every flow and listener: the sockets live on elsewhere.
+  void Forget();
   // Ends every flow and closes the listeners.
   void Clear();
   // A line per flow, at most `most`.
@@ -80,6 +82,7 @@ class Shard {
 
   Tcp& tcp() { return tcp_; }
   Datagrams& datagrams() { return datagrams_; }
+  Listeners& listeners() { return listeners_; }
   FlowCore& core() { return core_; }
 
  private:

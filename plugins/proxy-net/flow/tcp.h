@@ -47,6 +47,8 @@ class Tcp {
   void Abort(TcpFlow* flow);
   // Ends a flow with a reset to the host only: the guest knows, or is gone.
   void Drop(TcpFlow* flow);
+  // Ends a flow without a word: its socket lives on elsewhere.
+  void LetGo(TcpFlow* flow) { Remove(flow); }
   // Makes room in the table by ending what matters least. False: there is nothing of that kind.
   bool Evict();
 

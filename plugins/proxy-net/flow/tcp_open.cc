@@ -67,7 +67,7 @@ TcpFlow* Tcp::Create(const Tuple& tuple) {
   const uint64_t secret = SipHash(core_->isn_key, tuple.Serialize());
   flow->iss = InitialSequence(core_->isn_key, tuple, core_->now_ns);
   flow->ts_offset = static_cast<uint32_t>(secret >> 32);
-  flow->una = flow->next = flow->max = flow->recover = flow->iss;
+  flow->una = flow->next = flow->max = flow->recover = flow->discarded = flow->iss;
   core_->index.Insert(flow->hash, id);
   core_->Count(Event::kTcpOpened);
   return flow;

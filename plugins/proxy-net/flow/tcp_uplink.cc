@@ -12,7 +12,7 @@
 namespace virtbay::proxy_net {
 namespace {
 
-constexpr size_t kMaxSlices = 256;
+constexpr size_t kMaxSlices = 64;
 constexpr size_t kMaxVectors = 64;
 
 }  // namespace
@@ -21,12 +21,13 @@ void Tcp::SendPieces(TcpFlow* flow) {
   uint32_t first = flow->first_piece;
   if (first == TcpFlow::kNoPiece) return;
   flow->first_piece = flow->last_piece = TcpFlow::kNoPiece;
+  size_t most = kMaxSlices;
   while (first != TcpFlow::kNoPiece && flow->writable && !flow->shut &&
          pieces_[first].sequence == flow->to_host) {
     slices_.clear();
     uint32_t at = first;
     uint32_t end = flow->to_host;
-    while (at != TcpFlow::kNoPiece && pieces_[at].sequence == end && slices_.size() < kMaxSlices) {
+    while (at != TcpFlow::kNoPiece && pieces_[at].sequence == end && slices_.size() < most) {
       const Piece& piece = pieces_[at];
       slices_.push_back({piece.frame, piece.offset, piece.length});
       end += piece.length;
@@ -35,6 +36,13 @@ void Tcp::SendPieces(TcpFlow* flow) {
     const int64_t sent = core_->link->Send(core_->pair, flow->fd, slices_, {});
     if (sent == -EAGAIN) {
       flow->writable = false;
+      break;
+    }
+    if (sent == -EMSGSIZE) {
+      // The frames lie in more pieces than one call takes: fewer of them, or through the spill.
+      most = slices_.size() / 2;
+      if (most > 0) continue;
+      flow->drain = true;
       break;
     }
     if (sent < 0) return OnHostError(flow, static_cast<int>(-sent));

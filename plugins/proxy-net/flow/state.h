@@ -1,0 +1,39 @@
+// The flows of a shard as bytes and descriptors, so that another shard of the same host goes on
+// with them: what hands a device from one generation of the plugin to the next. Records with a tag
+// and a length; what a reader does not know it passes over, what an older writer did not know is
+// zero. Stateless functions; [queue] of the shard, or [control] while its pair is stopped.
+#ifndef VIRTBAY_PLUGINS_PROXY_NET_FLOW_STATE_H_
+#define VIRTBAY_PLUGINS_PROXY_NET_FLOW_STATE_H_
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "plugins/proxy-net/flow/shard.h"
+#include "virtbay/sdk/result.h"
+
+namespace virtbay::proxy_net {
+
+struct SavedFlows {
+  std::vector<uint8_t> bytes;
+  // By the numbers that the bytes have for them; still the shard's: duplicate what is to live on.
+  std::vector<int> fds;
+};
+
+// What Restore made.
+struct RestoredFlows {
+  uint32_t flows = 0;
+  uint32_t dropped = 0;  // found no room, or were of another kind than can go on
+};
+
+// Connections with their sequence numbers and what they hold, UDP and echo flows, listeners.
+// Streams to services of the device are left out: the guest's next segment is answered with a
+// reset.
+SavedFlows SaveFlows(Shard* shard);
+// Takes over what SaveFlows gave, and the descriptors, each counted anew, whatever becomes of them.
+// An Error when the bytes are not well formed; nothing was made then.
+sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<const int> fds);
+
+}  // namespace virtbay::proxy_net
+
+#endif  // VIRTBAY_PLUGINS_PROXY_NET_FLOW_STATE_H_
