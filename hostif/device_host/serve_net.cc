@@ -37,8 +37,40 @@ constexpr std::array kVirtioNetOptions = {
     NetOption{"--rx-burst", "rx-burst", "Bytes that may come at once"},
 };
 
+constexpr std::array kProxyNetOptions = {
+    NetOption{"--forward", "forward",
+              "tcp|udp:[ADDRESS:]PORTS:PORTS: a port of the host's to one of the guest's"},
+    NetOption{"--allow", "rules", "TARGET[:PORTS][/PROTOCOL]: a destination; the first rule counts",
+              "allow"},
+    NetOption{"--deny", "rules", "The same in reverse", "deny"},
+    NetOption{"--host-ports", "host-ports", "Ports of the host's own that the guest may reach"},
+    NetOption{"--deny-host-addresses", "deny-host-addresses", "true: not the host's addresses"},
+    NetOption{"--dns", "dns", "Resolvers to ask instead of the host's"},
+    NetOption{"--dns-records", "dns-records", "NAME=ADDRESS or NAME=NAME, known without asking"},
+    NetOption{"--search", "search", "Search list of the guest"},
+    NetOption{"--domain", "domain", "Domain of the guest"},
+    NetOption{"--hostname", "hostname", "Name of the guest"},
+    NetOption{"--subnet", "subnet", "Network of the guest (default 10.0.2.0/24)"},
+    NetOption{"--gateway", "gateway", "Address of the gateway"},
+    NetOption{"--guest-address", "guest-address", "Address of the guest"},
+    NetOption{"--guest-dns", "guest-dns",
+              "Resolvers that the guest is told instead of the gateway"},
+    NetOption{"--ipv6", "ipv6", "auto (default): while the host has it; on or off"},
+    NetOption{"--prefix6", "prefix6", "IPv6 prefix of the guest, 64 bits"},
+    NetOption{"--gateway-mac", "gateway-mac", "Address of the gateway's interface"},
+    NetOption{"--max-tcp-flows", "max-tcp-flows", "Connections at once (default 16384)"},
+    NetOption{"--max-udp-flows", "max-udp-flows", "UDP and echo flows at once (default 8192)"},
+    NetOption{"--max-half-open", "max-half-open", "Connections being made at once (default 1024)"},
+    NetOption{"--max-new-flows", "max-new-flows", "New flows in a second (default 50000)"},
+    NetOption{"--max-buffer-mib", "max-buffer-mib",
+              "Memory for what sockets do not take (default 256)"},
+    NetOption{"--tcp-idle", "tcp-idle", "Seconds until a silent guest is asked (default 7200)"},
+    NetOption{"--udp-idle", "udp-idle", "Seconds until a silent flow ends (default 300)"},
+};
+
 constexpr std::array kTypes = {
     NetType{"virtio-net", "A network interface over TAP", kVirtioNetOptions},
+    NetType{"proxy-net", "A network without privilege, over sockets", kProxyNetOptions},
 };
 
 [[noreturn]] void Usage(const std::string& message) {
@@ -66,7 +98,11 @@ void ServeNet::AddSocketOptions() {
 
 void ServeNet::AddNetOptions() {
   for (const NetOption& option : type_.options) {
-    Text(option.flag, option.key, option.help, "Back-end");
+    if (option.word != nullptr) {
+      Ordered(option, "Back-end");
+    } else {
+      Text(option.flag, option.key, option.help, "Back-end");
+    }
   }
   for (const NetOption& option : kNetOptions) {
     Text(option.flag, option.key, option.help, "Interface");
@@ -126,6 +162,19 @@ void ServeNet::Text(const char* flag, const char* key, const char* help, const c
           },
           help)
       ->allow_extra_args(false)
+      ->group(group);
+}
+
+void ServeNet::Ordered(const NetOption& option, const char* group) {
+  app_->add_option_function<std::string>(
+          option.flag,
+          [this, &option](const std::string& text) {
+            std::string& list = options_[option.key];
+            absl::StrAppend(&list, list.empty() ? "" : ",", option.word, " ", text);
+          },
+          option.help)
+      ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
+      ->trigger_on_parse()
       ->group(group);
 }
 

@@ -22,6 +22,8 @@ struct NetOption {
   const char* flag;  // "--tap"
   const char* key;   // of the plugin
   const char* help;
+  // A word before each value, whose order over several options of one key is kept; or none.
+  const char* word = nullptr;
 };
 
 struct NetType {
@@ -49,6 +51,7 @@ class ServeNet {
   void AddNetOptions();
   void AddHostOptions();
   void Text(const char* flag, const char* key, const char* help, const char* group);
+  void Ordered(const NetOption& option, const char* group);
   void Key(const char* name, const char* key, const char* help);
   void FillSocket(DeviceConfig* device);
 

@@ -2,3 +2,13 @@
 virtbay_add_test(proxy_net_flow_test
   SOURCES proxy_net_tcp_test.cc proxy_net_datagram_test.cc proxy_net_forward_test.cc proxy_net_soak_test.cc proxy_net_state_test.cc
   LIBRARIES proxy_net_flow)
+
+# The whole device, with a network namespace as its guest.
+virtbay_add_test(proxy_net_guest_test
+  SOURCES proxy_net_guest_test.cc
+  LIBRARIES virtbay_guest)
+target_compile_definitions(proxy_net_guest_test PRIVATE VIRTBAY_PROXY_NET="$<TARGET_FILE:proxy-net>")
+add_dependencies(proxy_net_guest_test proxy-net)
+virtbay_add_test(proxy_net_device_parts_test
+  SOURCES proxy_net_device_parts_test.cc
+  LIBRARIES proxy_net_core)

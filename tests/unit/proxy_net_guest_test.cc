@@ -1,0 +1,470 @@
+// The whole proxy-net device with a kernel as its guest: a network namespace whose TAP interface is
+// pumped to it. Real TCP, UDP and DNS between the namespace and sockets of the host.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/ip_icmp.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "hostif/guest/in_process_transport.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/tap_guest.h"
+#include "virtbay/host.h"
+
+namespace virtbay {
+namespace {
+
+using ::testing::HasSubstr;
+using ::virtbay::testing::TapGuest;
+
+constexpr char kHost4[] = "198.18.0.1";
+constexpr char kHost6[] = "2001:db8::1";
+// The host's virtual addresses, which lead to its loopback.
+constexpr char kAlias4[] = "10.0.2.254";
+constexpr char kAlias6[] = "fd76:6972:7462:6179::fe";
+
+struct Address {
+  sockaddr_storage storage = {};
+  socklen_t size = 0;
+  sockaddr* get() { return reinterpret_cast<sockaddr*>(&storage); }
+
+  static Address Of(const std::string& text, uint16_t port) {
+    Address a;
+    if (text.find(':') == std::string::npos) {
+      auto* v4 = reinterpret_cast<sockaddr_in*>(&a.storage);
+      v4->sin_family = AF_INET;
+      v4->sin_port = htons(port);
+      inet_pton(AF_INET, text.c_str(), &v4->sin_addr);
+      a.size = sizeof(*v4);
+    } else {
+      auto* v6 = reinterpret_cast<sockaddr_in6*>(&a.storage);
+      v6->sin6_family = AF_INET6;
+      v6->sin6_port = htons(port);
+      inet_pton(AF_INET6, text.c_str(), &v6->sin6_addr);
+      a.size = sizeof(*v6);
+    }
+    return a;
+  }
+  uint16_t port() const { return ntohs(reinterpret_cast<const sockaddr_in*>(&storage)->sin_port); }
+};
+
+uint8_t ByteAt(uint64_t offset) { return static_cast<uint8_t>((offset * 2654435761u) >> 13); }
+
+// Sends `bytes` of the pattern.
+void SendPattern(int fd, uint64_t bytes) {
+  std::vector<uint8_t> buffer(256 * 1024);
+  for (uint64_t at = 0; at < bytes;) {
+    const size_t n = std::min<uint64_t>(buffer.size(), bytes - at);
+    for (size_t i = 0; i < n; ++i) buffer[i] = ByteAt(at + i);
+    for (size_t done = 0; done < n;) {
+      const ssize_t sent = send(fd, buffer.data() + done, n - done, MSG_NOSIGNAL);
+      if (sent <= 0) return;
+      done += static_cast<size_t>(sent);
+    }
+    at += n;
+  }
+}
+// Receives to the end; how many bytes of the pattern came, or -1 for a wrong one.
+int64_t ReceivePattern(int fd) {
+  std::vector<uint8_t> buffer(256 * 1024);
+  int64_t at = 0;
+  while (true) {
+    const ssize_t n = recv(fd, buffer.data(), buffer.size(), 0);
+    if (n < 0) return -errno;
+    if (n == 0) return at;
+    for (ssize_t i = 0; i < n; ++i) {
+      if (buffer[static_cast<size_t>(i)] != ByteAt(static_cast<uint64_t>(at + i))) return -1;
+    }
+    at += n;
+  }
+}
+
+class ProxyNetGuestTest : public ::testing::Test {
+ protected:
+  void Start(std::map<std::string, std::string> options = {}, uint32_t mtu = 1500,
+             guest::NetClientOptions client_options = {}) {
+    own_ns_.reset(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    // The host's side as well is a namespace of the test's own, with addresses that are no
+    // loopback's.
+    if (unshare(CLONE_NEWNET) != 0) GTEST_SKIP() << "no network namespace: " << strerror(errno);
+    host_ns_.reset(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    ASSERT_TRUE(TapGuest::Run(
+        "ip link set lo up && ip addr add 198.18.0.1/32 dev lo && "
+        "ip -6 addr add 2001:db8::1/128 dev lo nodad && "
+        "(echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range) 2>/dev/null || true"));
+    ASSERT_OK_AND_ASSIGN(host_, Host::Create(HostOptions{}));
+    DeviceSpec spec;
+    spec.name = "net";
+    spec.plugin = VIRTBAY_PROXY_NET;
+    options.try_emplace("host-ports", "tcp:1-65535,udp:1-65535");
+    options.try_emplace("ipv6", "on");
+    options.try_emplace("mac", "52:54:00:00:00:01");
+    options.try_emplace("dns-records", "static.test=192.0.2.77");
+    options.try_emplace("mtu", std::to_string(mtu));
+    spec.options = options;
+    ASSERT_OK_AND_ASSIGN(device_, host_->Add(spec));
+    ASSERT_OK_AND_ASSIGN(auto transport, guest::InProcessTransport::Attach(device_));
+    const bool offloads = (client_options.features & 1) != 0;  // VIRTIO_NET_F_CSUM
+    client_options.rx_buffers = 256;
+    ASSERT_OK_AND_ASSIGN(auto client,
+                         guest::NetClient::Create(std::move(transport), std::move(client_options)));
+    auto guest = TapGuest::Enter(mtu, offloads);
+    if (!guest.ok()) GTEST_SKIP() << guest.status();
+    guest_ = std::move(*guest);
+    guest_ns_.reset(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    ASSERT_TRUE(
+        TapGuest::Run("ip addr add 10.0.2.15/24 dev tap0 && ip route add default via 10.0.2.2 && "
+                      "ip -6 addr add fd76:6972:7462:6179::15/64 dev tap0 nodad && "
+                      "ip -6 route add default via fd76:6972:7462:6179::2"));
+    guest_->Start(std::move(client));
+  }
+  void TearDown() override {
+    guest_.reset();
+    device_ = DeviceHandle();
+    host_.reset();
+    if (own_ns_.valid()) setns(own_ns_.get(), CLONE_NEWNET);
+  }
+  // Calls with this thread on the host's side.
+  template <typename F>
+  auto InHost(F&& call) {
+    setns(host_ns_.get(), CLONE_NEWNET);
+    auto result = call();
+    setns(guest_ns_.get(), CLONE_NEWNET);
+    return result;
+  }
+  static UniqueFd Socket(const std::string& address, int type) {
+    UniqueFd fd(socket(address.find(':') == std::string::npos ? AF_INET : AF_INET6,
+                       type | SOCK_CLOEXEC, 0));
+    const timeval patience = {20, 0};
+    setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    return fd;
+  }
+  static UniqueFd Bound(const std::string& address, int type, uint16_t* port) {
+    UniqueFd fd = Socket(address, type);
+    Address any = Address::Of(address, *port);
+    EXPECT_EQ(bind(fd.get(), any.get(), any.size), 0);
+    if (type == SOCK_STREAM) {
+      EXPECT_EQ(listen(fd.get(), 4096), 0);
+    }
+    any.size = sizeof(any.storage);
+    getsockname(fd.get(), any.get(), &any.size);
+    *port = any.port();
+    return fd;
+  }
+  static UniqueFd ConnectTo(const std::string& address, uint16_t port, int type = SOCK_STREAM) {
+    UniqueFd fd = Socket(address, type);
+    Address to = Address::Of(address, port);
+    error_ = connect(fd.get(), to.get(), to.size) == 0 ? 0 : errno;
+    return fd;
+  }
+  static std::string Receive(int fd) {
+    std::array<char, 65536> buffer;
+    const ssize_t n = recv(fd, buffer.data(), buffer.size(), 0);
+    if (n < 0) return strerror(errno);
+    return n == 0 ? "EOF" : std::string(buffer.data(), static_cast<size_t>(n));
+  }
+  static void Say(int fd, const std::string& text) {
+    EXPECT_EQ(send(fd, text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+  }
+  uint64_t Metric(const std::string& name) {
+    const auto info = device_.Inspect();
+    for (const auto& [key, value] : info->metrics) {
+      if (key == name || key.ends_with("_" + name)) return value;
+    }
+    ADD_FAILURE() << "no metric " << name;
+    return 0;
+  }
+
+  // Bytes of the pattern both ways, to the host and back, each to its end.
+  void Bulk(const std::string& guest_side, const std::string& host_side, uint64_t bytes) {
+    uint16_t port = 0;
+    UniqueFd listener = InHost([&] { return Bound(host_side, SOCK_STREAM, &port); });
+    int64_t uploaded = 0;
+    std::thread server([&] {
+      UniqueFd up(accept(listener.get(), nullptr, nullptr));
+      uploaded = ReceivePattern(up.get());
+      UniqueFd down(accept(listener.get(), nullptr, nullptr));
+      SendPattern(down.get(), bytes);
+    });
+    {
+      UniqueFd up = ConnectTo(guest_side, port);
+      EXPECT_EQ(error_, 0);
+      SendPattern(up.get(), bytes);
+    }
+    UniqueFd down = ConnectTo(guest_side, port);
+    EXPECT_EQ(ReceivePattern(down.get()), static_cast<int64_t>(bytes));
+    server.join();
+    EXPECT_EQ(uploaded, static_cast<int64_t>(bytes));
+    // Nothing was dropped that the guest sent inside its window. (How often its kernel sends again
+    // what was only late is a matter of the machine's load.)
+    EXPECT_EQ(guest_->lost(), 0u);
+    for (const char* name : {"drops_tcp_out_of_window", "drops_tcp_copy_failed",
+                             "drops_tcp_out_of_order", "tcp_out_of_order"}) {
+      EXPECT_EQ(Metric(name), 0u) << name << ": " << Metrics();
+    }
+  }
+  // What is not zero, for people.
+  std::string Metrics() {
+    std::string text;
+    const auto info = device_.Inspect();
+    for (const auto& [key, value] : info->metrics) {
+      if (value != 0) absl::StrAppend(&text, key, "=", value, " ");
+    }
+    return text;
+  }
+
+  std::unique_ptr<Host> host_;
+  DeviceHandle device_;
+  std::unique_ptr<TapGuest> guest_;
+  UniqueFd own_ns_;
+  UniqueFd host_ns_;
+  UniqueFd guest_ns_;
+  static int error_;
+};
+int ProxyNetGuestTest::error_ = 0;
+
+constexpr uint64_t kBulk = 64u << 20;
+
+TEST_F(ProxyNetGuestTest, MovesBulkBothWaysOverIpv4) {
+  Start();
+  if (IsSkipped()) return;
+  Bulk(kHost4, kHost4, kBulk);
+}
+
+TEST_F(ProxyNetGuestTest, MovesBulkBothWaysOverIpv6) {
+  Start();
+  if (IsSkipped()) return;
+  Bulk(kHost6, kHost6, kBulk);
+}
+
+TEST_F(ProxyNetGuestTest, MovesBulkWithSmallAndLargePackets) {
+  Start({}, 1280);
+  if (IsSkipped()) return;
+  Bulk(kAlias4, "127.0.0.1", kBulk / 4);
+  TearDown();
+  Start({}, 9000);
+  Bulk(kAlias6, "::1", kBulk);
+}
+
+TEST_F(ProxyNetGuestTest, MovesBulkWithoutOffloads) {
+  guest::NetClientOptions plain;
+  plain.features = guest::kNetAllFeatures & ~uint64_t{0x00f9'ffff} & ~(uint64_t{7} << 54);
+  Start({}, 1500, std::move(plain));
+  if (IsSkipped()) return;
+  Bulk(kHost4, kHost4, kBulk / 8);
+}
+
+TEST_F(ProxyNetGuestTest, TheGuestHearsWhatBecameOfItsConnection) {
+  Start();
+  if (IsSkipped()) return;
+  uint16_t port = 0;
+  UniqueFd listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &port); });
+  listener.reset();
+  UniqueFd refused = ConnectTo(kHost4, port);
+  EXPECT_EQ(error_, ECONNREFUSED);
+  // Link-local addresses are forbidden by default: the metadata service is one.
+  UniqueFd forbidden = ConnectTo("169.254.169.254", 80);
+  EXPECT_EQ(error_, ECONNREFUSED);
+  EXPECT_GE(Metric("drops_policy_denied"), 1u);
+
+  // Half a connection, and a reset.
+  port = 0;
+  listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &port); });
+  UniqueFd client = ConnectTo(kHost4, port);
+  UniqueFd server(accept(listener.get(), nullptr, nullptr));
+  Say(client.get(), "question");
+  shutdown(client.get(), SHUT_WR);
+  EXPECT_EQ(Receive(server.get()), "question");
+  EXPECT_EQ(Receive(server.get()), "EOF");
+  Say(server.get(), "answer");
+  EXPECT_EQ(Receive(client.get()), "answer");
+  server.reset();
+  EXPECT_EQ(Receive(client.get()), "EOF");
+  client = ConnectTo(kHost4, port);
+  server.reset(accept(listener.get(), nullptr, nullptr));
+  const linger abort = {1, 0};
+  setsockopt(server.get(), SOL_SOCKET, SO_LINGER, &abort, sizeof(abort));
+  server.reset();
+  EXPECT_EQ(Receive(client.get()), strerror(ECONNRESET));
+}
+
+TEST_F(ProxyNetGuestTest, AThousandConnectionsAtOnce) {
+  rlimit files = {};
+  getrlimit(RLIMIT_NOFILE, &files);
+  files.rlim_cur = std::min<rlim_t>(files.rlim_max, 16384);
+  setrlimit(RLIMIT_NOFILE, &files);
+  Start();
+  if (IsSkipped()) return;
+  constexpr size_t kCount = 1000;
+  uint16_t port = 0;
+  UniqueFd listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &port); });
+  std::vector<UniqueFd> clients;
+  std::vector<UniqueFd> servers;
+  for (size_t i = 0; i < kCount; ++i) {
+    clients.push_back(ConnectTo(kHost4, port));
+    ASSERT_EQ(error_, 0) << i;
+    servers.emplace_back(accept(listener.get(), nullptr, nullptr));
+  }
+  for (size_t i = 0; i < kCount; ++i) Say(clients[i].get(), absl::StrCat("number ", i));
+  for (size_t i = 0; i < kCount; ++i) {
+    EXPECT_EQ(Receive(servers[i].get()), absl::StrCat("number ", i));
+    Say(servers[i].get(), "ok");
+  }
+  for (size_t i = 0; i < kCount; ++i) EXPECT_EQ(Receive(clients[i].get()), "ok");
+}
+
+TEST_F(ProxyNetGuestTest, EchoesDatagrams) {
+  Start();
+  if (IsSkipped()) return;
+  for (const auto& [remote, local] : {std::pair{kHost4, kHost4}, std::pair{kAlias6, "::1"}}) {
+    uint16_t port = 0;
+    UniqueFd server = InHost([&] { return Bound(local, SOCK_DGRAM, &port); });
+    UniqueFd client = ConnectTo(remote, port, SOCK_DGRAM);
+    for (const size_t size : {1u, 1000u, 1400u}) {
+      const std::string text(size, 'd');
+      Say(client.get(), text);
+      Address from;
+      from.size = sizeof(from.storage);
+      std::array<char, 2000> buffer;
+      ASSERT_EQ(recvfrom(server.get(), buffer.data(), buffer.size(), 0, from.get(), &from.size),
+                static_cast<ssize_t>(size));
+      ASSERT_EQ(sendto(server.get(), buffer.data(), size, 0, from.get(), from.size),
+                static_cast<ssize_t>(size));
+      EXPECT_EQ(Receive(client.get()), text);
+    }
+    server.reset();
+    Say(client.get(), "anyone?");
+    EXPECT_EQ(Receive(client.get()), strerror(ECONNREFUSED));
+  }
+}
+
+std::string DnsQuery() {
+  const char query[] =
+      "\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06static\x04test\x00\x00\x01\x00\x01";
+  return std::string(query, sizeof(query) - 1);
+}
+
+TEST_F(ProxyNetGuestTest, ResolvesNamesOverUdpAndTcp) {
+  Start();
+  if (IsSkipped()) return;
+  const std::string address("\xc0\x00\x02\x4d", 4);
+  for (const char* gateway : {"10.0.2.2", "fd76:6972:7462:6179::2"}) {
+    UniqueFd udp = ConnectTo(gateway, 53, SOCK_DGRAM);
+    Say(udp.get(), DnsQuery());
+    EXPECT_THAT(Receive(udp.get()), HasSubstr(address)) << gateway;
+    UniqueFd tcp = ConnectTo(gateway, 53);
+    ASSERT_EQ(error_, 0) << gateway;
+    const std::string query = DnsQuery();
+    Say(tcp.get(), std::string(1, '\0') + static_cast<char>(query.size()) + query);
+    std::string answer;
+    while (answer.size() < 2 || answer.size() < 2u + static_cast<uint8_t>(answer[1])) {
+      const std::string more = Receive(tcp.get());
+      ASSERT_NE(more, "EOF");
+      answer += more;
+    }
+    EXPECT_THAT(answer, HasSubstr(address));
+  }
+}
+
+TEST_F(ProxyNetGuestTest, AnswersEchoes) {
+  Start();
+  if (IsSkipped()) return;
+  UniqueFd raw(socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP));
+  if (!raw.valid()) GTEST_SKIP() << "no raw socket: " << strerror(errno);
+  const timeval patience = {20, 0};
+  setsockopt(raw.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  const bool allowed = InHost(
+      [] { return UniqueFd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, IPPROTO_ICMP)).valid(); });
+  for (const char* target : {"10.0.2.2", kHost4}) {
+    if (target == kHost4 && !allowed) continue;
+    std::array<uint8_t, 16> echo = {8, 0, 0, 0, 0x12, 0x34, 0, 1};
+    uint32_t sum = 0;
+    for (size_t i = 0; i < echo.size(); i += 2) sum += uint32_t{echo[i]} << 8 | echo[i + 1];
+    sum = ~sum;
+    echo[2] = static_cast<uint8_t>(sum >> 8);
+    echo[3] = static_cast<uint8_t>(sum);
+    Address to = Address::Of(target, 0);
+    ASSERT_EQ(sendto(raw.get(), echo.data(), echo.size(), 0, to.get(), to.size), 16);
+    std::array<uint8_t, 256> answer = {};
+    ASSERT_EQ(recv(raw.get(), answer.data(), answer.size(), 0), 36) << target;
+    EXPECT_EQ(answer[20], ICMP_ECHOREPLY);
+    EXPECT_EQ(answer[24], 0x12);
+    EXPECT_EQ(answer[25], 0x34);
+  }
+}
+
+TEST_F(ProxyNetGuestTest, ForwardsPortsAtRunTime) {
+  Start({{"forward", "udp:0:5353"}});
+  if (IsSkipped()) return;
+  const auto control = [&](const std::string& command, const std::string& text) {
+    return InHost([&] { return device_.Control(command, text); });
+  };
+  ASSERT_OK_AND_ASSIGN(const std::string listed, control("forward-list", ""));
+  EXPECT_THAT(listed, HasSubstr("udp:127.0.0.1:"));
+  ASSERT_OK_AND_ASSIGN(const std::string forward, control("forward-add", "tcp:127.0.0.1:0:8080"));
+  const auto port = static_cast<uint16_t>(std::stoi(forward.substr(14)));
+  ASSERT_NE(port, 0);
+  uint16_t inner = 8080;
+  UniqueFd listener = Bound("10.0.2.15", SOCK_STREAM, &inner);
+  UniqueFd client = InHost([&] { return ConnectTo("127.0.0.1", port); });
+  UniqueFd server(accept(listener.get(), nullptr, nullptr));
+  Say(client.get(), "in");
+  EXPECT_EQ(Receive(server.get()), "in");
+  Say(server.get(), "out");
+  EXPECT_EQ(Receive(client.get()), "out");
+  ASSERT_OK_AND_ASSIGN(const std::string flows, control("flows", ""));
+  EXPECT_THAT(flows, HasSubstr("10.0.2.15:8080"));
+  EXPECT_THAT(flows, HasSubstr("ESTABLISHED"));
+  server.reset();
+  EXPECT_EQ(Receive(client.get()), "EOF");
+  // Nobody listens in the guest: the host's client hears it.
+  listener.reset();
+  client = InHost([&] { return ConnectTo("127.0.0.1", port); });
+  EXPECT_EQ(Receive(client.get()), strerror(ECONNRESET));
+  ASSERT_OK(control("forward-remove", forward).status());
+  client = InHost([&] { return ConnectTo("127.0.0.1", port); });
+  EXPECT_EQ(error_, ECONNREFUSED);
+  EXPECT_FALSE(control("forward-remove", forward).ok());
+  EXPECT_FALSE(control("forward-add", "tcp:80").ok());
+  EXPECT_FALSE(control("nonsense", "").ok());
+}
+
+TEST_F(ProxyNetGuestTest, NewRulesCutFlows) {
+  Start({{"rules", "deny 198.18.0.2"}});
+  if (IsSkipped()) return;
+  uint16_t port = 0;
+  UniqueFd listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &port); });
+  UniqueFd client = ConnectTo(kHost4, port);
+  ASSERT_EQ(error_, 0);
+  UniqueFd server(accept(listener.get(), nullptr, nullptr));
+  ASSERT_OK_AND_ASSIGN(std::string shown, device_.Control("show", ""));
+  EXPECT_THAT(shown, HasSubstr("\"tcp_flows\": 1"));
+  ASSERT_OK(device_.Control("rule-add", "1 deny 198.18.0.0/24").status());
+  EXPECT_EQ(Receive(client.get()), strerror(ECONNRESET));
+  EXPECT_EQ(Receive(server.get()), strerror(ECONNRESET));
+  client = ConnectTo(kHost4, port);
+  EXPECT_EQ(error_, ECONNREFUSED);
+  ASSERT_OK_AND_ASSIGN(const std::string rules, device_.Control("rule-list", ""));
+  EXPECT_EQ(rules, "deny 198.18.0.0/24\ndeny 198.18.0.2\n");
+  EXPECT_FALSE(device_.Control("rule-add", "7 deny any").ok());
+  EXPECT_FALSE(device_.Control("rule-remove", "deny any").ok());
+  ASSERT_OK(device_.Control("rule-remove", "deny 198.18.0.0/24").status());
+  client = ConnectTo(kHost4, port);
+  EXPECT_EQ(error_, 0);
+}
+
+}  // namespace
+}  // namespace virtbay
