@@ -292,7 +292,8 @@ void NetDevice::Deactivate() {
   // What a ring that stopped by force has left.
   for (State::Pair& pair : state_->pairs) {
     pair.buffers.Clear();
-    pair.started = pair.rx_running = pair.frame_open = pair.watch_armed = pair.watch_wanted = false;
+    pair.started = pair.tx_quiesced = pair.frame_open = false;
+    pair.watch_armed = pair.watch_wanted = false;
     pair.starved = true;
   }
 }
@@ -357,43 +358,45 @@ void NetDevice::OnRequests(uint32_t queue, std::span<Request> requests) {
   state.OnTransmit(pair, requests);
 }
 
+// What a back-end waits for (watch, alarms, work) belongs to the transmit queue, and so does the
+// frame that it may hold: the pair is served from that queue's start to its end. A receive queue
+// that stops alone takes its buffers with it and no more.
 void NetDevice::State::StartPair(uint32_t index) {
   Pair& pair = pairs[index];
-  if (std::exchange(pair.started, true)) return;
+  if (pair.tx_quiesced || std::exchange(pair.started, true)) return;
   device->OnPairStart(index);
-  // Buffers that were there before, of a pair of which only the other queue had stopped.
-  if (!pair.starved && pair.buffers.count() > 0) device->OnRxBuffers(index);
+  if (pair.buffers.count() == 0) return;
+  pair.starved = false;
+  device->OnRxBuffers(index);
 }
 
 void NetDevice::State::StopPair(uint32_t index) {
   Pair& pair = pairs[index];
+  pair.tx_quiesced = true;
   if (!std::exchange(pair.started, false)) return;
   pair.watch_wanted = false;
-  if (pair.watch_armed) host().Cancel(rx_queue(index), kWatchCookie);
+  if (pair.watch_armed) host().Cancel(event_queue(index), kWatchCookie);
   device->OnPairStop(index);
+  if (pair.capture != nullptr) FlushCapture(index);
 }
 
 void NetDevice::Quiesce(uint32_t queue) {
   State& state = *state_;
-  if (state.IsControl(queue) || queue / 2 >= state.pairs.size()) return;
   const uint32_t index = queue / 2;
-  state.StopPair(index);
+  if (state.IsControl(queue) || index >= state.pairs.size()) return;
+  if (queue % 2 == 1) return state.StopPair(index);
   State::Pair& pair = state.pairs[index];
-  if (queue % 2 == 0) {
-    for (uint32_t i = 0; i < pair.buffers.count(); ++i) {
-      Request(&host(), pair.buffers.at(i)).Requeue();
-    }
-    pair.buffers.Clear();
-    pair.rx_running = false;
-    pair.starved = true;
+  for (uint32_t i = 0; i < pair.buffers.count(); ++i) {
+    Request(&host(), pair.buffers.at(i)).Requeue();
   }
-  if (pair.capture != nullptr) state.FlushCapture(index);
+  pair.buffers.Clear();
+  pair.starved = true;
 }
 
 void NetDevice::Resume(uint32_t queue) {
   State& state = *state_;
-  if (state.IsControl(queue) || queue / 2 >= state.pairs.size()) return;
-  if (queue % 2 == 0) state.pairs[queue / 2].rx_running = true;
+  if (queue % 2 == 0 || queue / 2 >= state.pairs.size()) return;
+  state.pairs[queue / 2].tx_quiesced = false;
   state.StartPair(queue / 2);
 }
 
@@ -405,10 +408,10 @@ void NetDevice::Watch(uint32_t index, int fd, uint32_t events) {
   pair.watch_wanted = true;
   if (pair.watch_armed) {
     // The result of the one that is cancelled arms the new one.
-    if (!same) host().Cancel(state_->rx_queue(index), State::kWatchCookie);
+    if (!same) host().Cancel(state_->event_queue(index), State::kWatchCookie);
     return;
   }
-  if (pair.rx_running) state_->ArmWatch(index);
+  state_->ArmWatch(index);
 }
 
 void NetDevice::State::ArmWatch(uint32_t index) {
@@ -416,7 +419,7 @@ void NetDevice::State::ArmWatch(uint32_t index) {
   virtbay_io io{};
   io.struct_size = sizeof(io);
   io.op = VIRTBAY_IO_POLL;
-  io.queue = static_cast<uint16_t>(rx_queue(index));
+  io.queue = static_cast<uint16_t>(event_queue(index));
   io.fd = pair.watch_fd;
   io.arg = pair.watch_events;
   io.cookie = kWatchCookie;
@@ -440,11 +443,11 @@ void NetDevice::OnIo(uint32_t queue, std::span<const virtbay_io_result> results)
 }
 
 void NetDevice::SetAlarm(uint32_t pair, std::chrono::nanoseconds delay, uint64_t cookie) {
-  host().SetTimer(state_->rx_queue(pair), delay, cookie);
+  host().SetTimer(state_->event_queue(pair), delay, cookie);
 }
 
 void NetDevice::CancelAlarm(uint32_t pair, uint64_t cookie) {
-  host().CancelTimer(state_->rx_queue(pair), cookie);
+  host().CancelTimer(state_->event_queue(pair), cookie);
 }
 
 void NetDevice::OnTimer(uint32_t queue, uint64_t cookie) {
@@ -452,7 +455,7 @@ void NetDevice::OnTimer(uint32_t queue, uint64_t cookie) {
 }
 
 Status NetDevice::OffloadWork(uint32_t pair, void (*work)(void*), void* argument, uint64_t cookie) {
-  return host().Offload(state_->rx_queue(pair), work, argument, cookie);
+  return host().Offload(state_->event_queue(pair), work, argument, cookie);
 }
 
 void NetDevice::OnOffload(uint32_t queue, void* argument, uint64_t cookie) {
@@ -522,7 +525,7 @@ void NetDevice::State::FlushCapture(uint32_t index) {
   net::CaptureBuffer& buffer = *pairs[index].capture;
   if (!buffer.Start()) return;
   const auto write = [](void* argument) { static_cast<net::CaptureBuffer*>(argument)->Write(); };
-  if (!host().Offload(rx_queue(index), write, &buffer, kCaptureCookie).ok()) {
+  if (!host().Offload(event_queue(index), write, &buffer, kCaptureCookie).ok()) {
     buffer.Done();
     Host::Add(capture_drops);
   }

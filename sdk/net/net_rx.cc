@@ -49,7 +49,6 @@ bool NetDevice::State::Stages() const {
 
 void NetDevice::State::OnReceiveBuffers(uint32_t index, std::span<Request> requests) {
   Pair& pair = pairs[index];
-  pair.rx_running = true;
   for (Request& request : requests) {
     if (pair.buffers.count() == config.queue_size) {
       request.Complete(0);
@@ -63,8 +62,7 @@ void NetDevice::State::OnReceiveBuffers(uint32_t index, std::span<Request> reque
     if (!device->OnPairs(index + 1).ok()) active_pairs.store(index, std::memory_order_relaxed);
   }
   StartPair(index);
-  if (pair.watch_wanted && !pair.watch_armed) ArmWatch(index);
-  if (!std::exchange(pair.starved, false)) return;
+  if (!pair.started || !std::exchange(pair.starved, false)) return;
   device->OnRxBuffers(index);
 }
 
@@ -277,15 +275,16 @@ bool NetDevice::State::Deliver(uint32_t index, std::span<const std::byte> header
     Capture(index, false, first.first(std::min<size_t>(first.size(), snaplen)), {}, size,
             net::Describe(left, text));
   }
+  // Counted before the guest can see it.
+  Host::Add(rx_frames);
+  Host::Add(rx_bytes, size);
   const virtbay_queue_service& queue = host().queue_service();
   if (count == 1) {
     queue.complete(completions[0].request, completions[0].out_bytes, completions[0].written);
   } else {
-    queue.complete_group(completions.data(), count);
     Host::Add(rx_merged, count);
+    queue.complete_group(completions.data(), count);
   }
-  Host::Add(rx_frames);
-  Host::Add(rx_bytes, size);
   return true;
 }
 

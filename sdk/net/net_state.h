@@ -93,7 +93,7 @@ struct NetDevice::State {
     Buffers buffers;
     std::unique_ptr<std::byte[]> scratch;  // a whole frame
     bool started = false;
-    bool rx_running = false;
+    bool tx_quiesced = false;
     bool starved = true;  // OnRxBuffers is due at the next buffer
     bool frame_open = false;
     Mode mode = Mode::kUndecided;
@@ -158,7 +158,8 @@ struct NetDevice::State {
   Status OpenCapture(const std::string& path);
   void MakeCounters();
   const Host& host() const { return device->host(); }
-  uint32_t rx_queue(uint32_t pair) const { return 2 * pair; }
+  // Whose thread's events a pair's are.
+  uint32_t event_queue(uint32_t pair) const { return 2 * pair + 1; }
   bool IsControl(uint32_t queue) const { return has_control && queue == control_queue; }
   bool mergeable() const { return (features & net_feature::kMergeable) != 0; }
   GuestOffloads guest() const {

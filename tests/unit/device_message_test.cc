@@ -419,6 +419,28 @@ TEST_F(MessageTest, RequestsOfAnotherThreadAreRefused) {
   Release();
 }
 
+TEST_F(MessageTest, AGroupOfRequestsEndsAsOne) {
+  const MessageCommand group{.op = MessageOp::kGroup};
+  EXPECT_EQ(Result({.command = group}), VIRTBAY_OK);
+  std::vector<uint64_t> held;
+  for (int i = 0; i < 20; ++i) held.push_back(Start({.command = {.op = MessageOp::kHold}}));
+  EXPECT_EQ(Result({.command = group}), VIRTBAY_OK);
+  for (const uint64_t token : held) EXPECT_EQ(Finish(token).head.result, 0);
+  // One that is in it twice ends once, and the rest with it.
+  held = {Start({.command = {.op = MessageOp::kHold}}),
+          Start({.command = {.op = MessageOp::kHold}})};
+  EXPECT_EQ(Result({.command = {.op = MessageOp::kGroupTwice}}), VIRTBAY_FAILED_PRECONDITION);
+  for (const uint64_t token : held) Finish(token);
+  EXPECT_EQ(Stats().in_flight, 0u);
+  // Of two queues: none has ended.
+  Start({.command = {.op = MessageOp::kHold}});
+  Start({.command = {.op = MessageOp::kHold}, .queue = 1});
+  // The other queue's is there when it has answered one that came later.
+  Finish(Start({.command = {.op = MessageOp::kSend, .queue = 1}, .queue = 1}));
+  EXPECT_EQ(Result({.command = group}), VIRTBAY_INVALID_ARGUMENT);
+  EXPECT_EQ(Result({.command = {.op = MessageOp::kRelease}}), 2);
+}
+
 // As CVE-2022-2132 and its like ask for: memory that goes while the device uses it.
 TEST_F(MessageTest, MemoryThatHasGoneIsAnErrorOfThatCall) {
   client_.reset();

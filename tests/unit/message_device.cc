@@ -58,6 +58,20 @@ class MessageDevice : public Device {
       request.Write(0, reply);
       return request.Complete(sizeof(reply));
     }
+    if (command.op == MessageOp::kGroup || command.op == MessageOp::kGroupTwice) {
+      std::vector<virtbay_completion> group;
+      for (int i = 0; i < (command.op == MessageOp::kGroupTwice ? 2 : 1); ++i) {
+        for (const Request& one : held_) group.push_back({one.get(), 0, one.out_total()});
+      }
+      reply.result =
+          host().queue_service().complete_group(group.data(), static_cast<uint32_t>(group.size()));
+      if (reply.result != VIRTBAY_INVALID_ARGUMENT) {
+        for (Request& one : held_) one.Release();
+        held_.clear();
+      }
+      request.Write(0, reply);
+      return request.Complete(sizeof(reply));
+    }
 
     const bool receive = command.op == MessageOp::kReceive;
     const std::byte* next = request.in().data() + sizeof(command);

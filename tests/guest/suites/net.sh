@@ -37,7 +37,7 @@ host_ends() {
 guest() {
   local modules
   modules=$(dirname "$(dirname "$(dirname "$(find /usr/lib/uml/modules -name virtio_net.ko | head -n 1)")")")
-  for module in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do
+  for module in lib/crc-ccitt net/ipv6/ipv6 net/core/failover drivers/net/net_failover drivers/net/virtio_net; do
     insmod "$modules/$module.ko" 2>/dev/null || busybox insmod "$modules/$module.ko"
   done
   check "the interface is there" sh -c "ip link show eth0 | grep -q 52:54:00:12:34:56"
