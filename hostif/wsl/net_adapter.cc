@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <system_error>
 
@@ -173,21 +174,40 @@ absl::StatusOr<ParsedNetAdapter> ParseNetAdapter(absl::string_view text) {
   for (const Option& option : string.options) {
     VIRTBAY_RETURN_IF_ERROR(SetOption(option, &parsed));
   }
+  const NetAdapter& adapter = parsed.adapter;
+  if (adapter.gateway_mac_ipv6.value_or(adapter.gateway_mac) != adapter.gateway_mac) {
+    parsed.warnings.push_back("gateway_mac_ipv6: is ignored; the gateway has one, gateway_mac");
+  }
+  if (adapter.netmask && !adapter.client_ip && !adapter.gateway_ip) {
+    parsed.warnings.push_back("netmask: is ignored without client_ip and gateway_ip");
+  }
   return parsed;
 }
 
 std::map<std::string, std::string> PluginOptions(const NetAdapter& adapter) {
   std::map<std::string, std::string> options;
-  if (adapter.client_ip) options["client-ip"] = Text(IpAddress(*adapter.client_ip));
-  if (adapter.client_ip_ipv6) options["client-ip-ipv6"] = Text(IpAddress(*adapter.client_ip_ipv6));
-  options["client-mac"] = Text(adapter.client_mac);
-  if (adapter.gateway_ip) options["gateway-ip"] = Text(IpAddress(*adapter.gateway_ip));
+  options["mac"] = Text(adapter.client_mac);
   options["gateway-mac"] = Text(adapter.gateway_mac);
-  options["gateway-mac-ipv6"] = Text(adapter.gateway_mac_ipv6.value_or(adapter.gateway_mac));
-  if (adapter.netmask) options["netmask"] = Text(IpAddress(*adapter.netmask));
+  if (adapter.client_ip) options["guest-address"] = Text(IpAddress(*adapter.client_ip));
+  if (adapter.gateway_ip) options["gateway"] = Text(IpAddress(*adapter.gateway_ip));
+  // The subnet is that of whichever address there is; 24 bits unless the mask says otherwise.
+  if (const std::optional<in_addr> one = adapter.client_ip ? adapter.client_ip : adapter.gateway_ip;
+      one.has_value()) {
+    const uint32_t mask = adapter.netmask ? ntohl(adapter.netmask->s_addr) : 0xffffff00;
+    const in_addr network = {htonl(ntohl(one->s_addr) & mask)};
+    options["subnet"] = absl::StrCat(Text(IpAddress(network)), "/", std::popcount(mask));
+  }
+  if (adapter.client_ip_ipv6) {
+    in6_addr prefix = *adapter.client_ip_ipv6;
+    std::fill(prefix.s6_addr + 8, prefix.s6_addr + 16, uint8_t{0});
+    options["prefix6"] = absl::StrCat(Text(IpAddress(prefix)), "/64");
+  }
   if (!adapter.nameservers.empty()) {
-    options["nameservers"] = absl::StrJoin(
-        adapter.nameservers, ",",
+    // The plugin tells a guest of eight.
+    const size_t count = std::min<size_t>(adapter.nameservers.size(), 8);
+    options["guest-dns"] = absl::StrJoin(
+        adapter.nameservers.begin(),
+        adapter.nameservers.begin() + static_cast<std::ptrdiff_t>(count), ",",
         [](std::string* out, const IpAddress& address) { absl::StrAppend(out, Text(address)); });
   }
   return options;

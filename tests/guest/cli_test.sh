@@ -69,6 +69,15 @@ refuses 1 "option tap-fd: descriptor 77" "${NET[@]}" --tap-fd=77
 refuses 1 "option tap-fd: descriptor 0 is no TAP interface" "${NET[@]}" --tap-fd=0
 refuses 1 "option pcap: /missing/dir/file" "${NET[@]}" --backend=null --pcap=/missing/dir/file
 accepts "${NET[@]}" --backend=null --mtu=9000 --queue-pairs=4 --check
+PROXY=(serve proxy-net --socket-path=new.sock)
+refuses 2 "--socket-path" serve proxy-net
+refuses 2 "--tap" "${PROXY[@]}" --tap=vm0
+refuses 1 "option forward: 'tcp:80' is no forward" "${PROXY[@]}" --forward=tcp:80
+refuses 1 "option rules" "${PROXY[@]}" --allow=everything
+refuses 1 "option queue-pairs: proxy-net serves one" "${PROXY[@]}" --queue-pairs=2
+refuses 1 "option max-buffer-mib" "${PROXY[@]}" --max-buffer-mib=0
+refuses 1 "option mtu" "${PROXY[@]}" --mtu=1000
+accepts "${PROXY[@]}" --forward=tcp:0:80 --forward=udp:0:53 --deny=10.0.0.0/8 --allow=any --check
 refuses 2 "device" ctl device
 refuses 2 "command" ctl device net
 

@@ -73,7 +73,7 @@ refuses 1 "missing/a.sock" run --socket-dir=missing --share a=share
 refuses 1 "--guest-channel: 'x'" run --socket-dir=sockets --share a=share --guest-channel=x
 refuses 1 "tcp:127.0.0.1:1" run --socket-dir=sockets --share a=share --guest-channel=tcp:127.0.0.1:1x
 refuses 1 "missing/guest.sock" run --socket-dir=sockets --share a=share --guest-channel=unix:missing/guest.sock
-refuses 1 "plugin proxy-net: no proxy-net.so" run --socket-dir=sockets --device-string virtio-net:eth0
+refuses 1 "option mac" run --socket-dir=sockets --device-string 'virtio-net:eth0;client_mac=00:11:22:33:44:55'
 refuses 1 "missing.wslconfig" run --socket-dir=sockets --wslconfig missing.wslconfig
 printf '[wsl2]\nvirtiofs=perhaps\n' >bad.wslconfig
 refuses 1 "bad.wslconfig:2: wsl2.virtiofs: 'perhaps'" run --socket-dir=sockets --share a=share --wslconfig bad.wslconfig
@@ -103,7 +103,7 @@ ctl_refuses() {
   [ $? = 1 ] && [ "$(wc -l <err)" = 1 ] && grep -qF -- "$text" err || complain "ctl $*"
 }
 ctl_refuses "swiotlb: 'lowmem'" add virtiofs --device-string 'd;swiotlb=lowmem' --shared-dir share --socket-path sockets/d.sock
-ctl_refuses "no proxy-net.so" add proxy-net --device-string 'eth0;client_ip=10.0.0.2' --socket-path sockets/d.sock
+ctl_refuses "option gateway" add proxy-net --device-string 'eth0;client_ip=10.0.0.2;gateway_ip=10.0.9.1' --socket-path sockets/d.sock
 refuses_usage() {
   count=$((count + 1))
   "$VIRTBAY" "${CTL[@]}" add virtiofs --shared-dir share --socket-path x.sock 2>err

@@ -27,7 +27,7 @@ TEST(NetAdapter, EveryOption) {
                       "gateway_mac_ipv6=00:11:22:33:44:57;client_ip_ipv6=2001:db8::7;"
                       "netmask=255.255.255.0;nameservers=192.168.1.1,2001:db8::1,;"
                       "swiotlb=0x10000000,67108864;vm_id=872270E1-A899-4AF6-B454-7193634435AD"));
-  EXPECT_THAT(parsed.warnings, IsEmpty());
+  EXPECT_THAT(parsed.warnings, ElementsAre(HasSubstr("gateway_mac_ipv6")));
   const NetAdapter& adapter = parsed.adapter;
   EXPECT_EQ(adapter.name, "eth0");
   EXPECT_EQ(adapter.client_ip->s_addr, htonl(0xc0a80107));
@@ -35,21 +35,24 @@ TEST(NetAdapter, EveryOption) {
   EXPECT_EQ(adapter.gateway_mac, (MacAddress{0x00, 0x11, 0x22, 0x33, 0x44, 0x56}));
   EXPECT_EQ(adapter.nameservers.size(), 2u);
   EXPECT_EQ(adapter.device.swiotlb->size, 64u << 20);
-  EXPECT_THAT(
-      PluginOptions(adapter),
-      UnorderedElementsAre(
-          Pair("client-ip", "192.168.1.7"), Pair("client-ip-ipv6", "2001:db8::7"),
-          Pair("client-mac", "00:15:5d:01:02:03"), Pair("gateway-ip", "192.168.1.1"),
-          Pair("gateway-mac", "00:11:22:33:44:56"), Pair("gateway-mac-ipv6", "00:11:22:33:44:57"),
-          Pair("netmask", "255.255.255.0"), Pair("nameservers", "192.168.1.1,2001:db8::1")));
+  EXPECT_THAT(PluginOptions(adapter),
+              UnorderedElementsAre(
+                  Pair("guest-address", "192.168.1.7"), Pair("prefix6", "2001:db8::/64"),
+                  Pair("mac", "00:15:5d:01:02:03"), Pair("gateway", "192.168.1.1"),
+                  Pair("gateway-mac", "00:11:22:33:44:56"), Pair("subnet", "192.168.1.0/24"),
+                  Pair("guest-dns", "192.168.1.1,2001:db8::1")));
 }
 
 TEST(NetAdapter, Defaults) {
   ASSERT_OK_AND_ASSIGN(const ParsedNetAdapter parsed, ParseNetAdapter("eth0"));
   EXPECT_THAT(PluginOptions(parsed.adapter),
-              UnorderedElementsAre(Pair("client-mac", "00:00:00:00:01:00"),
-                                   Pair("gateway-mac", "00:11:22:33:44:55"),
-                                   Pair("gateway-mac-ipv6", "00:11:22:33:44:55")));
+              UnorderedElementsAre(Pair("mac", "00:00:00:00:01:00"),
+                                   Pair("gateway-mac", "00:11:22:33:44:55")));
+  ASSERT_OK_AND_ASSIGN(const ParsedNetAdapter masked,
+                       ParseNetAdapter("eth0;gateway_ip=172.20.1.1;netmask=255.255.240.0"));
+  EXPECT_THAT(PluginOptions(masked.adapter), ::testing::Contains(Pair("subnet", "172.20.0.0/20")));
+  ASSERT_OK_AND_ASSIGN(const ParsedNetAdapter alone, ParseNetAdapter("eth0;netmask=255.255.0.0"));
+  EXPECT_THAT(alone.warnings, ElementsAre(HasSubstr("netmask")));
 }
 
 TEST(NetAdapter, WarnsOfWhatItIgnores) {

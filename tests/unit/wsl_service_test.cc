@@ -66,7 +66,7 @@ TEST(DeviceString, OfAnAdapter) {
       const DeviceConfig device,
       OneDevice("plugin = \"proxy-net\"\ndevice-string = \"eth0;client_ip=10.0.0.2\"\n"));
   EXPECT_EQ(device.spec.name, "eth0");
-  EXPECT_THAT(device.spec.options, ::testing::Contains(Pair("client-ip", "10.0.0.2")));
+  EXPECT_THAT(device.spec.options, ::testing::Contains(Pair("guest-address", "10.0.0.2")));
 }
 
 TEST(DeviceString, RefusesWithTheLine) {
