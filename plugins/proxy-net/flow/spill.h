@@ -19,10 +19,9 @@ class Spill {
   static constexpr uint32_t kSlots = 256;  // of 8 KiB: a span of 2 MiB less one chunk
   static constexpr uint32_t kMaxSpan = (kSlots - 1) << ChunkPool::kShift;
 
-  // [any] Chunks that a window of so many bytes can come to need: it may begin within a chunk, and
-  // its advertised form is rounded up.
+  // [any] Chunks that a window of so many bytes can come to need: it may begin within one.
   static constexpr uint32_t ChunksFor(uint32_t window) {
-    return ((window + 31 + ChunkPool::kSize - 1) >> ChunkPool::kShift) + 1;
+    return ((window + ChunkPool::kSize - 1) >> ChunkPool::kShift) + 1;
   }
 
   // [queue] Contiguous room for bytes from `sequence` on, at most `length`, at least one.

@@ -21,8 +21,9 @@ uint32_t Tcp::AdvertisedWindow(const TcpFlow& flow) const {
   if (!SeqAfter(flow.right_edge, flow.received)) return 0;
   const uint32_t window = flow.right_edge - flow.received;
   if (!flow.scaling) return std::min<uint32_t>(window, 65535);
-  // Rounded up, since rounding down would move the right edge back; memory is there for it.
-  return std::min<uint32_t>((window + (1u << kReceiveScale) - 1) >> kReceiveScale, 65535);
+  // Rounded down: what is taken is never less than what was told, and rounding up each time would
+  // let the window creep on.
+  return std::min<uint32_t>(window >> kReceiveScale, 65535);
 }
 
 TcpHeader Tcp::HeaderOf(TcpFlow* flow, uint8_t flags, uint32_t sequence) {
@@ -43,7 +44,8 @@ void Tcp::AckSent(TcpFlow* flow) {
   flow->ack_now = flow->ack_later = false;
   flow->ack_at = UINT64_MAX;
   flow->last_ack_sent = flow->received;
-  if (SeqAfter(flow->right_edge, flow->told_edge)) flow->told_edge = flow->right_edge;
+  const uint32_t told = AdvertisedWindow(*flow) << (flow->scaling ? kReceiveScale : 0);
+  flow->told_edge = SeqMax(flow->told_edge, flow->received + told);
 }
 
 bool Tcp::SendSegment(TcpFlow* flow, uint8_t flags, uint32_t sequence) {
