@@ -92,9 +92,9 @@ struct virtbay_request {
 
 /** How one request of a group ends; see virtbay_queue_service::complete. */
 typedef struct virtbay_completion {
-  virtbay_request* request;
-  uint32_t out_bytes;
-  uint32_t written;
+  virtbay_request* request; /**< held by the plugin */
+  uint32_t out_bytes;       /**< of the out view that go to the guest */
+  uint32_t written;         /**< bytes reported to the guest */
 } virtbay_completion;
 
 /** Most bytes of the out view of a request that is parked. */

@@ -37,12 +37,16 @@ struct NetConfig {
   uint32_t mtu = 1500;       ///< 68 to 65535
   uint32_t queue_pairs = 1;  ///< 1 to kMaxQueuePairs
   uint32_t queue_size = 1024;  ///< largest ring, a power of two
-  bool link_up = true;
+  bool link_up = true;       ///< when the guest sees it first
   uint32_t speed_mbps = UINT32_MAX;  ///< unknown
 
   /// What the back-end takes from the guest: frames that need a checksum, and large ones. A
   /// segmentation needs csum, ecn needs a TCP one.
-  bool csum = true, tso4 = true, tso6 = true, ecn = true, uso = true;
+  bool csum = true;
+  bool tso4 = true;  ///< large TCP segments over IPv4
+  bool tso6 = true;  ///< and over IPv6
+  bool ecn = true;   ///< with CWR
+  bool uso = true;   ///< large UDP datagrams
   /// What it can give the guest.
   GuestOffloads guest = {true, true, true, true, true, true, true};
 };

@@ -29,7 +29,7 @@ struct Offload {
   bool needs_csum = false;
   bool data_valid = false;  ///< the checksums are known to be good
   bool ecn = false;         ///< TCP: the first segment may have CWR set
-  Gso gso = Gso::kNone;
+  Gso gso = Gso::kNone;     ///< how it is to be cut into segments
   uint16_t gso_size = 0;     ///< payload bytes of a segment
   uint16_t hdr_len = 0;      ///< with gso: bytes of the headers, Ethernet to TCP or UDP
   uint16_t csum_start = 0;   ///< from the start of the Ethernet header
@@ -44,8 +44,9 @@ struct GuestOffloads {
   bool ecn = false;   ///< segments with CWR
   bool uso4 = false;  ///< Gso::kUdp over IPv4
   bool uso6 = false;  ///< Gso::kUdp over IPv6
-  bool mergeable = false;
+  bool mergeable = false;  ///< a frame over several receive buffers
 
+  /// Member by member.
   bool operator==(const GuestOffloads&) const = default;
 };
 
@@ -63,9 +64,9 @@ class TxFrame;
 
 /// Bytes [offset, offset + len) of a frame from the guest.
 struct TxSlice {
-  const TxFrame* frame = nullptr;
-  uint32_t offset = 0;
-  uint32_t len = 0;
+  const TxFrame* frame = nullptr;  ///< whose bytes
+  uint32_t offset = 0;             ///< from its Ethernet header
+  uint32_t len = 0;                ///< bytes
 };
 
 /// What goes with a send.
@@ -91,12 +92,12 @@ class TxFrame {
  public:
   /// What a link makes one of.
   struct Parts {
-    GuestLink* link = nullptr;
-    void* token = nullptr;  ///< the link's own
-    uint32_t pair = 0;
-    uint32_t size = 0;
-    std::span<const std::byte> headers;
-    Offload offload;
+    GuestLink* link = nullptr;           ///< who takes it back
+    void* token = nullptr;               ///< the link's own
+    uint32_t pair = 0;                   ///< its queue pair
+    uint32_t size = 0;                   ///< bytes, Ethernet header included
+    std::span<const std::byte> headers;  ///< a copy of its first bytes
+    Offload offload;                     ///< checked
   };
 
   TxFrame() = default;
@@ -152,6 +153,7 @@ class RxFrame {
   /// For links: room for `capacity` bytes in all, headers included.
   RxFrame(GuestLink* link, uint32_t pair, uint32_t capacity)
       : link_(link), pair_(pair), capacity_(capacity) {}
+  /// The other one holds nothing afterwards.
   RxFrame(RxFrame&& other) noexcept { *this = std::move(other); }
   /// What was open before is given back.
   RxFrame& operator=(RxFrame&& other) noexcept {
@@ -251,10 +253,15 @@ class GuestLink {
 
   /// What the functions of frames do; see there.
   virtual bool CopyFrame(const TxFrame& frame, uint32_t offset, std::span<std::byte> to) = 0;
+  /// See CopyFrame.
   virtual void EndFrame(TxFrame& frame, bool requeue) = 0;
+  /// See CopyFrame.
   virtual int64_t ReceiveInto(RxFrame& frame, int fd, uint32_t max, ReceiveOptions* options) = 0;
+  /// See CopyFrame.
   virtual bool AppendTo(RxFrame& frame, std::span<const std::byte> bytes) = 0;
+  /// See CopyFrame.
   virtual bool CommitFrame(RxFrame& frame, const Offload& offload) = 0;
+  /// See CopyFrame.
   virtual void AbandonFrame(RxFrame& frame) = 0;
 };
 
