@@ -33,11 +33,11 @@ using MacAddress = std::array<uint8_t, 6>;
 /// What a network device is like. The options that every network device has are in it when
 /// Configure gets it; the offloads are then all on but for those that were turned off.
 struct NetConfig {
-  MacAddress mac{};          ///< all zero: one is made up
-  uint32_t mtu = 1500;       ///< 68 to 65535
-  uint32_t queue_pairs = 1;  ///< 1 to kMaxQueuePairs
-  uint32_t queue_size = 1024;  ///< largest ring, a power of two
-  bool link_up = true;       ///< when the guest sees it first
+  MacAddress mac{};                  ///< all zero: one is made up
+  uint32_t mtu = 1500;               ///< 68 to 65535
+  uint32_t queue_pairs = 1;          ///< 1 to kMaxQueuePairs
+  uint32_t queue_size = 1024;        ///< largest ring, a power of two
+  bool link_up = true;               ///< when the guest sees it first
   uint32_t speed_mbps = UINT32_MAX;  ///< unknown
 
   /// What the back-end takes from the guest: frames that need a checksum, and large ones. A

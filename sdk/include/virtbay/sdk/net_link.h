@@ -27,9 +27,9 @@ struct Offload {
   /// The checksum at csum_start + csum_offset holds the pseudo header's sum only; the rest, from
   /// csum_start to the end, is to be added (virtio 1.3 5.1.6.2).
   bool needs_csum = false;
-  bool data_valid = false;  ///< the checksums are known to be good
-  bool ecn = false;         ///< TCP: the first segment may have CWR set
-  Gso gso = Gso::kNone;     ///< how it is to be cut into segments
+  bool data_valid = false;   ///< the checksums are known to be good
+  bool ecn = false;          ///< TCP: the first segment may have CWR set
+  Gso gso = Gso::kNone;      ///< how it is to be cut into segments
   uint16_t gso_size = 0;     ///< payload bytes of a segment
   uint16_t hdr_len = 0;      ///< with gso: bytes of the headers, Ethernet to TCP or UDP
   uint16_t csum_start = 0;   ///< from the start of the Ethernet header
@@ -38,12 +38,12 @@ struct Offload {
 
 /// What the guest takes.
 struct GuestOffloads {
-  bool csum = false;  ///< frames with needs_csum
-  bool tso4 = false;  ///< Gso::kTcp4
-  bool tso6 = false;  ///< Gso::kTcp6
-  bool ecn = false;   ///< segments with CWR
-  bool uso4 = false;  ///< Gso::kUdp over IPv4
-  bool uso6 = false;  ///< Gso::kUdp over IPv6
+  bool csum = false;       ///< frames with needs_csum
+  bool tso4 = false;       ///< Gso::kTcp4
+  bool tso6 = false;       ///< Gso::kTcp6
+  bool ecn = false;        ///< segments with CWR
+  bool uso4 = false;       ///< Gso::kUdp over IPv4
+  bool uso6 = false;       ///< Gso::kUdp over IPv6
   bool mergeable = false;  ///< a frame over several receive buffers
 
   /// Member by member.
