@@ -16,6 +16,11 @@
 #include "framework/base/clock.h"
 #include "framework/base/status.h"
 
+#ifdef __SANITIZE_THREAD__
+extern "C" void __tsan_acquire(void* address);  // NOLINT(bugprone-reserved-identifier)
+extern "C" void __tsan_release(void* address);  // NOLINT(bugprone-reserved-identifier)
+#endif
+
 namespace virtbay {
 
 namespace {
@@ -66,6 +71,9 @@ struct Loop::Ring {
       io_uring_register(static_cast<unsigned>(ring.enter_ring_fd),
                         IORING_UNREGISTER_RING_FDS | kUseRegisteredRing, &number, 1);
     }
+#ifdef __SANITIZE_THREAD__
+    __tsan_release(ring.sq.sqes);
+#endif
     io_uring_queue_exit(&ring);
   }
 };
@@ -86,6 +94,11 @@ absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents*
     if (error == 0) {
       loop->ring_->ready = true;
       loop->ring_->disabled = (flags & IORING_SETUP_R_DISABLED) != 0;
+#ifdef __SANITIZE_THREAD__
+      // The library maps memory where another thread's ring may have been, by system calls of its
+      // own, which the sanitizer does not see; ~Ring has the other half.
+      __tsan_acquire(loop->ring_->ring.sq.sqes);
+#endif
       break;
     }
     if (error != EINVAL) break;

@@ -36,6 +36,10 @@ foreach(file IN LISTS installed)
   if(NOT file MATCHES "^(include/virtbay/sdk/|lib[^ ]*/cmake/virtbay/|lib[^ ]*/libvirtbay_sdk_net.a$|share/virtbay/template/)")
     message(FATAL_ERROR "the sdk component installs ${file}")
   endif()
+  # Debugging information names the sources.
+  if(file MATCHES "[.]a$" AND NOT BUILD_TYPE STREQUAL "Release")
+    continue()
+  endif()
   file(STRINGS ${prefix}/${file} content)
   string(FIND "${content}" "${BUILD_DIR}" at)
   if(NOT at EQUAL -1)
@@ -57,7 +61,10 @@ if(NOT plugins)
   message(FATAL_ERROR "the template installs nothing into virtbay_PLUGIN_DIR")
 endif()
 
-# A network device: the library beside the headers.
+# A network device: the library beside the headers. One with a sanitizer needs that in the plugin.
+if(SANITIZE)
+  set(sanitized -DCMAKE_CXX_FLAGS=-fsanitize=${SANITIZE})
+endif()
 file(WRITE ${WORK_DIR}/net/CMakeLists.txt "cmake_minimum_required(VERSION 3.25)
 project(net LANGUAGES CXX)
 find_package(virtbay REQUIRED COMPONENTS sdk)
@@ -71,7 +78,7 @@ class Sink : public virtbay::sdk::NetDevice {
 };
 VIRTBAY_PLUGIN(Sink, \"sink\", virtbay::sdk::kVirtioNetId, 0);
 ")
-run(${configure} -S ${WORK_DIR}/net -B ${WORK_DIR}/net/build)
+run(${configure} ${sanitized} -S ${WORK_DIR}/net -B ${WORK_DIR}/net/build)
 run(${CMAKE_COMMAND} --build ${WORK_DIR}/net/build)
 run(${INSPECT} ${WORK_DIR}/net/build/plugins/sink.so)
 expect("name=sink version=1.2 abi=1\\.[0-9]+ types=sink:1 exports=1 unique=0")

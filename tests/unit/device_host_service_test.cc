@@ -78,8 +78,10 @@ TEST_F(ServiceTest, DevicesOfOneKernelMayAllHaveItsWholePool) {
   ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
   DeviceConfig a = Config("a", "correct");
   a.guest_pool = PoolUse::kAll;
+  a.spec.stop_deadline = absl::Seconds(30);
   DeviceConfig b = Config("b", "correct");
   b.guest_pool = PoolUse::kAll;
+  b.spec.stop_deadline = absl::Seconds(30);
   ASSERT_OK(service_->AddDevice(a));
   ASSERT_OK(service_->AddDevice(b));
   for (const char* name : {"a", "b"}) {

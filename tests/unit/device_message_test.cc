@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/hand_over.h"
 #include "tests/unit/device_fixture.h"
 #include "tests/unit/message_device.h"
 #include "virtbay/sdk/abi.h"
@@ -111,6 +112,7 @@ class MessageTest : public DeviceTest {
     const uint64_t token = ++last_token_;
     EXPECT_TRUE(client_->queue(call.queue).Add(in, out, token));
     sent_[token] = Sent{*range, out, call};
+    HandOver();
     client_->queue(call.queue).Publish();
     return token;
   }
@@ -141,7 +143,11 @@ class MessageTest : public DeviceTest {
     answer.payload = all.substr(kMessageReplyRoom);
     return answer;
   }
-  Answer Do(const Call& call) { return Finish(Start(call)); }
+  Answer Do(const Call& call) {
+    Answer answer = Finish(Start(call));
+    TakeOver();  // the descriptor, back
+    return answer;
+  }
   int64_t Result(const Call& call) { return Do(call).head.result; }
   // Every request that is held ends; what was received into them is in the answers.
   void Release() { Do({.command = {.op = MessageOp::kRelease}}); }

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/hand_over.h"
 #include "tests/unit/device_fixture.h"
 #include "virtbay/sdk/abi.h"
 
@@ -212,6 +213,7 @@ TEST_F(InOrderTest, AHeadThatWaitsForItsTurnIsInFlight) {
 TEST_F(InOrderTest, TheOrderSurvivesAStop) {
   // One is handed back, one ends too late for the stop, and answers wait behind both.
   const Pipe pipe;
+  HandOver();
   std::vector<uint64_t> tokens;
   tokens.push_back(client_->Send({.op = Op::kPark}));
   tokens.push_back(client_->Send({.op = Op::kEcho}, "x"));

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/hand_over.h"
 #include "virtbay/sdk/plugin.h"
 
 namespace {
@@ -35,6 +36,7 @@ class MessageDevice : public Device {
   void OnRequests(uint32_t, std::span<Request> requests) override {
     // The tests name a request of another queue on purpose, so two threads may look here.
     const std::lock_guard<std::mutex> lock(mutex_);
+    virtbay::testing::TakeOver();
     for (Request& request : requests) Do(std::move(request));
   }
 
@@ -126,6 +128,7 @@ class MessageDevice : public Device {
         at += static_cast<uint32_t>(n);
       }
     }
+    virtbay::testing::HandOver();  // the descriptor, back
     request.Complete(at, request.out_total());
   }
 

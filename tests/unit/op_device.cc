@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/hand_over.h"
 #include "virtbay/sdk/plugin.h"
 
 namespace {
@@ -279,6 +280,7 @@ class OpDevice : public Device {
       }
       case Op::kOffload:
       case Op::kOffloadThrow: {
+        virtbay::testing::TakeOver();
         Work* work = nullptr;
         {
           const std::lock_guard<std::mutex> lock(work_mutex_);
