@@ -240,8 +240,12 @@ void Device::EndSession(bool forget) {
   // All queues end their requests at the same time, within one deadline.
   const absl::Time deadline = absl::Now() + core_->spec.stop_deadline;
   for (const auto& queue : core_->queues) {
-    if (stuck_ || !queue->running()) continue;
-    RunOrStuck(queue->thread(), [raw = queue.get()] { raw->BeginDrain(); }).IgnoreError();
+    if (stuck_) break;
+    if (queue->running()) {
+      RunOrStuck(queue->thread(), [raw = queue.get()] { raw->BeginDrain(); }).IgnoreError();
+    } else if (queue->broken()) {
+      RunOrStuck(queue->thread(), [raw = queue.get()] { raw->ReleaseBroken(); }).IgnoreError();
+    }
   }
   for (uint32_t i = 0; i < core_->queues.size(); ++i) {
     const absl::StatusOr<uint32_t> stopped = StopQueueLocked(i, forget, deadline);

@@ -205,13 +205,20 @@ InFlightTable* Queue::EmptyTable(uint16_t size, bool in_order) {
 void Queue::BeginDrain() {
   if (draining_) return;
   draining_ = true;
-  quiesced_ = true;
   pump_ = nullptr;
-  if (core_->ops.quiesce != nullptr && !core_->failed()) {
-    CallOnQueue(core_, monitor_, "quiesce", index_,
-                [this] { core_->ops.quiesce(core_->device, index_); });
-  }
+  Quiesce();
   Publish();
+}
+
+void Queue::ReleaseBroken() {
+  if (broken() && !quiesced_) Quiesce();
+}
+
+void Queue::Quiesce() {
+  quiesced_ = true;
+  if (core_->ops.quiesce == nullptr || core_->failed()) return;
+  CallOnQueue(core_, monitor_, "quiesce", index_,
+              [this] { core_->ops.quiesce(core_->device, index_); });
 }
 
 uint32_t Queue::Finish(bool forget) {

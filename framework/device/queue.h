@@ -71,6 +71,9 @@ class Queue {
   absl::Status Start(QueueConfig config, const QueueMaps& maps, uint64_t features);
   // Takes no more chains and asks the plugin to end what it holds.
   void BeginDrain();
+  // The session of a ring that broke ends: the plugin lets go of what it holds of it, before the
+  // requests' entries become others'.
+  void ReleaseBroken();
   // Nothing is under way any more; of a device that has failed, only I/O is waited for.
   bool drained() const {
     return table_ == nullptr || (core_->failed() ? busy_ == 0 : outstanding() == 0);
@@ -174,6 +177,7 @@ class Queue {
   // The ring that stopped goes on: the requests of then are its again, with the present memory.
   void TakeUp();
   void GiveUp();
+  void Quiesce();
   // The chain's entry for the driver, in its turn.
   void EndChain(InFlightRequest* request, uint32_t written, bool read_only);
   // It has ended before its turn, if turns are kept.
