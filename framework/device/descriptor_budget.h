@@ -80,8 +80,9 @@ class DescriptorBudget {
   // What a device may need before it says so with SetRoom.
   static constexpr uint32_t kFirstRoom = 16;
   // What no other device can take away: half of an equal part of all, within these bounds where
-  // there is enough. With the least a device can list its directories and find its files.
-  static constexpr uint32_t kLeastGuaranteed = 4;
+  // there is enough. With the least a device can list its directories, find its files and open
+  // some.
+  static constexpr uint32_t kLeastGuaranteed = 8;
   static constexpr uint32_t kGuaranteed = 32;
 
   // `limit`: RLIMIT_NOFILE and the number of open descriptors come from the process unless it is

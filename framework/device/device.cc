@@ -295,6 +295,8 @@ uint32_t Device::RoomToKeep() const {
   }
   const auto waiting = std::count_if(core_->queues.begin(), core_->queues.end(),
                                      [](const auto& queue) { return !queue->running(); });
+  // All queues run: now and then a descriptor is replaced.
+  if (waiting == 0) return kOfFrontEnd;
   return kOfMessages + static_cast<uint32_t>(waiting) * kOfQueue;
 }
 

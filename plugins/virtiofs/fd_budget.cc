@@ -75,6 +75,9 @@ bool FdBudget::KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_pa
   spares_.store(spares_wanted_);
   Keep(static_cast<int32_t>(spares_wanted_));
   spares_for_paths_ = std::min(for_paths, spares_wanted_ / 2);
+  // A share of which no file can be opened is of no use.
+  if (!TakeUnit(0)) return false;
+  GiveUnit();
   return spares_wanted_ >= std::min(count, kLeastSpares);
 }
 
