@@ -15,6 +15,11 @@ inline constexpr uint32_t kSlotSize = 2048;                            // IO_TLB
 inline constexpr uint32_t kSlotsPerSegment = 128;                      // IO_TLB_SEGSIZE
 inline constexpr uint32_t kMappingMax = kSlotSize * kSlotsPerSegment;  // 256 KiB
 
+// How many slots hold so many bytes.
+constexpr uint32_t SlotsFor(uint64_t bytes) {
+  return static_cast<uint32_t>((bytes + kSlotSize - 1) / kSlotSize);
+}
+
 class Arena {
  public:
   // `size` is rounded up to a whole segment (256 KiB); 0 and more than 4 GiB are InvalidArgument.
