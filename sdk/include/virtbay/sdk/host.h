@@ -154,7 +154,9 @@ class Host {
   }
   /// [any] So many more (or fewer) of those that are counted are kept, not open.
   void KeepDescriptors(int32_t change) const {
-    if (descriptors_ != nullptr) descriptors_->keep(device_, change);
+    constexpr size_t kEnd = offsetof(virtbay_descriptor_service, keep) + sizeof(descriptors_->keep);
+    if (descriptors_ == nullptr || descriptors_->struct_size < kEnd) return;
+    if (descriptors_->keep != nullptr) descriptors_->keep(device_, change);
   }
 
   /// [any] DEVICE_NEEDS_RESET (virtio 1.3 2.1.2).
