@@ -1,28 +1,22 @@
 // `virtbay serve`: a share (virtiofs), with virtiofsd's option names where the meaning is the same,
 // or a network device (serve_net.h).
 #include <cstdint>
-#include <cstdlib>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
-#include "framework/base/status.h"
 #include "hostif/device_host/aggregate_device.h"
 #include "hostif/device_host/commands.h"
-#include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/run_service.h"
 #include "hostif/device_host/serve_net.h"
+#include "hostif/device_host/serve_options.h"
 #include "hostif/device_host/wsl_service.h"
 
 namespace virtbay::device_host {
@@ -33,17 +27,14 @@ constexpr char kCapabilities[] =
     "{\n  \"type\": \"fs\",\n  \"features\": [\n    "
     "\"separate-options\"\n  ]\n}\n";
 
-[[noreturn]] void Usage(const std::string& message) {
-  throw CLI::ValidationError(message, CLI::ExitCodes::ValidationError);
-}
-
 class ServeCommand final : public Command {
  public:
   explicit ServeCommand(CLI::App* app)
       : app_(app->add_subcommand("serve", "Serve one device on a socket")) {
     app_->require_subcommand(0, 1);
     fs_ = app_->add_subcommand("virtiofs", "Share a directory; takes virtiofsd's options");
-    AddSocketOptions();
+    common_.emplace(fs_, "virtiofs");
+    common_->AddSocket();
     AddShareOptions();
     AddHostOptions();
     AddIgnoredOptions();
@@ -61,37 +52,19 @@ class ServeCommand final : public Command {
       std::cout << kCapabilities;
       return absl::OkStatus();
     }
-    ServiceConfig config;
-    DeviceConfig device = keys_;
     for (const std::string& list : compat_) ApplyCompat(list);
     const bool many = aggregate_ || !shares_.empty();
     if (many && !shared_dir_.empty()) Usage("--shared-dir: cannot be given together with --share");
     if (!many && shared_dir_.empty()) throw CLI::RequiredError("--shared-dir");
-    FillSocket(&device);
+    DeviceConfig device = common_->Device();
     FillSpec(&device);
     if (many) FillShares(&device);
-    config.control_socket = control_socket_;
-    config.ready_fd = ready_fd_;
-    config.rlimit_nofile = rlimit_nofile_;
-    for (const std::string& dir : plugin_path_) config.plugin_dirs.emplace_back(dir);
-    if (log_level_.empty()) log_level_ = debug_ ? "debug" : "info";
-    const auto level = ParseLogLevel(log_level_ == "err" ? "error" : log_level_);
-    if (!level.ok()) Usage(absl::StrCat("--log-level: ", level.status().message()));
-    config.log_level = *level;
-    config.syslog = syslog_;
-    config.devices.push_back(std::move(device));
-    return RunService(std::move(config));
+    // The C virtiofsd's word.
+    if (common_->log_level() == "err") common_->log_level() = "error";
+    return RunService(common_->Service(std::move(device), debug_ ? "debug" : "info"));
   }
 
  private:
-  void AddSocketOptions() {
-    constexpr char kGroup[] = "Socket";
-    fs_->add_option("--socket-path", socket_path_, "Socket to listen on")->group(kGroup);
-    fs_->add_option("--fd", fd_, "Inherited listening socket (or socket activation, with neither)")
-        ->group(kGroup);
-    fs_->add_option("--socket-group", socket_group_, "Group that may connect")->group(kGroup);
-  }
-
   void AddShareOptions() {
     constexpr char kGroup[] = "Share";
     fs_->add_option("--shared-dir", shared_dir_, "Directory to share")->group(kGroup);
@@ -123,22 +96,7 @@ class ServeCommand final : public Command {
     Flag("--announce-submounts,!--no-announce-submounts", "announce-submounts",
          "The guest sees the host's mount points");
     Flag("--killpriv-v2,!--no-killpriv-v2", "killpriv-v2", "The host clears setuid bits on writes");
-    fs_->add_option_function<std::string>(
-           "--option",
-           [this](const std::string& text) {
-             const size_t equals = text.find('=');
-             if (equals == 0 || equals == std::string::npos) {
-               Usage(absl::StrCat("--option: '", text, "' is not KEY=VALUE"));
-             }
-             const std::string key = text.substr(0, equals);
-             if (!given_.insert(key).second) Usage(absl::StrCat("--option ", key, ": given twice"));
-             options_[key] = text.substr(equals + 1);
-           },
-           "KEY=VALUE: any option of the plugin, see docs/usage.md")
-        ->type_name("KEY=VALUE")
-        ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
-        ->trigger_on_parse()
-        ->group(kGroup);
+    common_->AddOption(kGroup);
     fs_->add_option("--request-queues", request_queues_, "1 to 8")
         ->check(CLI::Range(1, 8))
         ->group(kGroup);
@@ -166,39 +124,15 @@ class ServeCommand final : public Command {
 
   void AddHostOptions() {
     constexpr char kGroup[] = "Host";
-    fs_->add_option("--name", name_, "Name of the device in logs and statistics")->group(kGroup);
-    fs_->add_option("--control-socket", control_socket_, "Socket for virtbay ctl")->group(kGroup);
-    fs_->add_option("--log-level", log_level_, "trace, debug, info, warn, error or off")
-        ->group(kGroup);
+    common_->AddHost();
     fs_->add_flag("-d", debug_, "The same as --log-level=debug")->group(kGroup);
-    fs_->add_flag("--syslog", syslog_, "Log to syslog(3) instead of stderr")->group(kGroup);
-    fs_->add_option("--rlimit-nofile", rlimit_nofile_,
-                    "Open files (default: what is allowed, at most 1000000; 0: leave as it is)")
-        ->group(kGroup);
-    fs_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
-        ->allow_extra_args(false)
-        ->group(kGroup);
-    fs_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
-        ->group(kGroup);
     fs_->add_flag("--no-transfer-helper{false}", transfer_helper_,
                   "Copy large cached reads with one thread only")
         ->group(kGroup);
     fs_->add_flag("--no-packed-ring{false}", packed_ring_, "Offer split rings only")->group(kGroup);
-    fs_->add_flag("--access-platform", access_platform_,
-                  "Offer VIRTIO_F_ACCESS_PLATFORM (not for user-mode Linux)")
-        ->group(kGroup);
-    Key("--arena-size", "arena-size", "Private memory of the device (default 64M)", kGroup);
-    Key("--arena-policy", "arena-policy", "private (default), or shared, to compare with", kGroup);
-    Key("--poll-window", "poll-window", "Longest look for more work after work, or off", kGroup);
-    Key("--poll-share", "poll-share", "Percent of a core that looking may cost", kGroup);
-    Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device", kGroup);
-    Key("--rings", "rings", "pool: refuse rings outside the pool; or anywhere (default)", kGroup);
-    Key("--queue-size", "queue-size", "Largest ring (default 1024)", kGroup);
-
-    Key("--stop-deadline", "stop-deadline", "Longest wait for requests in flight", kGroup);
+    common_->Key("--arena-policy", "arena-policy", "private (default), or shared, to compare with");
     fs_->add_flag("--print-capabilities", print_capabilities_, "Print what libvirt asks and end")
         ->group(kGroup);
-    fs_->set_version_flag("--version,-V", "virtbay " VIRTBAY_VERSION);
   }
 
   void AddIgnoredOptions() {
@@ -224,70 +158,26 @@ class ServeCommand final : public Command {
         ->group(kGroup);
   }
 
-  // An option of the plugin with a value; given again, the values are joined to a list.
   void Text(const char* name, const char* key, const char* help) {
-    fs_->add_option_function<std::vector<std::string>>(
-           name,
-           [this, key](const std::vector<std::string>& values) {
-             options_[key] = absl::StrJoin(values, ",");
-           },
-           help)
-        ->allow_extra_args(false)
-        ->group("Share");
+    common_->Text(name, key, help, "Share");
   }
 
   // An option of the plugin that is true or false; untouched when not given.
   void Flag(const char* names, const char* key, const char* help) {
     fs_->add_flag_function(
-           names, [this, key](std::int64_t count) { options_[key] = count > 0 ? "true" : "false"; },
+           names,
+           [this, key](std::int64_t count) {
+             common_->options()[key] = count > 0 ? "true" : "false";
+           },
            help)
         ->group("Share");
   }
 
-  // A key of the device, checked as in a file.
-  void Key(const char* name, const char* key, const char* help, const char* group) {
-    fs_->add_option_function<std::string>(
-           name,
-           [this, name, key](const std::string& text) {
-             KeyValue value(text);
-             int64_t number = 0;
-             if (absl::SimpleAtoi(text, &number)) value = number;
-             const absl::Status set = SetDeviceKey(key, value, &keys_);
-             if (!set.ok()) Usage(absl::StrCat(name, ": ", set.message()));
-           },
-           help)
-        ->group(group);
-  }
-
-  void FillSocket(DeviceConfig* device) {
-    if (!socket_path_.empty() && fd_.has_value()) {
-      Usage("--fd: cannot be given together with --socket-path");
-    }
-    if (!socket_path_.empty()) {
-      device->socket_path = socket_path_;
-      device->socket_group = socket_group_;
-    } else if (fd_.has_value()) {
-      if (*fd_ < 0) Usage("--fd: must not be negative");
-      device->socket_fd = *fd_;
-    } else if (std::getenv("LISTEN_FDS") != nullptr) {
-      device->socket_path = "systemd";
-    } else {
-      throw CLI::RequiredError("--socket-path or --fd");
-    }
-    if (!socket_group_.empty() && socket_path_.empty()) {
-      Usage("--socket-group: needs --socket-path");
-    }
-  }
-
   void FillSpec(DeviceConfig* device) {
-    device->spec.plugin = "virtiofs";
-    device->spec.offer_access_platform = access_platform_;
     device->spec.offer_packed_ring = packed_ring_;
     device->spec.transfer_helper = transfer_helper_;
-    const absl::Status named = SetDeviceKey("name", KeyValue(name_), device);
-    if (!named.ok()) Usage(absl::StrCat("--name: ", named.message()));
     auto& options = device->spec.options;
-    options = options_;
+    options = common_->options();
     if (!shared_dir_.empty()) options["shared-dir"] = shared_dir_;
     const auto text = [&options](const char* key, const std::string& value) {
       if (!value.empty()) options[key] = value;
@@ -299,13 +189,7 @@ class ServeCommand final : public Command {
     text("negative-timeout", negative_timeout_);
     text("max-write", max_write_);
     if (request_queues_ > 0) options["request-queues"] = absl::StrCat(request_queues_);
-    const absl::Status finished = FinishDevice(device);
-    if (!finished.ok()) Usage(absl::StrCat("--", finished.message()));
-    if (device->guest_pool != PoolUse::kNone) {
-      Usage(
-          "--swiotlb: a pool that the guest reports is for devices that are added after that: "
-          "virtbay run and virtbay ctl add");
-    }
+    ServeOptions::Finish(device);
   }
 
   void FillShares(DeviceConfig* device) {
@@ -334,7 +218,7 @@ class ServeCommand final : public Command {
         if (attr_timeout_.empty()) attr_timeout_ = value;
         if (entry_timeout_.empty()) entry_timeout_ = value;
       } else if (key == "log_level") {
-        if (log_level_.empty()) log_level_ = value;
+        if (common_->log_level().empty()) common_->log_level() = value;
       } else if (key == "debug") {
         debug_ = true;
       } else if (!CompatFlag(key) && !CompatIgnored(key)) {
@@ -351,7 +235,7 @@ class ServeCommand final : public Command {
     const bool on = !absl::ConsumePrefix(&name, "no_");
     for (const absl::string_view flag : kFlags) {
       if (name != flag) continue;
-      options_.emplace(absl::StrReplaceAll(flag, {{"_", "-"}}), on ? "true" : "false");
+      common_->options().emplace(absl::StrReplaceAll(flag, {{"_", "-"}}), on ? "true" : "false");
       return true;
     }
     return false;
@@ -365,10 +249,8 @@ class ServeCommand final : public Command {
 
   CLI::App* const app_;
   CLI::App* fs_ = nullptr;
+  std::optional<ServeOptions> common_;
   std::vector<std::unique_ptr<ServeNet>> nets_;
-  std::string socket_path_;
-  std::optional<int> fd_;
-  std::string socket_group_;
   std::string shared_dir_;
   std::vector<std::string> shares_;
   bool aggregate_ = false;
@@ -379,15 +261,7 @@ class ServeCommand final : public Command {
   std::string negative_timeout_;
   std::string max_write_;
   int request_queues_ = 0;
-  std::string name_ = "virtiofs";
-  std::string control_socket_;
-  std::string log_level_;  // empty: not given
   bool debug_ = false;
-  bool syslog_ = false;
-  std::optional<uint64_t> rlimit_nofile_;
-  int ready_fd_ = -1;
-  std::vector<std::string> plugin_path_;
-  bool access_platform_ = false;
   bool packed_ring_ = true;
   bool transfer_helper_ = true;
   bool print_capabilities_ = false;
@@ -397,9 +271,6 @@ class ServeCommand final : public Command {
   std::string sandbox_;
   std::string seccomp_;
   bool foreground_ = false;
-  std::map<std::string, std::string> options_;
-  std::set<std::string> given_;  // by --option
-  DeviceConfig keys_;
 };
 
 }  // namespace

@@ -1,19 +1,14 @@
-// ServeNet: `virtbay serve TYPE` of a network device: the options of the socket, of the host, of
+// ServeNet: `virtbay serve TYPE` of a network device: the options that every device has, those of
 // every network device, and those of the type's own table.
 // Owned by the serve command; [control], on the main thread.
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_SERVE_NET_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_SERVE_NET_H_
 
 #include <CLI/CLI.hpp>
-#include <cstdint>
-#include <map>
-#include <optional>
 #include <span>
-#include <string>
-#include <vector>
 
 #include "absl/status/status.h"
-#include "hostif/device_host/service_config.h"
+#include "hostif/device_host/serve_options.h"
 
 namespace virtbay::device_host {
 
@@ -47,30 +42,12 @@ class ServeNet {
   absl::Status Run();
 
  private:
-  void AddSocketOptions();
-  void AddNetOptions();
-  void AddHostOptions();
-  void Text(const char* flag, const char* key, const char* help, const char* group);
-  void Ordered(const NetOption& option, const char* group);
-  void Key(const char* name, const char* key, const char* help);
-  void FillSocket(DeviceConfig* device);
+  void Ordered(const NetOption& option);
 
   const NetType& type_;
   CLI::App* const app_;
-  std::string socket_path_;
-  std::optional<int> fd_;
-  std::string socket_group_;
-  std::string name_;
-  std::string control_socket_;
-  std::string log_level_;
-  bool syslog_ = false;
-  std::optional<uint64_t> rlimit_nofile_;
-  int ready_fd_ = -1;
-  std::vector<std::string> plugin_path_;
-  bool access_platform_ = false;
+  ServeOptions common_;
   bool check_ = false;
-  std::map<std::string, std::string> options_;
-  DeviceConfig keys_;
 };
 
 }  // namespace virtbay::device_host

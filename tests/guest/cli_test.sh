@@ -38,6 +38,10 @@ refuses 2 "--option tag: given twice" "${SERVE[@]}" --option tag=a --option tag=
 for pool in pool pool,16M pool,all; do
   refuses 2 "--swiotlb: a pool that the guest reports" "${SERVE[@]}" --swiotlb=$pool
 done
+for type in virtio-net proxy-net; do
+  refuses 2 "--option mtu: given twice" serve $type --socket-path=new.sock --option mtu=1 --option mtu=2
+  refuses 2 "--swiotlb: a pool that the guest reports" serve $type --socket-path=new.sock --swiotlb=pool
+done
 refuses 1 "umask" "${SERVE[@]}" --umask=9
 refuses 2 "--shared-dir" "${SERVE[@]}" --share=a=share
 refuses 2 "NAME=DIR" serve virtiofs --socket-path=new.sock --share=a
