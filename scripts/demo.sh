@@ -19,8 +19,9 @@ BUILD=$ROOT/build/release
 "$ROOT/scripts/setup.sh" || echo "demo: going on with what is installed"
 echo "== build"
 configure_build release || exit 1
-cmake --build "$BUILD" --target virtbay_device_host virtiofs virtbay_demo_guest \
-  virtbay_uml_xstate -- -j"$(nproc)" --quiet || exit 1
+# With every device, so that the README's other commands work afterwards.
+cmake --build "$BUILD" --target virtbay_device_host virtiofs virtio-net proxy-net \
+  virtbay_demo_guest virtbay_uml_xstate -- -j"$(nproc)" --quiet || exit 1
 
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/virtbay-demo-XXXXXX")
 cleanup() {
