@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "plugins/proxy-net/dns/dns_service.h"
 #include "plugins/proxy-net/flow/forward.h"
@@ -460,6 +461,7 @@ class ProxyNet final : public NetDevice, public FlowHost {
 
   // ---- commands [control] ---------------------------------------------------------------------
 
+  // When it fails, `work` will not be done any more: it may refer to what is the caller's.
   template <typename F>
   Status OnQueue(F&& work) {
     if (mailbox_.Run([&] {
@@ -475,16 +477,16 @@ class ProxyNet final : public NetDevice, public FlowHost {
     forward->number = ++last_forward_;
     sdk::Result<BoundForward> bound = Bind(forward, this);
     if (!bound.ok()) return bound.error();
-    auto shared = std::make_shared<BoundForward>(std::move(bound.value()));
+    BoundForward& sockets = bound.value();
     bool all = true;
-    const Status done = OnQueue([this, shared, &all] {
-      for (size_t i = 0; i < shared->fds.size(); ++i) {
-        all = shard_->AddListener(shared->specs[i], shared->fds[i]) && all;
+    const Status done = OnQueue([&] {
+      for (size_t i = 0; i < sockets.fds.size(); ++i) {
+        all = shard_->AddListener(sockets.specs[i], sockets.fds[i]) && all;
       }
-      if (!all) shard_->RemoveListener(shared->specs[0].forward);
+      if (!all) shard_->RemoveListener(sockets.specs[0].forward);
     });
     if (!done.ok()) {
-      Unbind(shared.get(), this);
+      Unbind(&sockets, this);
       return done;
     }
     if (!all) {
@@ -540,8 +542,9 @@ class ProxyNet final : public NetDevice, public FlowHost {
     if (!text.empty() && text[0] >= '0' && text[0] <= '9') {
       const size_t space = text.find(' ');
       const std::string number(text.substr(0, space));
-      const unsigned long place = number.size() > 6 ? 0 : std::stoul(number);
-      if (space == std::string_view::npos || place < 1 || place > rules.size() + 1) {
+      uint32_t place = 0;
+      if (!absl::SimpleAtoi(number, &place) || space == std::string_view::npos || place < 1 ||
+          place > rules.size() + 1) {
         return sdk::InvalidArgument(
             absl::StrCat("'", number, "' is no place in a list of ", rules.size()));
       }
@@ -583,10 +586,10 @@ class ProxyNet final : public NetDevice, public FlowHost {
   }
 
   sdk::Result<std::string> Flows() {
-    auto text = std::make_shared<std::string>();
-    const Status done = OnQueue([this, text] { *text = shard_->Describe(kShownFlows); });
+    std::string text;
+    const Status done = OnQueue([&] { text = shard_->Describe(kShownFlows); });
     if (!done.ok()) return done.error();
-    return *text;
+    return text;
   }
 
   Options options_;

@@ -298,8 +298,7 @@ void NetDevice::Deactivate() {
   }
 }
 
-// ---- configuration space
-// --------------------------------------------------------------------------
+// ---- configuration space ------------------------------------------------------------------------
 
 uint16_t NetDevice::State::StatusBits() const {
   return static_cast<uint16_t>((link_up.load(std::memory_order_relaxed) ? kStatusLinkUp : 0) |
@@ -342,8 +341,7 @@ void NetDevice::Announce() {
   host().ConfigChanged();
 }
 
-// ---- the queues
-// -----------------------------------------------------------------------------------
+// ---- the queues ---------------------------------------------------------------------------------
 
 void NetDevice::OnRequests(uint32_t queue, std::span<Request> requests) {
   State& state = *state_;
@@ -468,8 +466,7 @@ void NetDevice::OnOffload(uint32_t queue, void* argument, uint64_t cookie) {
   state_->FlushCapture(index);
 }
 
-// ---- GuestLink
-// ------------------------------------------------------------------------------------
+// ---- GuestLink ----------------------------------------------------------------------------------
 
 uint32_t NetDevice::pairs() const { return state_->active_pairs.load(std::memory_order_relaxed); }
 uint32_t NetDevice::mtu() const { return state_->config.mtu; }
@@ -477,8 +474,7 @@ GuestOffloads NetDevice::offloads() const { return state_->guest(); }
 bool NetDevice::link_up() const { return state_->link_up.load(std::memory_order_relaxed); }
 const NetConfig& NetDevice::config() const { return state_->config; }
 
-// ---- counters and capture
-// -------------------------------------------------------------------------
+// ---- counters and capture -----------------------------------------------------------------------
 
 void NetDevice::State::CountBackEndDrop(BackEndDrops* drops, const char* prefix, const char* reason,
                                         uint64_t frames) {
@@ -531,8 +527,7 @@ void NetDevice::State::FlushCapture(uint32_t index) {
   }
 }
 
-// ---- commands of the host's
-// -----------------------------------------------------------------------
+// ---- commands of the host's ---------------------------------------------------------------------
 
 Result<std::string> NetDevice::Control(std::string_view command, std::string_view text) {
   State& state = *state_;

@@ -52,8 +52,7 @@ TEST_F(DeviceTest, TheLayoutIsShown) {
   EXPECT_EQ(device.Inspect()->queues[0].ring_packed, kPackedRings);
 }
 
-// ---- a packed ring's base
-// ------------------------------------------------------------------------
+// ---- a packed ring's base -----------------------------------------------------------------------
 
 TEST_F(DeviceTest, APackedRingGoesOnFromItsBase) {
   if (!kPackedRings) GTEST_SKIP() << "split rings have their own test";

@@ -189,8 +189,7 @@ TEST_F(NetDeviceTest, OptionsThatMakeNoSenseAreNamed) {
   }
 }
 
-// ---- from the guest
-// -------------------------------------------------------------------------------
+// ---- from the guest -----------------------------------------------------------------------------
 
 TEST_F(NetDeviceTest, FramesOfEverySizeAndShapeReachTheBackEnd) {
   Start({});
@@ -345,8 +344,7 @@ TEST_F(NetDeviceTest, Cve2020_14374HeadersThatChangeUnderTheDevice) {
   EXPECT_EQ(seen + dropped, 3000u);
 }
 
-// ---- to the guest
-// ---------------------------------------------------------------------------------
+// ---- to the guest -------------------------------------------------------------------------------
 
 TEST_F(NetDeviceTest, FramesReachTheGuestInOneBufferOrMany) {
   for (const uint32_t size : {2048u, 64u, 100u, 1526u}) {
@@ -532,8 +530,7 @@ TEST_F(NetDeviceTest, BuffersSmallerThanAHeaderGoBackUnused) {
   EXPECT_GE(Count("rx_drops_bad_buffer"), 3u);
 }
 
-// ---- stopping and going on
-// ------------------------------------------------------------------------
+// ---- stopping and going on ----------------------------------------------------------------------
 
 TEST_F(NetDeviceTest, AStopGivesEverythingBackAndAStartGoesOn) {
   Start({{"hold", "true"}});
@@ -572,8 +569,7 @@ TEST_F(NetDeviceTest, AFrontEndMayComeAndGo) {
   }
 }
 
-// ---- the control queue
-// ----------------------------------------------------------------------------
+// ---- the control queue --------------------------------------------------------------------------
 
 std::string Number(uint64_t value, size_t bytes) {
   return {reinterpret_cast<const char*>(&value), bytes};
@@ -769,8 +765,7 @@ TEST_F(NetDeviceTest, TheLinkGoesDownAndUpAndTheGuestAnnouncesItself) {
   EXPECT_EQ(Count("link_changes"), 2u);
 }
 
-// ---- capture
-// --------------------------------------------------------------------------------------
+// ---- capture ------------------------------------------------------------------------------------
 
 struct Captured {
   uint32_t size = 0;

@@ -242,8 +242,7 @@ TEST_F(VhostUserTest, ADriverIsBoundAgainWithoutGetVringBase) {
   EXPECT_TRUE(device_.queue(0).enabled);
 }
 
-// ---- packed rings
-// --------------------------------------------------------------------------------
+// ---- packed rings -------------------------------------------------------------------------------
 
 class VhostUserPackedTest : public VhostUserTest {
  protected:

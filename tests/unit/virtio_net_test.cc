@@ -68,8 +68,7 @@ class VirtioNetTest : public DeviceTest {
   }
 };
 
-// ---- options
-// --------------------------------------------------------------------------------------
+// ---- options ------------------------------------------------------------------------------------
 
 TEST_F(VirtioNetTest, OptionsThatMakeNoSenseAreNamed) {
   EXPECT_THAT(AddError({}), HasSubstr("option tap: missing"));
@@ -123,8 +122,7 @@ TEST(RateLimit, LetsABurstThroughAndThenItsRate) {
   EXPECT_NEAR(static_cast<double>(taken), 1'010'000, 2'000);
 }
 
-// ---- without an interface
-// -------------------------------------------------------------------------
+// ---- without an interface -----------------------------------------------------------------------
 
 TEST_F(VirtioNetTest, TheNullBackEndCountsAndDrops) {
   DeviceHandle device;
@@ -210,8 +208,7 @@ TEST_F(VirtioNetTest, ARateHoldsFramesBackAndDropsNone) {
   EXPECT_EQ(last, MakeFrame({.payload = 999}).bytes.size());
 }
 
-// ---- with interfaces of this kernel
-// ---------------------------------------------------------------
+// ---- with interfaces of this kernel -------------------------------------------------------------
 
 // Puts this process into a network namespace of its own, where it is root; empty, or why not.
 std::string EnterNamespace() {

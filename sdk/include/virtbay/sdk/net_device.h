@@ -125,8 +125,7 @@ class NetDevice : public Device, public GuestLink {
   /// [control] Members of a JSON object, e.g. `"flows": 3`, or nothing.
   virtual std::string OnShow() { return {}; }
 
-  // ---- what a back-end calls
-  // ----------------------------------------------------------------------
+  // ---- what a back-end calls --------------------------------------------------------------------
 
   /// [queue] OnReady once when the descriptor is ready (poll events). One per pair: an epoll
   /// descriptor serves for more.
@@ -159,8 +158,7 @@ class NetDevice : public Device, public GuestLink {
   /// [control & not CREATED, queue] As it was configured.
   const NetConfig& config() const;
 
-  // ---- GuestLink
-  // ----------------------------------------------------------------------------------
+  // ---- GuestLink --------------------------------------------------------------------------------
 
   uint32_t pairs() const override;
   uint32_t mtu() const override;
@@ -171,8 +169,7 @@ class NetDevice : public Device, public GuestLink {
   int64_t Send(uint32_t pair, int fd, std::span<const TxSlice> slices,
                const SendOptions& options) override;
 
-  // ---- Device
-  // -------------------------------------------------------------------------------------
+  // ---- Device -----------------------------------------------------------------------------------
 
   Status Init() final;
   Properties GetProperties() const final;
