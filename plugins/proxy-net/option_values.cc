@@ -1,43 +1,15 @@
 #include "plugins/proxy-net/option_values.h"
 
 #include <algorithm>
-#include <charconv>
 #include <string>
 #include <utility>
 
 namespace virtbay::proxy_net {
 
-sdk::Error BadValue(std::string_view key, std::string_view value, std::string_view expected) {
-  std::string text = "option ";
-  text.append(key).append(": \"").append(value).append("\" is not ").append(expected);
-  return sdk::InvalidArgument(std::move(text));
-}
-
 sdk::Error OptionError(std::string_view key, const sdk::Error& error) {
   std::string text = "option ";
   text.append(key).append(": ").append(error.text);
   return sdk::InvalidArgument(std::move(text));
-}
-
-sdk::Status ParseBool(std::string_view key, std::string_view value, bool* out) {
-  const auto is_one_of = [&](std::initializer_list<std::string_view> words) {
-    return std::find(words.begin(), words.end(), value) != words.end();
-  };
-  if (is_one_of({"", "1", "true", "yes", "on"})) return *out = true, sdk::Status();
-  if (is_one_of({"0", "false", "no", "off"})) return *out = false, sdk::Status();
-  return BadValue(key, value, "a boolean (true or false)");
-}
-
-sdk::Status ParseNumber(std::string_view key, std::string_view value, uint32_t low, uint32_t high,
-                        uint32_t* out) {
-  uint32_t number = 0;
-  const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
-  if (error != std::errc() || end != value.data() + value.size() || number < low || number > high) {
-    return BadValue(key, value,
-                    "a number from " + std::to_string(low) + " to " + std::to_string(high));
-  }
-  *out = number;
-  return {};
 }
 
 sdk::Status ParseIpv4(std::string_view key, std::string_view value, Ipv4Address* out) {

@@ -1,5 +1,5 @@
-// Values of options: texts to booleans, numbers, addresses and names, with an error that names the
-// option and the value. Stateless functions, [control].
+// Values of options that the SDK does not read: addresses, names and lists, with an error that
+// names the option and the value. Stateless functions, [control].
 #ifndef VIRTBAY_PLUGINS_PROXY_NET_OPTION_VALUES_H_
 #define VIRTBAY_PLUGINS_PROXY_NET_OPTION_VALUES_H_
 
@@ -9,20 +9,18 @@
 
 #include "plugins/proxy-net/packet/address.h"
 #include "plugins/proxy-net/packet/domain_name.h"
+#include "virtbay/sdk/option.h"
 #include "virtbay/sdk/result.h"
 
 namespace virtbay::proxy_net {
 
-// [control] `option KEY: "VALUE" is not EXPECTED`.
-sdk::Error BadValue(std::string_view key, std::string_view value, std::string_view expected);
+using sdk::BadValue;
+using sdk::ParseBool;
+using sdk::ParseNumber;
+
 // [control] `option KEY: TEXT`, of an error that says the rest itself.
 sdk::Error OptionError(std::string_view key, const sdk::Error& error);
 
-// [control] A boolean; the empty text is true, as in a list of flags.
-sdk::Status ParseBool(std::string_view key, std::string_view value, bool* out);
-// [control] A decimal number from low to high.
-sdk::Status ParseNumber(std::string_view key, std::string_view value, uint32_t low, uint32_t high,
-                        uint32_t* out);
 // [control] One address of that kind, or of either.
 sdk::Status ParseIpv4(std::string_view key, std::string_view value, Ipv4Address* out);
 sdk::Status ParseIpv6(std::string_view key, std::string_view value, Ipv6Address* out);

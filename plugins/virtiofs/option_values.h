@@ -1,25 +1,21 @@
-// Values of options: texts to booleans and numbers, with an error that names key and value.
+// Values of options that the SDK does not read: with an error that names key and value, as there.
 // Stateless functions, [control].
 #ifndef VIRTBAY_PLUGINS_VIRTIOFS_OPTION_VALUES_H_
 #define VIRTBAY_PLUGINS_VIRTIOFS_OPTION_VALUES_H_
 
 #include <cstdint>
-#include <optional>
 #include <string_view>
 
+#include "virtbay/sdk/option.h"
 #include "virtbay/sdk/result.h"
 
 namespace virtbay::virtiofs {
 
-// `option KEY: "VALUE" is not EXPECTED`.
-sdk::Error BadValue(std::string_view key, std::string_view value, std::string_view expected);
+using sdk::BadValue;
+using sdk::BoolOf;
+using sdk::ParseBool;
+using sdk::ParseNumber;
 
-// A boolean; the empty text is true, as in a list of flags. Nothing when it is none.
-std::optional<bool> BoolOf(std::string_view value);
-sdk::Status ParseBool(std::string_view key, std::string_view value, bool* out);
-// A decimal number from low to high.
-sdk::Status ParseNumber(std::string_view key, std::string_view value, uint32_t low, uint32_t high,
-                        uint32_t* out);
 // Permission bits in octal, at most 0777.
 sdk::Status ParseOctal(std::string_view key, std::string_view value, uint32_t* out);
 
