@@ -85,14 +85,9 @@ DatagramFlow* Datagrams::Create(const Tuple& tuple) {
     core_->Count(Event::kTooManyFlows);
     return nullptr;
   }
-  const uint32_t index = id - core_->datagram_ids.first;
-  const Flow before = *flows_.At(index);
-  DatagramFlow* flow = flows_.Make(index);
-  flow->dirty = before.dirty;
-  flow->waits_rx = before.waits_rx;
-  flow->generation = before.generation + 1;
-  flow->id = id;
-  flow->kind = tuple.protocol == kProtocolUdp ? FlowKind::kUdp : FlowKind::kEcho;
+  DatagramFlow* flow =
+      flows_.Make(id - core_->datagram_ids.first, id,
+                  tuple.protocol == kProtocolUdp ? FlowKind::kUdp : FlowKind::kEcho);
   flow->tuple = tuple;
   flow->hash = core_->index.HashOf(tuple);
   flow->created_ns = flow->active_ns = flow->aged_ns = core_->now_ns;

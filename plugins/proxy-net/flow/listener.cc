@@ -54,14 +54,7 @@ bool Listeners::Add(const ForwardSpec& spec, int fd) {
     core_->host->GiveDescriptor();
     return false;
   }
-  const uint32_t index = id - core_->listener_ids.first;
-  const Flow before = *listeners_.At(index);
-  Listener* listener = listeners_.Make(index);
-  listener->dirty = before.dirty;
-  listener->waits_rx = before.waits_rx;
-  listener->generation = before.generation + 1;
-  listener->id = id;
-  listener->kind = FlowKind::kListener;
+  Listener* listener = listeners_.Make(id - core_->listener_ids.first, id, FlowKind::kListener);
   listener->fd = fd;
   listener->protocol = spec.protocol;
   listener->host = spec.host;

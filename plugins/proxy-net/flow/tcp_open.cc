@@ -51,14 +51,7 @@ TcpFlow* Tcp::Create(const Tuple& tuple) {
     core_->GiveId(&core_->tcp_ids, id);
     return nullptr;
   }
-  // Entries of the lists of flows may outlive the flow; its successor owns them then.
-  const Flow before = *At(id);
-  TcpFlow* flow = flows_.Make(id - core_->tcp_ids.first);
-  flow->dirty = before.dirty;
-  flow->waits_rx = before.waits_rx;
-  flow->generation = before.generation + 1;
-  flow->id = id;
-  flow->kind = FlowKind::kTcp;
+  TcpFlow* flow = flows_.Make(id - core_->tcp_ids.first, id, FlowKind::kTcp);
   flow->tuple = tuple;
   flow->hash = core_->index.HashOf(tuple);
   flow->created_ns = flow->active_ns = core_->now_ns;
