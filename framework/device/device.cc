@@ -591,6 +591,13 @@ absl::Status Device::OnRunningQueue(uint32_t index, absl::AnyInvocable<void(Queu
       core_->spec.stop_deadline);
 }
 
+void Device::SignalError(uint32_t index, SharedFd fd) {
+  absl::MutexLock lock(&mutex_);
+  if (!session_ || stuck_ || index >= core_->queues.size()) return;
+  Queue* queue = core_->queues[index].get();
+  queue->thread()->Post([queue, fd = std::move(fd)]() mutable { queue->TellError(std::move(fd)); });
+}
+
 absl::Status Device::ReadConfig(uint32_t offset, std::span<std::byte> data) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
@@ -701,6 +708,7 @@ DeviceInfo Device::Inspect() const {
 
 void Device::ReportStuck(absl::Duration threshold) {
   absl::MutexLock lock(&threads_mutex_);
+  if (!live_threads_.empty()) ReleaseNotifiers();
   const absl::Time now = absl::Now();
   for (const QueueThread* thread : live_threads_) {
     const CallbackMonitor& monitor = thread->monitor();
@@ -715,6 +723,16 @@ void Device::ReportStuck(absl::Duration threshold) {
     core_->log.Error(absl::StrCat("queue ", monitor.queue(), ": the plugin has been in ",
                                   monitor.name(), " for more than ",
                                   absl::FormatDuration(now - watch.since)));
+  }
+}
+
+void Device::ReleaseNotifiers() {
+  for (const auto& queue : core_->queues) {
+    if (!queue->ReleaseNotifiers()) continue;
+    // It would do so again with the next request.
+    queue->thread()->Post([raw = queue.get()] {
+      raw->Break("the front-end made its call or error descriptor block, and filled it");
+    });
   }
 }
 

@@ -58,6 +58,8 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::StatusOr<uint32_t> StopQueue(uint32_t queue);
   absl::Status ResetQueue(uint32_t queue);
   bool queue_running(uint32_t queue) const;
+  // DevicePort::SignalError.
+  void SignalError(uint32_t queue, SharedFd fd);
   absl::Status OnRunningQueue(uint32_t queue, absl::AnyInvocable<void(Queue*)> change);
   absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data);
   absl::Status WriteConfig(uint32_t offset, std::span<const std::byte> data);
@@ -86,6 +88,8 @@ class Device : public std::enable_shared_from_this<Device> {
   // Runs a task on the thread; one that does not come to it is stuck in a callback of the plugin.
   absl::Status RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Frees threads that the front-end holds up in a notification.
+  void ReleaseNotifiers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   bool AnyQueueRunning() const;
   // The plugin's table of commands, or nullptr.
   const virtbay_device_control* ControlTable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -41,6 +41,9 @@ class Port final : public DevicePort {
     return device_->OnRunningQueue(
         queue, [fd = std::move(fd)](Queue* q) mutable { q->SetCall(std::move(fd)); });
   }
+  void SignalError(uint32_t queue, SharedFd fd) override {
+    device_->SignalError(queue, std::move(fd));
+  }
   absl::Status SetError(uint32_t queue, SharedFd fd) override {
     return device_->OnRunningQueue(
         queue, [fd = std::move(fd)](Queue* q) mutable { q->SetError(std::move(fd)); });

@@ -1,9 +1,7 @@
 #include "framework/device/queue.h"
 
-#include <fcntl.h>
 #include <linux/virtio_config.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -25,20 +23,6 @@ namespace {
 constexpr char kMemoryGone[] = "guest memory behind it is gone (the front-end truncated its file)";
 
 constexpr uint32_t AlignView(uint32_t bytes) { return (bytes + 15u) & ~15u; }
-
-// Writing a notification must never wait for the front-end. An eventfd's or pipe's O_NONBLOCK
-// belongs to the open file: for the descriptor we were given, that is what the front-end wants too.
-void MakeNonBlocking(int fd) {
-  const int flags = fcntl(fd, F_GETFL);
-  if (flags >= 0 && (flags & O_NONBLOCK) == 0) fcntl(fd, F_SETFL, flags | O_NONBLOCK);
-}
-
-void WriteEvent(int fd) {
-  const uint64_t one = 1;
-  // EAGAIN: the other side has not looked yet, so it will see this one too. Anything else means
-  // that there is no other side.
-  [[maybe_unused]] const ssize_t n = write(fd, &one, sizeof(one));
-}
 
 bool SameRing(const RingAddresses& a, const RingAddresses& b) {
   return a.size == b.size && a.descriptors == b.descriptors && a.driver_area == b.driver_area &&
@@ -170,7 +154,7 @@ absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_
   kicks_armed_ = true;  // so that the first burst turns them off
   moved_ = 0;
   broken_.store(false, std::memory_order_relaxed);
-  error_ = std::move(config.error);
+  error_.Set(std::move(config.error));
   SetKick(std::move(config.kick));
   SetCall(std::move(config.call));
   if (quiesced_ && core_->ops.resume != nullptr && !core_->failed()) {
@@ -233,9 +217,8 @@ uint32_t Queue::Finish(bool forget) {
   ring_.emplace<std::monostate>();
   running_.store(false, std::memory_order_release);
   SetKick(SharedFd());
-  call_.reset();
-  call_fd_ = -1;
-  error_.reset();
+  call_.Set(SharedFd());
+  error_.Set(SharedFd());
   if (table_ != nullptr && (table_->count > 0 || !table_->order.empty())) {
     // What the plugin still holds may end at any later time; the ring's heads must be free before
     // that, so the whole table steps aside.
@@ -386,37 +369,42 @@ void Queue::OnKickLost(int32_t error) {
 }
 
 void Queue::SetCall(SharedFd fd) {
-  call_ = std::move(fd);
-  call_fd_ = call_.get();
-  if (call_fd_ < 0) return;
-  MakeNonBlocking(call_fd_);
+  call_.Set(std::move(fd));
   // Whoever set the fd late may have missed a notification.
-  if (running() && completions_.value() > 0) WriteEvent(call_fd_);
+  if (running() && completions_.value() > 0) call_.Notify();
 }
 
-void Queue::SetError(SharedFd fd) {
-  error_ = std::move(fd);
-  if (error_) MakeNonBlocking(error_.get());
-}
+void Queue::SetError(SharedFd fd) { error_.Set(std::move(fd)); }
 
-SharedFd Queue::StopForGood() {
+void Queue::StopForGood() {
   Publish();
   broken_.store(true, std::memory_order_relaxed);
-  SharedFd error = std::move(error_);
+  SharedFd error = error_.fd();
   Finish(/*forget=*/true);
-  return error;
+  error_.Set(std::move(error));
 }
 
 void Queue::Break(absl::string_view why, bool device_fails) {
   if (!running()) return;
-  const SharedFd error = StopForGood();
+  StopForGood();
   core_->RaiseNeedsReset(absl::StrCat("queue ", index_, ": ", why), device_fails);
   // Last, so that a front-end that wakes up by it finds the ring stopped and the status set.
-  TellStopped(error);
+  TellStopped();
 }
 
-void Queue::TellStopped(const SharedFd& error) {
-  if (error) WriteEvent(error.get());
+void Queue::TellStopped() {
+  error_.Notify();
+  error_.Set(SharedFd());
+}
+
+void Queue::TellError(SharedFd fd) {
+  if (!running()) error_.Set(std::move(fd));
+  error_.Notify();
+}
+
+bool Queue::ReleaseNotifiers() {
+  const bool call = call_.Release();
+  return error_.Release() || call;
 }
 
 // ---- the path of a request --------------------------------------------------------------------
@@ -613,7 +601,7 @@ void Queue::PublishRing() {
   moved_ = 0;
   in_flight_.store(table_->count, std::memory_order_relaxed);
   ring.PublishUsed();
-  if (call_fd_ < 0) return;
+  if (!call_.valid()) return;
   if (ring.ShouldNotify()) {
     WriteCall();
   } else {
@@ -624,7 +612,7 @@ void Queue::PublishRing() {
 void Queue::WriteCall() {
   calls_.Add();
   syscalls_.Add();
-  WriteEvent(call_fd_);
+  call_.Notify();
 }
 
 bool Queue::ArmKicks() {

@@ -22,6 +22,7 @@
 #include "framework/device/callback_monitor.h"
 #include "framework/device/device_core.h"
 #include "framework/device/in_flight.h"
+#include "framework/device/notifier.h"
 #include "framework/device/slot_waits.h"
 #include "framework/io/loop.h"
 #include "framework/memory/memory_map.h"
@@ -96,10 +97,14 @@ class Queue {
   void SetError(SharedFd fd);
   // Stops the ring: DEVICE_NEEDS_RESET, config interrupt and the error fd (virtio 1.3 2.1.2).
   void Break(absl::string_view why, bool device_fails = false);
-  // Stops a running ring for good and no more; returns its error descriptor for TellStopped, which
-  // comes after the status has been set.
-  SharedFd StopForGood();
-  static void TellStopped(const SharedFd& error);
+  // Stops a running ring for good and no more; TellStopped comes after the status has been set.
+  void StopForGood();
+  void TellStopped();
+  // Writes to the error descriptor: the ring's, or of one that has stopped this one.
+  void TellError(SharedFd fd);
+  // [watchdog] Makes room for notifications that have not come back since the last call; true: the
+  // front-end had filled a descriptor that blocks.
+  bool ReleaseNotifiers();
 
   // [any]
   bool running() const { return running_.load(std::memory_order_acquire); }
@@ -235,7 +240,6 @@ class Queue {
   uint64_t published_ticks_ = 0;
   uint64_t moved_ = 0;  // payload bytes since the last publish
   uint32_t busy_ = 0;
-  int call_fd_ = -1;
   bool in_order_ = false;
   bool enabled_ = true;
   bool draining_ = false;
@@ -260,8 +264,8 @@ class Queue {
   uint32_t left_position_ = 0;     // where that stopped
   std::atomic<uint32_t> stop_base_{0};
   WatchHandle kick_ = nullptr;
-  SharedFd call_;
-  SharedFd error_;
+  Notifier call_;
+  Notifier error_;
   LogLimiter refusals_;
   std::atomic<bool> running_{false};
   std::atomic<bool> broken_{false};

@@ -281,9 +281,11 @@ void QueueThread::StopRings() {
     for (Queue* queue : queues_) queue->Publish();
     CheckConditions();
   }
-  std::vector<SharedFd> errors;
+  std::vector<Queue*> stopped;
   for (Queue* queue : queues_) {
-    if (queue->running()) errors.push_back(queue->StopForGood());
+    if (!queue->running()) continue;
+    queue->StopForGood();
+    stopped.push_back(queue);
   }
   core_->log.Error(absl::StrCat(name_, ": the queue thread ends: ", condemned_why_));
   // Of two threads that end at the same time, one at least sees that nobody is left.
@@ -291,10 +293,10 @@ void QueueThread::StopRings() {
   const bool others =
       std::any_of(core_->queues.begin(), core_->queues.end(),
                   [](const auto& queue) { return queue->running() && !queue->auxiliary(); });
-  if (!errors.empty() && !others) {
+  if (!stopped.empty() && !others) {
     core_->RaiseNeedsReset(absl::StrCat(name_, ": ", condemned_why_), /*stops=*/false);
   }
-  for (const SharedFd& error : errors) Queue::TellStopped(error);
+  for (Queue* queue : stopped) queue->TellStopped();
 }
 
 void QueueThread::DrainIo() {

@@ -1,58 +1,78 @@
 #include "hostif/vhost_user/backend_channel.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <span>
 #include <utility>
 
+#include "framework/base/event_fd.h"
 #include "framework/base/status.h"
 #include "hostif/vhost_user/messages.h"
 
 namespace virtbay::vhost_user {
+namespace {
 
-void BackendChannel::Set(UniqueFd fd) {
-  fd_ = std::move(fd);
+// Static, because a pipe refers to it until it is read.
+constexpr Header kConfigChange{static_cast<uint32_t>(BackendRequest::kConfigChange), kVersion, 0};
+
+bool IsSocket(int fd) {
   int type = 0;
   socklen_t size = sizeof type;
-  is_socket_ = fd_.valid() && getsockopt(fd_.get(), SOL_SOCKET, SO_TYPE, &type, &size) == 0;
-  // A socket is told per call; of a pipe the front-end holds the other end, with flags of its own.
-  if (fd_.valid() && !is_socket_) {
-    const int flags = fcntl(fd_.get(), F_GETFL);
-    if (flags >= 0) static_cast<void>(fcntl(fd_.get(), F_SETFL, flags | O_NONBLOCK));
+  return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
+}
+
+bool IsPipe(int fd) {
+  const auto kind = EventFdKindOf(fd);
+  return kind.ok() && *kind == EventFdKind::kPipe;
+}
+
+}  // namespace
+
+absl::Status BackendChannel::Set(UniqueFd fd) {
+  const bool is_socket = IsSocket(fd.get());
+  if (!is_socket && !IsPipe(fd.get())) {
+    return absl::InvalidArgumentError("the back-end channel is neither a socket nor a pipe");
   }
+  is_socket_ = is_socket;
+  fd_ = std::move(fd);
+  return absl::OkStatus();
+}
+
+void BackendChannel::Close() {
+  fd_.reset();
+  is_socket_ = false;
 }
 
 absl::Status BackendChannel::SendConfigChange() {
-  const Header message{static_cast<uint32_t>(BackendRequest::kConfigChange), kVersion, 0};
   ssize_t done = 0;
   do {
-    // The server's thread blocks SIGPIPE, which write has no flag against.
-    done = is_socket_ ? send(fd_.get(), &message, sizeof message, MSG_DONTWAIT | MSG_NOSIGNAL)
-                      : write(fd_.get(), &message, sizeof message);
+    // The server's thread blocks SIGPIPE, which a pipe has no flag against.
+    done = is_socket_
+               ? send(fd_.get(), &kConfigChange, sizeof kConfigChange, MSG_DONTWAIT | MSG_NOSIGNAL)
+               : WriteToPipe(fd_.get(), std::as_bytes(std::span(&kConfigChange, 1)));
   } while (done < 0 && errno == EINTR);
-  if (done == static_cast<ssize_t>(sizeof message)) return absl::OkStatus();
+  if (done == static_cast<ssize_t>(sizeof kConfigChange)) return absl::OkStatus();
   if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
     return absl::ResourceExhaustedError("the front-end does not read its back-end channel");
   }
   absl::Status status = done < 0 ? absl::UnavailableError(ErrnoStatus(errno, "send").message())
                                  : absl::UnavailableError("half a message was taken");
-  Set(UniqueFd());
+  Close();
   return status;
 }
 
 void BackendChannel::Drain(short revents) {
   // Also what recv would not notice on some kinds of socket, and poll would report for ever.
-  if ((revents & (POLLERR | POLLHUP | POLLNVAL)) != 0) return Set(UniqueFd());
+  if ((revents & (POLLERR | POLLHUP | POLLNVAL)) != 0) return Close();
   std::array<char, 256> dropped{};
   // Without a control buffer the kernel closes fds that come along.
   const ssize_t got = recv(fd_.get(), dropped.data(), dropped.size(), MSG_DONTWAIT);
   if (got > 0) return;
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
-  Set(UniqueFd());
+  Close();
 }
 
 }  // namespace virtbay::vhost_user

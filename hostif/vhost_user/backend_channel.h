@@ -11,8 +11,9 @@ namespace virtbay::vhost_user {
 
 class BackendChannel {
  public:
-  // Takes the front-end's fd in place of the one before.
-  void Set(UniqueFd fd);
+  // Takes the front-end's fd in place of the one before; InvalidArgument when it is neither a
+  // socket nor a pipe.
+  absl::Status Set(UniqueFd fd);
   bool valid() const { return fd_.valid(); }
   // What to poll for input, or -1. Only a socket: other kinds of fd may be readable for ever.
   int poll_fd() const { return is_socket_ ? fd_.get() : -1; }
@@ -26,6 +27,8 @@ class BackendChannel {
   void Drain(short revents);
 
  private:
+  void Close();
+
   UniqueFd fd_;
   bool is_socket_ = false;
 };

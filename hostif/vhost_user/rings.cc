@@ -1,9 +1,5 @@
 #include "hostif/vhost_user/rings.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,16 +9,6 @@ namespace virtbay::vhost_user {
 namespace {
 
 bool IsPowerOfTwo(uint32_t value) { return value != 0 && (value & (value - 1)) == 0; }
-
-// Tells the front-end that its ring has stopped. It never waits: what the front-end does not read
-// is its own loss.
-void Signal(const SharedFd& fd) {
-  if (!fd) return;
-  const int flags = fcntl(fd.get(), F_GETFL);
-  if (flags < 0 || fcntl(fd.get(), F_SETFL, flags | O_NONBLOCK) != 0) return;
-  const uint64_t one = 1;
-  if (write(fd.get(), &one, sizeof one) < 0) return;
-}
 
 }  // namespace
 
@@ -282,7 +268,9 @@ absl::Status Rings::ChangeMemory(MemoryMapRef map) {
   for (uint32_t i = 0; i < count(); ++i) {
     if (!rings_[i].waiting) continue;
     const absl::Status start = StartIfReady(i);
-    if (rings_[i].waiting && halted[i]) Signal(rings_[i].error);
+    if (rings_[i].waiting && halted[i] && rings_[i].error) {
+      port_->SignalError(i, rings_[i].error);
+    }
     if (!start.ok()) log_.Warn(absl::StrCat("ring ", i, " waits: ", start.message()));
   }
   return status;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "framework/base/event_fd.h"
 #include "framework/base/status.h"
 
 namespace virtbay::vhost_user {
@@ -37,7 +38,11 @@ absl::StatusOr<VringFd> TakeVringFd(Message& message) {
   }
   VringFd result;
   result.index = static_cast<uint32_t>(value & kVringFdIndexMask);
-  if (expected) result.fd = std::move(message.fds[0]);
+  if (expected) {
+    VIRTBAY_RETURN_IF_ERROR(Annotate(EventFdKindOf(message.fds[0].get()).status(),
+                                     absl::StrCat("ring ", result.index)));
+    result.fd = std::move(message.fds[0]);
+  }
   return result;
 }
 
@@ -211,8 +216,7 @@ absl::Status Session::GetQueueNum(Message&, Reply& reply) {
 }
 
 absl::Status Session::SetBackendReqFd(Message& message, Reply&) {
-  backend_.Set(std::move(message.fds[0]));
-  return absl::OkStatus();
+  return backend_.Set(std::move(message.fds[0]));
 }
 
 absl::Status Session::GetConfig(Message& message, Reply& reply) {

@@ -3,6 +3,8 @@
 #ifndef VIRTBAY_TESTS_SUPPORT_FAKE_DEVICE_PORT_H_
 #define VIRTBAY_TESTS_SUPPORT_FAKE_DEVICE_PORT_H_
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -193,6 +195,10 @@ class FakeDevice {
       device_.With([&](State& s) { s.queues[index].has_error = fd.valid(); });
       fds_[index].error = std::move(fd);
       return absl::OkStatus();
+    }
+    void SignalError(uint32_t, SharedFd fd) override {
+      const uint64_t one = 1;
+      [[maybe_unused]] const ssize_t n = write(fd.get(), &one, sizeof one);
     }
     absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) override {
       return device_.With([&](State& s) -> absl::Status {

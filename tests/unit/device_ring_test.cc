@@ -566,6 +566,74 @@ TEST_F(DeviceTest, AFullCallPipeHoldsNobodyUp) {
   EXPECT_GE(device.Inspect()->queues[0].calls, 1000u);
 }
 
+// The front-end shares the open file, so that it can undo O_NONBLOCK at any time.
+void MakeBlocking(int fd) { ASSERT_EQ(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK), 0); }
+
+TEST_F(DeviceTest, AFullCallPipeThatBlocksHoldsNobodyUp) {
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
+  Client::Options options;
+  options.driver.event_idx = false;
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
+  Pipe pipe;
+  ASSERT_EQ(fcntl(pipe.writer.get(), F_SETPIPE_SZ, 4096), 4096);
+  ASSERT_OK(client->port().SetCall(0, Copy(pipe.writer.get())));
+  MakeBlocking(pipe.writer.get());
+  for (int i = 0; i < 1000; ++i) {
+    const uint64_t token = client->Send({.op = Op::kNothing});
+    ASSERT_TRUE(Eventually([&] { return client->Has(token); }));
+  }
+}
+
+TEST_F(DeviceTest, AFullCallEventfdThatBlocksCostsTheFrontEndItsRing) {
+  MakeHost(absl::Milliseconds(40));
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
+  for (const bool packed : {false, true}) {
+    Client::Options options;
+    options.driver.event_idx = false;
+    options.driver.packed = packed;
+    ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
+    const UniqueFd call(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    ASSERT_OK(client->port().SetCall(0, call.Duplicate()));
+    const UniqueFd error(eventfd(0, EFD_CLOEXEC));
+    ASSERT_OK(client->port().SetError(0, error.Duplicate()));
+    uint64_t most = 0;
+    if (read(call.get(), &most, sizeof most) < 0) {  // of the session before
+      ASSERT_EQ(errno, EAGAIN);
+    }
+    most = ~uint64_t{1};
+    ASSERT_EQ(write(call.get(), &most, sizeof most), 8);
+    MakeBlocking(call.get());
+    client->Send({.op = Op::kNothing});
+    pollfd look{.fd = error.get(), .events = POLLIN, .revents = 0};
+    ASSERT_EQ(poll(&look, 1, 60'000), 1) << "the ring stops, with its error descriptor";
+    EXPECT_TRUE(client->NeedsReset());
+    EXPECT_FALSE(client->port().queue_running(0));
+    EXPECT_TRUE(log_.Contains("made its call or error descriptor block"));
+    // Not the device, which serves on.
+    ASSERT_OK(client->port().Reset());
+    ASSERT_OK(client->driver().Restart());
+    EXPECT_OK(client->Check());
+  }
+  ASSERT_OK_AND_ASSIGN(auto next, Client::Create(device));
+  EXPECT_OK(next->Check());
+}
+
+TEST_F(DeviceTest, AFullErrorEventfdThatBlocksHoldsNobodyUp) {
+  MakeHost(absl::Milliseconds(40));
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));
+  const UniqueFd error(eventfd(0, EFD_CLOEXEC));
+  ASSERT_OK(client->port().SetError(0, error.Duplicate()));
+  MakeBlocking(error.get());
+  const uint64_t most = ~uint64_t{1};
+  ASSERT_EQ(write(error.get(), &most, sizeof most), 8);
+  client->port().SignalError(0, error.Duplicate());
+  ASSERT_TRUE(Eventually([&] { return !client->port().queue_running(0); }));
+  ASSERT_OK(client->port().Reset());
+  ASSERT_OK(client->driver().Restart());
+  EXPECT_OK(client->Check());
+}
+
 TEST_F(DeviceTest, DescriptorsMayBeExchangedWhileTheRingRuns) {
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
   ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));

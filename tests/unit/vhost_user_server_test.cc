@@ -94,6 +94,7 @@ TEST_F(VhostUserServerTest, ServesTheNextFrontEnd) {
   ASSERT_OK_AND_ASSIGN(const auto server, Server::Create(Attach(), AtPath()));
   const UniqueFd memory = MakeMemory(1 << 20);
   const UniqueFd event = MakeEventFd();
+  const UniqueFd channel(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   int before = 0;
   for (int i = 0; i < 100; ++i) {
     FrontEnd front(ConnectTo(path_));
@@ -101,7 +102,7 @@ TEST_F(VhostUserServerTest, ServesTheNextFrontEnd) {
     ASSERT_EQ(front.Ack(Request::kSetFeatures, FakeDevice::kFeatures | kProtocolFeaturesBit), 0);
     EXPECT_TRUE(server->connected());
     // It leaves a running ring, memory, a channel and, now and then, half a message behind.
-    ASSERT_EQ(front.AckBytes(Request::kSetBackendReqFd, {}, {event.get()}), 0);
+    ASSERT_EQ(front.AckBytes(Request::kSetBackendReqFd, {}, {channel.get()}), 0);
     ASSERT_EQ(front.Ack(Request::kAddMemReg, SingleRegion{0, {0, 1 << 20, 0, 0}}, {memory.get()}),
               0);
     ASSERT_EQ(front.Ack(Request::kSetVringNum, VringState{0, 16}), 0);

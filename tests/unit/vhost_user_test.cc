@@ -179,6 +179,26 @@ TEST_F(VhostUserTest, ARingWhoseRequestsDoNotEndEndsTheConnection) {
   EXPECT_TRUE(front_.Closed());
 }
 
+TEST_F(VhostUserTest, FdsOfARingAreEventfdsOrPipes) {
+  Negotiate();
+  ShareMemory();
+  const UniqueFd zero(open("/dev/zero", O_RDWR | O_CLOEXEC));
+  const UniqueFd file = MakeMemory(4096);
+  const UniqueFd end(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  for (const int fd : {zero.get(), file.get(), end.get()}) {
+    for (const Request request :
+         {Request::kSetVringKick, Request::kSetVringCall, Request::kSetVringErr}) {
+      EXPECT_EQ(front_.Ack(request, uint64_t{0}, {fd}), 1);
+      EXPECT_TRUE(log_.Contains("ring 0: the descriptor is neither an eventfd nor a pipe"));
+    }
+  }
+  int pipe[2] = {-1, -1};
+  ASSERT_EQ(pipe2(pipe, O_CLOEXEC), 0);
+  const UniqueFd reader(pipe[0]);
+  const UniqueFd writer(pipe[1]);
+  EXPECT_EQ(front_.Ack(Request::kSetVringCall, uint64_t{0}, {writer.get()}), 0);
+}
+
 TEST_F(VhostUserTest, FdsOfARunningRingAreReplaced) {
   Negotiate();
   ShareMemory();

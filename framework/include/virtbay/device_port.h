@@ -99,6 +99,8 @@ class DevicePort {
   virtual absl::Status SetKick(uint32_t queue, SharedFd fd) = 0;
   virtual absl::Status SetCall(uint32_t queue, SharedFd fd) = 0;
   virtual absl::Status SetError(uint32_t queue, SharedFd fd) = 0;
+  // Writes to the error fd of a ring that the transport has stopped, without waiting for it.
+  virtual void SignalError(uint32_t queue, SharedFd fd) = 0;
 
   // virtio 1.3 2.5; OutOfRange beyond config_size.
   virtual absl::Status ReadConfig(uint32_t offset, std::span<std::byte> data) = 0;

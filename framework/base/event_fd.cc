@@ -1,0 +1,35 @@
+#include "framework/base/event_fd.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+#include <cerrno>
+#include <cstdint>
+
+#include "framework/base/status.h"
+
+namespace virtbay {
+
+absl::StatusOr<EventFdKind> EventFdKindOf(int fd) {
+  struct stat status {};
+  if (fstat(fd, &status) != 0) return ErrnoStatus(errno, "event descriptor");
+  if (S_ISFIFO(status.st_mode)) return EventFdKind::kPipe;
+  // Descriptors of the kernel's own have no type; a write to another kind than an eventfd fails.
+  if ((status.st_mode & S_IFMT) == 0) return EventFdKind::kEventFd;
+  return absl::InvalidArgumentError("the descriptor is neither an eventfd nor a pipe");
+}
+
+ssize_t WriteToPipe(int fd, std::span<const std::byte> data) {
+  // Of all ways to write to a pipe this one alone takes its flag with each call on every kernel.
+  const iovec part{const_cast<std::byte*>(data.data()), data.size()};
+  return vmsplice(fd, &part, 1, SPLICE_F_NONBLOCK);
+}
+
+void DrainEventFd(int fd) {
+  uint64_t count = 0;
+  const iovec part{&count, sizeof count};
+  [[maybe_unused]] const ssize_t got = preadv2(fd, &part, 1, -1, RWF_NOWAIT);
+}
+
+}  // namespace virtbay

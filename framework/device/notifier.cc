@@ -1,0 +1,66 @@
+#include "framework/device/notifier.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <span>
+#include <utility>
+
+#include "framework/base/event_fd.h"
+
+namespace virtbay {
+namespace {
+
+constexpr uint64_t kOne = 1;
+// The front-end may fill an eventfd again before the thread that waits for room has run.
+constexpr int kDrains = 1000;
+
+}  // namespace
+
+void Notifier::Set(SharedFd fd) {
+  fd_ = fd.get();
+  if (fd_ >= 0) {
+    const auto kind = EventFdKindOf(fd_);
+    pipe_ = kind.ok() && *kind == EventFdKind::kPipe;
+    const int flags = fcntl(fd_, F_GETFL);
+    if (flags >= 0 && (flags & O_NONBLOCK) == 0) fcntl(fd_, F_SETFL, flags | O_NONBLOCK);
+  }
+  absl::MutexLock lock(&mutex_);
+  held_ = std::move(fd);
+}
+
+SharedFd Notifier::fd() const {
+  absl::MutexLock lock(&mutex_);
+  return held_;
+}
+
+void Notifier::Notify() {
+  if (fd_ < 0) return;
+  const std::span one = std::as_bytes(std::span(&kOne, 1));
+  if (pipe_) {
+    static_cast<void>(WriteToPipe(fd_, one));
+    return;
+  }
+  const uint64_t before = writes_.load(std::memory_order_relaxed);
+  writes_.store(before + 1, std::memory_order_relaxed);
+  [[maybe_unused]] const ssize_t n = write(fd_, one.data(), one.size());
+  writes_.store(before + 2, std::memory_order_relaxed);
+}
+
+bool Notifier::Release() {
+  const uint64_t writes = writes_.load(std::memory_order_relaxed);
+  if (writes % 2 == 0 || writes != seen_) {
+    seen_ = writes;
+    return false;
+  }
+  const SharedFd held = fd();
+  for (int i = 0; i < kDrains; ++i) {
+    DrainEventFd(held.get());
+    sched_yield();
+    if (writes_.load(std::memory_order_relaxed) != writes) return true;
+  }
+  return false;
+}
+
+}  // namespace virtbay
