@@ -52,7 +52,7 @@ bool Notifier::Release() {
   const uint64_t writes = writes_.load(std::memory_order_relaxed);
   if (writes % 2 == 0 || writes != seen_) {
     seen_ = writes;
-    return false;
+    return std::exchange(drained_, false);
   }
   const SharedFd held = fd();
   for (int i = 0; i < kDrains; ++i) {
@@ -60,6 +60,7 @@ bool Notifier::Release() {
     sched_yield();
     if (writes_.load(std::memory_order_relaxed) != writes) return true;
   }
+  drained_ = true;  // the thread may only not have run yet
   return false;
 }
 

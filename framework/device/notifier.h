@@ -31,6 +31,7 @@ class Notifier {
   int fd_ = -1;
   bool pipe_ = false;
   uint64_t seen_ = 0;                // writes_ at the last Release
+  bool drained_ = false;             // and room was made then
   std::atomic<uint64_t> writes_{0};  // odd: in one
   mutable absl::Mutex mutex_;        // never held in a write
   SharedFd held_ ABSL_GUARDED_BY(mutex_);
