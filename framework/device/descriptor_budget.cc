@@ -36,10 +36,6 @@ DescriptorBudget::Share::Share(std::shared_ptr<DescriptorBudget> budget)
   absl::MutexLock lock(&budget_->mutex_);
   budget_->shares_.push_back(this);
   budget_->Measure();
-  // Of what is left half, so that those who come after get something too.
-  const int64_t left = budget_->common_free_.load(std::memory_order_relaxed);
-  guaranteed_ = static_cast<uint32_t>(std::clamp<int64_t>(left / 2, 0, kGuaranteed));
-  budget_->Measure();
 }
 
 DescriptorBudget::Share::~Share() {
@@ -47,6 +43,15 @@ DescriptorBudget::Share::~Share() {
   budget_->common_free_.fetch_add(Common(word_.load()), std::memory_order_relaxed);
   std::erase(budget_->shares_, this);
   budget_->Measure();
+}
+
+uint32_t DescriptorBudget::Share::Counted() const {
+  // What was opened of a part that was larger before counts as well. What is only kept of it does
+  // not: devices that use all of that at once, of a thousand, find out when they open.
+  const uint64_t word = word_.load(std::memory_order_relaxed);
+  const auto own = static_cast<int32_t>(Held(word) - Common(word));
+  const int32_t opened = own - std::clamp(kept_.load(std::memory_order_relaxed), 0, own);
+  return std::max(guaranteed(), static_cast<uint32_t>(opened));
 }
 
 bool DescriptorBudget::Share::Take(Use use) {
@@ -111,27 +116,42 @@ void DescriptorBudget::Measure() {
     others -= held - std::clamp<int64_t>(share->kept_.load(std::memory_order_relaxed), 0, held);
     room += share->room_;
   }
-  const int64_t free = now.limit - std::max<int64_t>(others, 0) - Slack(now.limit);
-  const int64_t devices = free - std::min(room, std::max<int64_t>(free / 4, kLeastRoom));
+  const int64_t devices =
+      now.limit - std::max<int64_t>(others, 0) - Slack(now.limit) - kOfMessages - room;
   const auto count = static_cast<int64_t>(std::max<size_t>(shares_.size(), 1));
   const int64_t equal = std::max<int64_t>(devices / count, 0);
   const auto each = static_cast<uint32_t>(
       std::min<int64_t>(equal, std::clamp<int64_t>(equal / 2, kLeastGuaranteed, kGuaranteed)));
-  each_.store(each, std::memory_order_relaxed);
   int64_t total = devices;
-  for (const Share* share : shares_) {
-    // What was opened of a part that was larger before counts as well. What is only kept of it does
-    // not: devices that use all of that at once, of a thousand, find out when they open.
-    const uint64_t word = share->word_.load(std::memory_order_relaxed);
-    const auto own = static_cast<int32_t>(Share::Held(word) - Share::Common(word));
-    const int32_t opened = own - std::clamp(share->kept_.load(std::memory_order_relaxed), 0, own);
-    total -= std::max<int64_t>(share->guaranteed(), opened);
+  for (Share* share : shares_) {
+    share->guaranteed_.store(std::min(share->guaranteed(), each), std::memory_order_relaxed);
+    total -= share->Counted();
   }
   const int64_t before = common_total_.exchange(total, std::memory_order_relaxed);
   growth_.store(Growth(now.limit), std::memory_order_relaxed);
   several_.store(shares_.size() > 1, std::memory_order_relaxed);
   // What is taken stays taken.
   common_free_.fetch_add(total - before, std::memory_order_relaxed);
+  for (Share* share : shares_) Raise(share, each);
+}
+
+void DescriptorBudget::Raise(Share* share, uint32_t each) {
+  const uint32_t counted = share->Counted();
+  int64_t free = common_free_.load(std::memory_order_relaxed);
+  uint32_t raised = 0;
+  do {
+    if (free <= 0 || share->guaranteed() >= each) return;
+    // Beyond the least only half of what is left, so that those who come after get something too.
+    const auto half = static_cast<uint32_t>(std::min<int64_t>(free / 2, kGuaranteed));
+    const uint32_t want = std::min(each, std::max(kLeastGuaranteed, counted + half));
+    raised = std::max(
+        counted,
+        std::min(want, counted + static_cast<uint32_t>(std::min<int64_t>(free, kGuaranteed))));
+  } while (!common_free_.compare_exchange_weak(free, free - (raised - counted),
+                                               std::memory_order_relaxed));
+  common_total_.fetch_sub(raised - counted, std::memory_order_relaxed);
+  // What it has open of a part that was larger before is no more than was counted.
+  share->guaranteed_.store(std::min(raised, each), std::memory_order_relaxed);
 }
 
 }  // namespace virtbay

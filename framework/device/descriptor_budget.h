@@ -49,19 +49,22 @@ class DescriptorBudget {
     void SetRoom(uint32_t room);
 
     uint32_t held() const { return Held(word_.load(std::memory_order_relaxed)); }
-    // What no other device can take away.
-    uint32_t guaranteed() const {
-      return std::min(guaranteed_, budget_->each_.load(std::memory_order_relaxed));
-    }
+    // What no other device can take away. [any]
+    uint32_t guaranteed() const { return guaranteed_.load(std::memory_order_relaxed); }
+    // There is enough for its guest, beside its front-end and those of all others. [control]
+    bool suffices() const { return guaranteed() >= kNeeded; }
 
    private:
     friend class DescriptorBudget;
     static uint32_t Held(uint64_t word) { return static_cast<uint32_t>(word); }
     static uint32_t Common(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
 
+    // What the common part is smaller by.
+    uint32_t Counted() const;
+
     const std::shared_ptr<DescriptorBudget> budget_;
-    uint32_t guaranteed_ = 0;     // what there was when it joined
-    uint32_t room_ = kFirstRoom;  // guarded by the budget
+    std::atomic<uint32_t> guaranteed_{0};  // what there was for it; changed under the budget's lock
+    uint32_t room_ = kFirstRoom;           // guarded by the budget
     // How many of them come out of the common part << 32 | how many are held.
     std::atomic<uint64_t> word_{0};
     std::atomic<int32_t> kept_{0};  // of those that are held
@@ -74,15 +77,17 @@ class DescriptorBudget {
   static constexpr uint32_t Growth(uint32_t limit) {
     return limit < 128 ? 0 : std::min((limit - 128) / 8 * 3, std::max(128u, limit / 32));
   }
-  // Least of all devices' room together that is kept, if they need so much: more only as far as
-  // that leaves three quarters. A thousand devices hardly need theirs at the same time.
-  static constexpr uint32_t kLeastRoom = 64;
+  // Descriptors that come in with front-ends' messages, memory regions above all, and are closed or
+  // become the devices' own: room for one such message, for all devices together.
+  static constexpr uint32_t kOfMessages = 8;
   // What a device may need before it says so with SetRoom.
   static constexpr uint32_t kFirstRoom = 16;
   // What no other device can take away: half of an equal part of all, within these bounds where
   // there is enough. With the least a device can list its directories, find its files and open
   // some.
   static constexpr uint32_t kLeastGuaranteed = 8;
+  // Without so much a device is of no use to its guest.
+  static constexpr uint32_t kNeeded = 4;
   static constexpr uint32_t kGuaranteed = 32;
 
   // `limit`: RLIMIT_NOFILE and the number of open descriptors come from the process unless it is
@@ -97,6 +102,8 @@ class DescriptorBudget {
   int64_t common_free() const { return common_free_.load(std::memory_order_relaxed); }
 
  private:
+  // Of what is left of the common part, its own up to `each`.
+  void Raise(Share* share, uint32_t each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Measure() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Process Look() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `has`: what the device has of the common part.
@@ -105,7 +112,6 @@ class DescriptorBudget {
   const Process* const process_;
   absl::Mutex mutex_;
   std::vector<Share*> shares_ ABSL_GUARDED_BY(mutex_);
-  std::atomic<uint32_t> each_{0};  // most that is guaranteed to a share; changed under mutex_
   std::atomic<int64_t> common_total_{0};  // changed under mutex_
   std::atomic<int64_t> common_free_{0};
   std::atomic<int64_t> growth_{0};

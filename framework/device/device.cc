@@ -19,6 +19,7 @@
 #include "framework/device/queue.h"
 #include "framework/device/queue_thread.h"
 #include "framework/device/services.h"
+#include "framework/io/loop.h"
 
 namespace virtbay {
 namespace {
@@ -81,6 +82,11 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
   {
     absl::MutexLock lock(&device->mutex_);
     device->core_->descriptors->SetRoom(device->RoomToKeep());
+  }
+  if (!device->core_->descriptors->suffices()) {
+    return absl::ResourceExhaustedError(
+        "the limit on open files (RLIMIT_NOFILE) leaves too few for one more device and its "
+        "front-end");
   }
   return device;
 }
@@ -281,23 +287,22 @@ void Device::EndSession(bool forget) {
 }
 
 uint32_t Device::RoomToKeep() const {
-  // What a queue needs: kick, call and error descriptor, and one by which the plugin wakes it. A
-  // thread, where the kernel is old: its io_uring and what wakes it.
-  constexpr uint32_t kOfQueue = 4;
+  // Kick and call, and of some front-ends an error descriptor.
+  constexpr uint32_t kOfQueue = 3;
+  constexpr uint32_t kOfLateQueue = 2;
+  // The front-end's two sockets, and its memory.
+  constexpr uint32_t kOfFrontEnd = 3;
+  // Where the kernel is old: a thread's io_uring and what wakes it.
   constexpr uint32_t kOfThread = 2;
-  // Memory regions and replaced descriptors on their way in; the front-end's two sockets.
-  constexpr uint32_t kOfMessages = 8;
-  constexpr uint32_t kOfFrontEnd = 2;
   const auto queues = static_cast<uint32_t>(core_->queues.size());
   if (!session_) {
-    return kOfMessages + kOfFrontEnd + queues * kOfQueue +
-           (queue_parallel_ ? queues : 1) * kOfThread;
+    const uint32_t threads = Loop::NeedsDescriptors() ? (queue_parallel_ ? queues : 1) : 0;
+    return kOfFrontEnd + queues * kOfQueue + threads * kOfThread;
   }
   const auto waiting = std::count_if(core_->queues.begin(), core_->queues.end(),
                                      [](const auto& queue) { return !queue->running(); });
-  // All queues run: now and then a descriptor is replaced.
-  if (waiting == 0) return kOfFrontEnd;
-  return kOfMessages + static_cast<uint32_t>(waiting) * kOfQueue;
+  // One of the two sockets may come at any time.
+  return 1 + static_cast<uint32_t>(waiting) * kOfLateQueue;
 }
 
 absl::Status Device::StartThreads() {

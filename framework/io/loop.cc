@@ -31,8 +31,10 @@ constexpr uint32_t kFutex = 2 | 128;                       // FUTEX2_SIZE_U32, F
 constexpr unsigned kFeatureRegisteredRegister = 1u << 13;  // IORING_FEAT_REG_REG_RING, Linux 6.3
 constexpr unsigned kUseRegisteredRing = 1u << 31;          // IORING_REGISTER_USE_REGISTERED_RING
 
-bool HasFutexWait(io_uring* ring) {
-  io_uring_probe* const probe = io_uring_get_probe_ring(ring);
+// Of a ring, or of the kernel.
+bool HasFutexWait(io_uring* ring = nullptr) {
+  io_uring_probe* const probe =
+      ring == nullptr ? io_uring_get_probe() : io_uring_get_probe_ring(ring);
   if (probe == nullptr) return false;
   const bool has = io_uring_opcode_supported(probe, kOpFutexWait) != 0;
   io_uring_free_probe(probe);
@@ -117,6 +119,11 @@ absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents*
     op->fd = loop->wake_fd_;
   }
   return loop;
+}
+
+bool Loop::NeedsDescriptors() {
+  static const bool needs = !HasFutexWait();
+  return needs;
 }
 
 Loop::~Loop() {

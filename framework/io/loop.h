@@ -69,6 +69,9 @@ class Loop {
   enum class Kernel { kThis, kOldKernel };
   static absl::StatusOr<std::unique_ptr<Loop>> Create(uint32_t entries, LoopEvents* events,
                                                       Kernel kernel = Kernel::kThis);
+  // [any] Each loop has descriptors of its own for as long as it lives: the kernel is older
+  // than 6.7.
+  static bool NeedsDescriptors();
   ~Loop();
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;

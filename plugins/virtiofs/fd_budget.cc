@@ -110,10 +110,14 @@ bool FdBudget::AddSpare() {
 
 // The caller has the spare one's unit then.
 bool FdBudget::UseSpare(FdKind kind) {
-  if (kind == FdKind::kFile) return false;
+  if (kind == FdKind::kFile &&
+      open_.load(std::memory_order_relaxed) >= paths_.load(std::memory_order_relaxed) + kFewFiles) {
+    return false;
+  }
+  const uint32_t kept = KeptFrom(kind);
   uint32_t spares = spares_.load(std::memory_order_relaxed);
   do {
-    if (spares <= KeptFrom(kind)) return false;
+    if (spares <= kept) return false;
   } while (!spares_.compare_exchange_weak(spares, spares - 1, std::memory_order_relaxed));
   Keep(-1);
   return true;

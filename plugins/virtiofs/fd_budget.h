@@ -55,6 +55,9 @@ class FdBudget {
  public:
   // Fewer spare ones than that, and a device is of no use.
   static constexpr uint32_t kLeastSpares = 4;
+  // So many files may take spare ones, too: what is the device's own may shrink
+  // when others join, and a guest that can list files and open none is not helped.
+  static constexpr uint32_t kFewFiles = 4;
 
   // [control] `paths`: most O_PATH descriptors of inodes; `total`: most descriptors of any kind.
   void Configure(InodeTable* table, uint32_t paths, uint32_t total);
@@ -115,6 +118,7 @@ class FdBudget {
   bool TakeFor(FdKind kind);
   bool UseSpare(FdKind kind);
   bool AddSpare();
+
   // Spare ones that are not for that kind.
   uint32_t KeptFrom(FdKind kind) const { return kind == FdKind::kPath ? 0 : spares_for_paths_; }
 

@@ -38,7 +38,8 @@ TEST_F(DescriptorBudgetTest, OneDeviceMayHaveWhatTheProcessDoesNotNeed) {
   Share& share = Join();
   EXPECT_EQ(share.guaranteed(), DescriptorBudget::kGuaranteed);
   constexpr uint32_t kAll = 1024 - 20 - DescriptorBudget::Slack(1024) -
-                            DescriptorBudget::Growth(1024) - DescriptorBudget::kFirstRoom;
+                            DescriptorBudget::Growth(1024) - DescriptorBudget::kFirstRoom -
+                            DescriptorBudget::kOfMessages;
   EXPECT_EQ(TakeAll(share), kAll);
   EXPECT_EQ(share.held(), kAll);
   share.Give();
@@ -111,14 +112,18 @@ TEST_F(DescriptorBudgetTest, ManyDevicesHaveSmallParts) {
   for (int i = 0; i < 1000; ++i) {
     Share& share = Join();
     before = share.guaranteed();
-    ASSERT_GE(before, 5u) << i;
+    ASSERT_TRUE(share.suffices()) << i;
     uint32_t kept = 0;
     while (kept < 12 && share.Take(kept < 4 ? Use::kControl : Use::kOwn)) ++kept;
     ASSERT_GE(kept, 4u) << i;
     EXPECT_FALSE(kept < 12 && share.Take(Use::kOwn));
     share.Keep(static_cast<int32_t>(kept));
-    process_.open += 12;
-    share.SetRoom(8);
+    // Its front-end connects.
+    process_.open += 3;
+    share.SetRoom(12);
+    ASSERT_TRUE(share.suffices()) << i;
+    process_.open += 9;
+    share.SetRoom(3);
   }
   EXPECT_LT(before, DescriptorBudget::kLeastGuaranteed);
   EXPECT_GT(budget_->common_free(), 100);
@@ -145,7 +150,8 @@ TEST_F(DescriptorBudgetTest, PartsThatShrinkAreNotGivenTwice) {
     TakeAll(share, Use::kControl);
     all += share.held();
   }
-  EXPECT_EQ(all, 300 - 20 - DescriptorBudget::Slack(300)) << "nor is any lost";
+  EXPECT_EQ(all, 300 - 20 - DescriptorBudget::Slack(300) - DescriptorBudget::kOfMessages)
+      << "nor is any lost";
 }
 
 TEST_F(DescriptorBudgetTest, SmallProcessesDivideWhatThereIs) {
@@ -157,7 +163,7 @@ TEST_F(DescriptorBudgetTest, SmallProcessesDivideWhatThereIs) {
   for (Share& share : shares_) share.SetRoom(0);
   uint32_t taken = 0;
   for (Share& share : shares_) taken += TakeAll(share, Use::kControl);
-  EXPECT_EQ(taken, 100u - DescriptorBudget::Slack(120));
+  EXPECT_EQ(taken, 100u - DescriptorBudget::Slack(120) - DescriptorBudget::kOfMessages);
 }
 
 TEST_F(DescriptorBudgetTest, CachesLeaveHalf) {

@@ -213,6 +213,59 @@ std::vector<Greed> Greeds(uint32_t limit) {
   return greeds;
 }
 
+// `virtbay run` of a file, with a limit that it cannot raise. Owned by the test.
+class Process {
+ public:
+  // Waits until it is ready or has ended.
+  Process(const std::string& config, const std::string& log, uint32_t limit) {
+    int ready[2];
+    if (pipe(ready) != 0) return;
+    pid_ = fork();
+    if (pid_ == 0) {
+      close(ready[0]);
+      const rlimit both{limit, limit};
+      setrlimit(RLIMIT_NOFILE, &both);
+      const std::string fd = std::to_string(ready[1]);
+      dup2(::open(log.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600), STDERR_FILENO);
+      execl(VIRTBAY_EXECUTABLE, "virtbay", "run", config.c_str(), "--ready-fd", fd.c_str(),
+            nullptr);
+      _exit(127);
+    }
+    close(ready[1]);
+    const UniqueFd reader(ready[0]);
+    char c = 0;
+    ready_ = read(reader.get(), &c, 1) == 1;
+  }
+  ~Process() {
+    if (pid_ > 0) Stop();
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  bool ready() const { return ready_; }
+  // Exit status; -1 after a signal.
+  int Wait() {
+    int status = 0;
+    EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  int Stop() {
+    kill(pid_, SIGTERM);
+    return Wait();
+  }
+  // Descriptors that it has open.
+  size_t open() const {
+    return static_cast<size_t>(
+        std::distance(stdfs::directory_iterator("/proc/" + std::to_string(pid_) + "/fd"),
+                      stdfs::directory_iterator()));
+  }
+
+ private:
+  pid_t pid_ = -1;
+  bool ready_ = false;
+};
+
 class DescriptorsOfAProcess : public ::testing::TestWithParam<uint32_t> {
  protected:
   static constexpr uint32_t kQueues = 4;
@@ -233,32 +286,13 @@ class DescriptorsOfAProcess : public ::testing::TestWithParam<uint32_t> {
                                    "\"\nrlimit-nofile = 0\nlog-level = \"warn\"\n" +
                                    Device("greedy", "writeback = true\n") +
                                    Device("other", "request-queues = 4\nwriteback = true\n"));
-    int ready[2];
-    ASSERT_EQ(pipe(ready), 0);
-    pid_ = fork();
-    ASSERT_GE(pid_, 0);
-    if (pid_ == 0) {
-      close(ready[0]);
-      const rlimit limit{limit_, limit_};
-      setrlimit(RLIMIT_NOFILE, &limit);
-      const std::string file = dir_ / "virtbay.toml";
-      const std::string fd = std::to_string(ready[1]);
-      const int log = open((dir_ / "log").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-      dup2(log, STDERR_FILENO);
-      execl(VIRTBAY_EXECUTABLE, "virtbay", "run", file.c_str(), "--ready-fd", fd.c_str(), nullptr);
-      _exit(127);
-    }
-    close(ready[1]);
-    const UniqueFd reader(ready[0]);
-    char c = 0;
-    ASSERT_EQ(read(reader.get(), &c, 1), 1) << "it does not start";
+    process_ = std::make_unique<Process>(dir_ / "virtbay.toml", dir_ / "log", limit_);
+    ASSERT_TRUE(process_->ready()) << "it does not start";
   }
   void TearDown() override {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGTERM);
-    int status = 0;
-    EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
-    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+    if (process_ == nullptr) return;
+    EXPECT_EQ(process_->Stop(), 0);
+    process_.reset();
     const std::string log = ReadFile(dir_ / "log");
     EXPECT_EQ(log.find("oo many open files"), std::string::npos) << log;
   }
@@ -270,11 +304,7 @@ class DescriptorsOfAProcess : public ::testing::TestWithParam<uint32_t> {
   }
   std::string Socket(const std::string& name) const { return dir_ / (name + ".sock"); }
   std::string ControlSocket() const { return dir_ / "control"; }
-  size_t Open() const {
-    return static_cast<size_t>(
-        std::distance(stdfs::directory_iterator("/proc/" + std::to_string(pid_) + "/fd"),
-                      stdfs::directory_iterator()));
-  }
+  size_t Open() const { return process_->open(); }
 
   // Everybody but the greedy guest.
   void OthersGoOn() {
@@ -314,7 +344,7 @@ class DescriptorsOfAProcess : public ::testing::TestWithParam<uint32_t> {
   }
 
   TempDir dir_;
-  pid_t pid_ = -1;
+  std::unique_ptr<Process> process_;
   uint32_t limit_ = 0;
 };
 
@@ -353,6 +383,60 @@ TEST_P(DescriptorsOfAProcess, FrontEndsAndDevicesComeAndGoBesideIt) {
 
 INSTANTIATE_TEST_SUITE_P(Limits, DescriptorsOfAProcess, ::testing::ValuesIn(kLimits),
                          [](const auto& test) { return std::to_string(test.param); });
+
+// ---- many devices -------------------------------------------------------------------------------
+
+struct Crowd {
+  uint32_t limit;
+  int devices;
+};
+
+class CrowdOfDevices : public ::testing::TestWithParam<Crowd> {};
+
+// What is accepted is served: a guest never finds out that there are too many of them.
+TEST_P(CrowdOfDevices, WhoIsTakenInCanOpenFiles) {
+  const auto [limit, count] = GetParam();
+  TempDir dir;
+  stdfs::create_directories(dir / "share");
+  dir.Write("share/file", "text");
+  std::string config = "[host]\nlog-level = \"warn\"\nrlimit-nofile = 0\n";
+  for (int i = 0; i < count; ++i) {
+    config += "[[device]]\nname = \"" + Numbered("d", i) +
+              "\"\nplugin = \"virtiofs\"\nsocket = \"" + (dir / Numbered("s", i)).native() +
+              "\"\n[device.options]\nshared-dir = \"" + (dir / "share").native() + "\"\n";
+  }
+  dir.Write("virtbay.toml", config);
+  Process process(dir / "virtbay.toml", dir / "log", limit);
+  if (!process.ready()) {
+    EXPECT_EQ(process.Wait(), 1);
+    const std::string log = ReadFile(dir / "log");
+    EXPECT_NE(log.find("the limit on open files"), std::string::npos) << log;
+    return;
+  }
+  std::vector<std::unique_ptr<Guest>> guests;
+  for (int i = 0; i < count; ++i) {
+    guests.push_back(Guest::Connect(dir / Numbered("s", i), 1));
+    ASSERT_NE(guests.back(), nullptr) << i << ", open: " << process.open();
+  }
+  for (int i = 0; i < count; ++i) {
+    guest::FuseClient& fs = guests[static_cast<size_t>(i)]->fs();
+    const auto list = fs.OpenDir(kRoot);
+    ASSERT_EQ(list.error, 0) << i << ", open: " << process.open();
+    const auto file = fs.Lookup(kRoot, "file");
+    ASSERT_EQ(file.error, 0) << i;
+    EXPECT_EQ(fs.Open(file.value.nodeid, O_RDWR).error, 0) << i << ", open: " << process.open();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Limits, CrowdOfDevices,
+                         ::testing::Values(Crowd{40, 1}, Crowd{64, 2}, Crowd{128, 4}, Crowd{128, 6},
+                                           Crowd{128, 10}, Crowd{256, 8}, Crowd{256, 12},
+                                           Crowd{256, 16}, Crowd{1024, 40}, Crowd{1024, 60},
+                                           Crowd{1024, 100}),
+                         [](const auto& test) {
+                           return std::to_string(test.param.limit) + "_" +
+                                  std::to_string(test.param.devices);
+                         });
 
 }  // namespace
 }  // namespace virtbay::testing
