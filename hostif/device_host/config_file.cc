@@ -14,6 +14,7 @@
 #include "framework/base/status.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/guest_address.h"
+#include "hostif/device_host/process.h"
 #include "hostif/device_host/text_file.h"
 
 namespace virtbay::device_host {
@@ -108,8 +109,10 @@ class Reader {
       } else if (text == "rlimit-nofile") {
         const auto* value = node.as_integer();
         if (value == nullptr) return At(key, text, "must be an integer");
-        if (value->get() < 0 || value->get() > 1'000'000'000) {
-          return At(key, text, "must be between 0 and 1000000000");
+        if (value->get() != 0 && (value->get() < static_cast<int64_t>(kLeastFileLimit) ||
+                                  value->get() > static_cast<int64_t>(kMostFileLimit))) {
+          return At(key, text,
+                    absl::StrCat("must be 0 or from ", kLeastFileLimit, " to ", kMostFileLimit));
         }
         config_.rlimit_nofile = static_cast<uint64_t>(value->get());
       } else if (text == "shared-arena-size") {

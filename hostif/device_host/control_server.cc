@@ -2,6 +2,7 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -19,6 +20,13 @@ namespace {
 
 constexpr int kRetryAcceptMs = 100;
 
+// Clients take of what devices leave to the process, and must not keep front-ends out.
+size_t MostClients() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 2;
+  return std::clamp<size_t>(limit.rlim_cur / 32, 2, ControlServer::kMaxClients);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Create(const std::string& path,
@@ -33,7 +41,10 @@ absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Create(const std::
 
 ControlServer::ControlServer(ControlTarget* target, vhost_user::ListeningSocket listener,
                              UniqueFd wake)
-    : target_(target), listener_(std::move(listener)), wake_(std::move(wake)) {
+    : target_(target),
+      listener_(std::move(listener)),
+      wake_(std::move(wake)),
+      max_clients_(MostClients()) {
   queries_.thread = std::thread([this] { Work(&queries_); });
   changes_.thread = std::thread([this] { Work(&changes_); });
   loop_ = std::thread([this] { Loop(); });
@@ -143,7 +154,7 @@ void ControlServer::Loop() {
 bool ControlServer::AcceptClients() {
   for (;;) {
     const absl::Time now = absl::Now();
-    if (clients_.size() >= kMaxClients && ChooseVictim(now) == clients_.end()) {
+    if (clients_.size() >= max_clients_ && ChooseVictim(now) == clients_.end()) {
       full_ = true;
       return true;
     }
@@ -161,7 +172,7 @@ bool ControlServer::AcceptClients() {
       }
       return errno == EAGAIN || errno == EWOULDBLOCK;
     }
-    while (clients_.size() >= kMaxClients) {
+    while (clients_.size() >= max_clients_) {
       const auto victim = ChooseVictim(now);
       if (victim == clients_.end() || Evict(victim)) break;
     }
@@ -211,7 +222,7 @@ bool ControlServer::Evict(Clients::iterator victim) {
     // It must not take silence for a change that was made. What the socket does not hold is lost.
     const std::string line =
         absl::StrCat(ControlErrorLine(absl::UnavailableError(absl::StrCat(
-                                          "not carried out: the control socket has ", kMaxClients,
+                                          "not carried out: the control socket has ", max_clients_,
                                           " clients, and others came after this one")),
                                       nullptr),
                      "\n");

@@ -29,6 +29,7 @@ namespace virtbay::device_host {
 
 class ControlServer {
  public:
+  // Fewer where the process may open few files: a thirty-second of them, two at least.
   static constexpr size_t kMaxClients = 64;
   // For so long a client keeps its place until its first answer is sent, whoever else comes.
   static constexpr absl::Duration kGrace = absl::Milliseconds(500);
@@ -40,6 +41,8 @@ class ControlServer {
   ~ControlServer();
   // [control] Removes the path at once; the destructor does the rest.
   void RemoveSocket() { listener_.file.Remove(); }
+  // [any] How many clients there may be at a time.
+  size_t max_clients() const { return max_clients_; }
   ControlServer(const ControlServer&) = delete;
   ControlServer& operator=(const ControlServer&) = delete;
 
@@ -98,6 +101,7 @@ class ControlServer {
   ControlTarget* const target_;
   vhost_user::ListeningSocket listener_;
   UniqueFd wake_;
+  const size_t max_clients_;
 
   // The loop's own.
   Clients clients_;

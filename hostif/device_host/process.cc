@@ -75,6 +75,11 @@ void StopSignals::LetThrough() {
 
 absl::Status RaiseFileLimit(std::optional<uint64_t> wanted) {
   if (wanted.has_value() && *wanted == 0) return absl::OkStatus();
+  if (wanted.has_value() && (*wanted < kLeastFileLimit || *wanted > kMostFileLimit)) {
+    return absl::InvalidArgumentError(absl::StrCat("rlimit-nofile ", *wanted, " is not from ",
+                                                   kLeastFileLimit, " to ", kMostFileLimit,
+                                                   " (nor 0: leave the limit as it is)"));
+  }
   rlimit limit = {};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return ErrnoStatus(errno, "getrlimit");
   const uint64_t target = wanted.value_or(std::min<uint64_t>(limit.rlim_max, kDefaultFileLimit));

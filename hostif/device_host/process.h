@@ -33,8 +33,12 @@ class StopSignals {
   UniqueFd fd_;
 };
 
+inline constexpr uint64_t kLeastFileLimit = 32;
+inline constexpr uint64_t kMostFileLimit = 1'000'000'000;
+
 // [control] Raises RLIMIT_NOFILE: none = as far as allowed, at most 1,000,000; 0 = leave it. An
 // explicit number that is not allowed is PermissionDenied.
+// InvalidArgument below or above what makes sense.
 absl::Status RaiseFileLimit(std::optional<uint64_t> wanted);
 
 // [control] The sockets that systemd passed to this process (LISTEN_FDS, LISTEN_FDNAMES): made

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/config_file.h"
 #include "hostif/device_host/guest_address.h"
+#include "hostif/device_host/process.h"
 #include "hostif/device_host/run_service.h"
 #include "hostif/device_host/wsl_service.h"
 
@@ -54,6 +56,9 @@ class RunCommand final : public Command {
     app_->add_option("--guest-channel", guest_channel_,
                      "Overrides the file's guest-channel: unix:PATH, vsock:[CID:]PORT or "
                      "tcp:ADDRESS:PORT, where virtbay-guest reports");
+    app_->add_option("--rlimit-nofile", rlimit_nofile_,
+                     "Overrides the file's rlimit-nofile: open files (0: leave as it is)")
+        ->check(CLI::Range(uint64_t{0}, kMostFileLimit));
     app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect");
     app_->add_flag("--check", check_, "Only check the file, its plugins and their options");
   }
@@ -76,6 +81,7 @@ class RunCommand final : public Command {
       if (!address.ok()) return Annotate(address.status(), "--guest-channel");
       config.guest_channel = *address;
     }
+    if (rlimit_nofile_.has_value()) config.rlimit_nofile = rlimit_nofile_;
     config.ready_fd = ready_fd_;
     if (check_) return CheckService(config);
     return RunService(std::move(config));
@@ -103,6 +109,7 @@ class RunCommand final : public Command {
   std::string log_level_;
   std::string control_socket_;
   std::string guest_channel_;
+  std::optional<uint64_t> rlimit_nofile_;
   int ready_fd_ = -1;
   bool check_ = false;
 };

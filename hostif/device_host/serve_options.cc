@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "hostif/device_host/device_keys.h"
+#include "hostif/device_host/process.h"
 
 namespace virtbay::device_host {
 
@@ -34,6 +35,7 @@ void ServeOptions::AddHost() {
   app_->add_flag("--syslog", syslog_, "Log to syslog(3) instead of stderr")->group(kGroup);
   app_->add_option("--rlimit-nofile", rlimit_nofile_,
                    "Open files (default: what is allowed, at most 1000000; 0: leave as it is)")
+      ->check(CLI::Range(uint64_t{0}, kMostFileLimit))
       ->group(kGroup);
   app_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
       ->allow_extra_args(false)

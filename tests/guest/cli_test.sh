@@ -22,6 +22,8 @@ refuses 2 "--bogus" "${SERVE[@]}" --bogus
 refuses 2 "--cache" "${SERVE[@]}" --cache=sometimes
 refuses 2 "--request-queues" "${SERVE[@]}" --request-queues=9
 refuses 2 "--arena-size" "${SERVE[@]}" --arena-size=huge
+refuses 2 "--rlimit-nofile: Value -5" "${SERVE[@]}" --rlimit-nofile=-5
+refuses 1 "rlimit-nofile 1 is not from 32" "${SERVE[@]}" --rlimit-nofile=1
 refuses 2 "--arena-policy" "${SERVE[@]}" --arena-policy=none
 refuses 2 "--arena-size" "${SERVE[@]}" --arena-policy=shared --arena-size=4M
 refuses 2 "--rings" "${SERVE[@]}" --rings=pool

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -480,7 +482,7 @@ TEST_F(ControlServerTest, ClientThatNeverReadsHoldsUpNobody) {
 
 TEST_F(ControlServerTest, IdleClientsDoNotKeepOthersOut) {
   std::vector<UniqueFd> idle;
-  for (size_t i = 0; i < 3 * ControlServer::kMaxClients; ++i) idle.push_back(Connect());
+  for (size_t i = 0; i < 3 * server_->max_clients(); ++i) idle.push_back(Connect());
   const UniqueFd fd = Connect();
   Send(fd, "{\"command\":\"list\",\"id\":1}\n");
   EXPECT_EQ(Answer(fd)["id"], 1);
@@ -488,12 +490,28 @@ TEST_F(ControlServerTest, IdleClientsDoNotKeepOthersOut) {
   EXPECT_EQ(Line(idle.front()), "");
 }
 
+TEST_F(ControlServerTest, FewClientsWhereFilesAreFew) {
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const std::pair<rlim_t, size_t> cases[] = {{48, 2}, {256, 8}, {before.rlim_max, 64}};
+  for (const auto& [limit, clients] : cases) {
+    if (limit >= 2048 || clients < 64) {
+      const rlimit now = {limit, before.rlim_max};
+      ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &now), 0);
+      const auto server = ControlServer::Create(path_ + "-few", &target_);
+      EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+      ASSERT_TRUE(server.ok()) << server.status();
+      EXPECT_EQ((*server)->max_clients(), clients);
+    }
+  }
+}
+
 TEST_F(ControlServerTest, BusyClientsDoNotKeepOthersOut) {
   const UniqueFd slow = Connect();
   Send(slow, AddLine("slow") + "\n");
   target_.slow_started.WaitForNotification();
   std::vector<UniqueFd> busy;
-  for (size_t i = 1; i < ControlServer::kMaxClients; ++i) {
+  for (size_t i = 1; i < server_->max_clients(); ++i) {
     busy.push_back(Connect());
     Send(busy.back(), AddLine("waits-" + std::to_string(i)) + "\n");
   }
@@ -515,7 +533,7 @@ TEST_F(ControlServerTest, ClientsThatNeverReadDoNotKeepOthersOut) {
   std::string flood;
   for (int i = 0; i < 2000; ++i) flood += "{\"command\":\"stats\",\"format\":\"prometheus\"}\n";
   std::vector<UniqueFd> deaf;
-  for (size_t i = 0; i < ControlServer::kMaxClients; ++i) {
+  for (size_t i = 0; i < server_->max_clients(); ++i) {
     deaf.push_back(Connect());
     static_cast<void>(
         ::send(deaf.back().get(), flood.data(), flood.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
