@@ -52,6 +52,7 @@ TEST(SwiotlbOption, RefusesEverythingElse) {
                            "0xg000,4096",
                            "0x1000,18014398509481985k",
                            "0xfffffffffffff000,8192",
+                           "0xfffffffffffff000,4096",
                            "0x10000000000000000,4096",
                            "0x1000,99999999999999999999"}) {
     EXPECT_THAT(ParseOption(text), StatusIs(absl::StatusCode::kInvalidArgument)) << text;

@@ -17,15 +17,16 @@ struct Aperture {
 
 inline constexpr uint64_t kAperturePage = 4096;  // bytes
 
-// InvalidArgument when it is empty, not made of whole pages, or reaches beyond the last address;
+// InvalidArgument when it is empty, not made of whole pages, or reaches the last address (so that
+// its end is an address as well);
 // the text is the rest of a sentence that begins with what it is.
 inline absl::Status CheckAperture(const Aperture& aperture) {
   if (aperture.size == 0) return absl::InvalidArgumentError("the size is 0");
   if (aperture.base % kAperturePage != 0 || aperture.size % kAperturePage != 0) {
     return absl::InvalidArgumentError("is not made of whole 4 KiB pages");
   }
-  if (aperture.size - 1 > UINT64_MAX - aperture.base) {
-    return absl::InvalidArgumentError("reaches beyond the last address");
+  if (aperture.size > UINT64_MAX - aperture.base) {
+    return absl::InvalidArgumentError("reaches the last address");
   }
   return absl::OkStatus();
 }
