@@ -29,17 +29,21 @@ void RaiseQueues(const std::string& text, DeviceConfig* aggregate) {
   if (!absl::SimpleAtoi(queues, &now) || now < wanted) queues = absl::StrCat(wanted);
 }
 
-absl::Status TakePool(const DeviceSpec& share, DeviceSpec* aggregate) {
+absl::Status TakePool(const DeviceConfig& from, DeviceConfig* to) {
+  const DeviceSpec& share = from.spec;
+  DeviceSpec& aggregate = to->spec;
   if (share.aperture.size == 0) return absl::OkStatus();
-  const bool same = share.aperture.base == aggregate->aperture.base &&
-                    share.aperture.size == aggregate->aperture.size;
-  if (aggregate->aperture.size != 0 && !same) {
+  const bool same = share.aperture.base == aggregate.aperture.base &&
+                    share.aperture.size == aggregate.aperture.size;
+  if (aggregate.aperture.size != 0 && !same) {
     return absl::InvalidArgumentError(
-        absl::StrCat("device ", aggregate->name, ": share ", share.name,
+        absl::StrCat("device ", aggregate.name, ": share ", share.name,
                      ": swiotlb: another share of this device names another pool"));
   }
-  aggregate->aperture = share.aperture;
-  aggregate->dma_mode = share.dma_mode;
+  // A range that the device was given for itself stays so.
+  if (aggregate.aperture.size == 0) to->aperture_shared = from.aperture_shared;
+  aggregate.aperture = share.aperture;
+  aggregate.dma_mode = share.dma_mode;
   return absl::OkStatus();
 }
 
@@ -55,7 +59,7 @@ absl::Status MakeAggregate(std::vector<DeviceConfig> shares, DeviceConfig* aggre
   if (any && !asked) spec.options[kXattr] = "true";
   for (DeviceConfig& share : shares) {
     std::map<std::string, std::string>& options = share.spec.options;
-    if (absl::Status status = TakePool(share.spec, &spec); !status.ok()) return status;
+    if (absl::Status status = TakePool(share, aggregate); !status.ok()) return status;
     RaiseQueues(Take(kQueues, &options), aggregate);
     Take("tag", &options);  // the device has one, and the share a name
     ShareConfig made;

@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "framework/base/status.h"
 #include "hostif/device_host/device_string.h"
 #include "hostif/swiotlb/option.h"
@@ -88,8 +89,8 @@ bool ValidOptionKey(absl::string_view key) {
   return true;
 }
 
-// "0xBASE,SIZE" is a pool of the device's own, "pool" or "pool,SIZE" a slice of the guest's,
-// "pool,all" all of that.
+// "0xBASE,SIZE" is a pool of the device's own, "0xBASE,SIZE,all" one that others have too, "pool"
+// or "pool,SIZE" a slice of the guest's, "pool,all" all of that.
 absl::Status SetPool(const KeyValue& value, DeviceConfig* config) {
   // Not moved out of its StatusOr: GCC 12 then warns of an uninitialised string.
   const absl::StatusOr<std::string> text = AsNonEmpty(value);
@@ -105,7 +106,9 @@ absl::Status SetPool(const KeyValue& value, DeviceConfig* config) {
     config->guest_pool = PoolUse::kSlice;
     return absl::OkStatus();
   }
-  VIRTBAY_ASSIGN_OR_RETURN(config->spec.aperture, swiotlb::ParseOption(pool));
+  absl::string_view range = pool;
+  config->aperture_shared = absl::ConsumeSuffix(&range, ",all");
+  VIRTBAY_ASSIGN_OR_RETURN(config->spec.aperture, swiotlb::ParseOption(range));
   config->spec.dma_mode = DmaMode::kAperture;
   return absl::OkStatus();
 }

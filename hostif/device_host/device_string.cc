@@ -63,6 +63,7 @@ absl::Status Apply(DeviceConfig* config) {
       config->guest_pool == PoolUse::kNone) {
     spec.aperture = *parsed.device.swiotlb;
     spec.dma_mode = DmaMode::kAperture;
+    config->aperture_shared = true;
   }
   config->warnings.insert(config->warnings.end(), std::make_move_iterator(parsed.warnings.begin()),
                           std::make_move_iterator(parsed.warnings.end()));

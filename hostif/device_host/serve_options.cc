@@ -48,7 +48,8 @@ void ServeOptions::AddHost() {
   Key("--arena-size", "arena-size", "Private memory of the device (default 64M)");
   Key("--poll-window", "poll-window", "Longest look for more work after work, or off");
   Key("--poll-share", "poll-share", "Percent of a core that looking may cost");
-  Key("--swiotlb", "swiotlb", "0xBASE,SIZE: the guest's bounce pool for this device");
+  Key("--swiotlb", "swiotlb",
+      "0xBASE,SIZE: the guest's bounce pool for this device; 0xBASE,SIZE,all: for others as well");
   Key("--rings", "rings", "pool: refuse rings outside the pool; or anywhere (default)");
   Key("--queue-size", "queue-size", "Largest ring (default 1024)");
   Key("--stop-deadline", "stop-deadline", "Longest wait for requests in flight");

@@ -104,9 +104,12 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
 }
 
 absl::Status Service::TakePool(DeviceConfig* config) {
-  if (config->guest_pool == PoolUse::kNone) return absl::OkStatus();
-  pool_.Request();
   DeviceSpec& spec = config->spec;
+  if (config->guest_pool == PoolUse::kNone) {
+    if (spec.aperture.size == 0) return absl::OkStatus();
+    return pool_.Claim(spec.name, spec.aperture, config->aperture_shared);
+  }
+  pool_.Request();
   if (!pool_.available()) {
     log_.Info(
         absl::StrCat("device ", spec.name,
@@ -159,7 +162,8 @@ absl::Status Service::CheckDevice(DeviceConfig config) {
   VIRTBAY_RETURN_IF_ERROR(TakePool(&config));
   const absl::Status added = MakeDevice(config).status();
   if (added.ok()) host_->Remove(config.spec.name).IgnoreError();
-  pool_.Release(config.spec.name);
+  // A range given by hand is kept, so that the next device's is checked against it.
+  if (!added.ok() || config.guest_pool != PoolUse::kNone) pool_.Release(config.spec.name);
   return added;
 }
 
@@ -186,7 +190,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   }
   absl::MutexLock lock(&mutex_);
   if (!status.ok()) {
-    if (config.guest_pool != PoolUse::kNone) pool_.Release(name);
+    pool_.Release(name);
     entries_.erase(name);
     return status;
   }

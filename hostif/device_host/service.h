@@ -46,7 +46,7 @@ class Service final : public ControlTarget {
   void RequestPool() { pool_.Request(); }
 
   // [any] Makes the device and ends it again, without a socket: what AddDevice would say of it, as
-  // far as that is known before.
+  // far as that is known before, devices that were checked earlier included.
   absl::Status CheckDevice(DeviceConfig config);
   absl::Status AddDevice(DeviceConfig config) override;
   absl::Status RemoveDevice(absl::string_view name) override;
@@ -78,7 +78,7 @@ class Service final : public ControlTarget {
         pool_(log_, /*requested=*/false) {}
 
   void Warn(const DeviceConfig& config) const;
-  // What the device asks for of the guest's pool, if anything.
+  // What the device asks for of the guest's pool, or the range that it is given, if anything.
   absl::Status TakePool(DeviceConfig* config);
   // The device with the shares that it begins with; nothing is left of it on an error.
   absl::StatusOr<DeviceHandle> MakeDevice(const DeviceConfig& config);

@@ -39,7 +39,10 @@ struct DeviceConfig {
 
   // What it takes of the pool that the guest reports. Without a pool the device bounces.
   PoolUse guest_pool = PoolUse::kNone;
-  uint64_t slice_size = 0;   // bytes; 0: an equal share
+  uint64_t slice_size = 0;  // bytes; 0: an equal share
+  // spec.aperture is others' as well that say so: `"0xBASE,SIZE,all"`, or an option string of WSL,
+  // whose kernel has one pool for all devices.
+  bool aperture_shared = false;
   bool dma_given = false;    // `dma` was, which says something else
   bool arena_given = false;  // `arena-size` was: the size of the slice as well
 

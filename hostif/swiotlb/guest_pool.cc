@@ -12,18 +12,14 @@
 namespace virtbay::swiotlb {
 namespace {
 
-// The holes between what is taken, in address order.
-std::vector<Aperture> Holes(const Aperture& pool, std::vector<Aperture> taken) {
-  std::sort(taken.begin(), taken.end(),
-            [](const Aperture& a, const Aperture& b) { return a.base < b.base; });
-  std::vector<Aperture> holes;
-  uint64_t at = pool.base;
-  for (const Aperture& slice : taken) {
-    if (slice.base > at) holes.push_back({at, slice.base - at});
-    at = slice.base + slice.size;
-  }
-  if (at < pool.base + pool.size) holes.push_back({at, pool.base + pool.size - at});
-  return holes;
+bool Meet(const Aperture& a, const Aperture& b) {
+  return a.base < b.base + b.size && b.base < a.base + a.size;
+}
+
+bool Same(const Aperture& a, const Aperture& b) { return a.base == b.base && a.size == b.size; }
+
+bool Holds(const Aperture& outer, const Aperture& inner) {
+  return outer.base <= inner.base && inner.base + inner.size <= outer.base + outer.size;
 }
 
 }  // namespace
@@ -79,90 +75,133 @@ bool GuestPool::available() const {
 }
 
 absl::Status GuestPool::CheckNew(absl::string_view device) const {
-  if (pool_.size == 0) {
+  const auto found = rooms_.find(device);
+  if (found == rooms_.end()) return absl::OkStatus();
+  return absl::AlreadyExistsError(absl::StrCat("device ", device,
+                                               ": has room in the guest's memory already, ",
+                                               FormatOption(found->second.range)));
+}
+
+absl::Status GuestPool::CheckPool(absl::string_view device) const {
+  if (pool_.size != 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("device ", device, ": the guest has no bounce pool"));
+}
+
+absl::Status GuestPool::CheckApart(absl::string_view device, const Room& room) const {
+  const auto apart = [&](const Room& other) {
+    return !Meet(room.range, other.range) ||
+           (room.shared && other.shared && Same(room.range, other.range));
+  };
+  const auto error = [&](absl::string_view other, const Room& there, absl::string_view why) {
     return absl::FailedPreconditionError(
-        absl::StrCat("device ", device, ": the guest has no bounce pool"));
+        absl::StrCat("device ", device, ": cannot have ", FormatOption(room.range),
+                     " of the guest's memory: ", "device ", other, why, FormatOption(there.range)));
+  };
+  for (const auto& [other, there] : rooms_) {
+    if (!apart(there)) return error(other, there, " has ");
   }
-  if (slices_.contains(device) || sharers_.contains(device)) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("device ", device, ": has room in the guest's pool already"));
+  for (const auto& [other, there] : lost_) {
+    if (!apart(there)) return error(other, there, ", which was removed, may still write to ");
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<Aperture> GuestPool::TakeAll(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckPool(device));
   VIRTBAY_RETURN_IF_ERROR(CheckNew(device));
-  if (!slices_.empty() || !abandoned_.empty()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "device ", device, ": cannot have the whole pool of the guest: ",
-        slices_.empty() ? "a device that was removed may still write to its slice of it"
-                        : absl::StrCat("a slice of it is device ", slices_.begin()->first, "'s")));
-  }
-  sharers_.emplace(device);
+  const Room room{whole_, /*shared=*/true};
+  VIRTBAY_RETURN_IF_ERROR(CheckApart(device, room));
+  rooms_.emplace(device, room);
   return whole_;
+}
+
+absl::Status GuestPool::Claim(absl::string_view device, const Aperture& range, bool shared) {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckNew(device));
+  const Room room{range, shared};
+  VIRTBAY_RETURN_IF_ERROR(CheckApart(device, room));
+  rooms_.emplace(device, room);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Aperture> GuestPool::Take(absl::string_view device, uint64_t size) {
   absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckPool(device));
   VIRTBAY_RETURN_IF_ERROR(CheckNew(device));
-  if (!sharers_.empty() || sharer_abandoned_) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "device ", device, ": cannot have a slice of the guest's pool: ",
-        sharers_.empty() ? "a device that was removed may still write anywhere in it"
-                         : absl::StrCat("device ", *sharers_.begin(), " has all of it")));
+  for (const auto& [other, room] : rooms_) {
+    if (!room.shared || !Holds(room.range, pool_)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("device ", device, ": cannot have a slice of the guest's pool: device ", other,
+                     " has all of it"));
+  }
+  for (const auto& [other, room] : lost_) {
+    if (!room.shared || !Holds(room.range, pool_)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("device ", device, ": cannot have a slice of the guest's pool: device ", other,
+                     ", which was removed, may still write anywhere in it"));
   }
   const uint64_t share = std::max(kPoolUnit, pool_.size / shares_ / kPoolUnit * kPoolUnit);
   const uint64_t wanted = size == 0 ? share : RoundPoolSize(size);
-  uint64_t largest = 0;
-  for (const Aperture& hole : Holes(pool_, Taken())) {
+  uint64_t left = 0, largest = 0;
+  for (const Aperture& hole : Holes()) {
+    left += hole.size;
     largest = std::max(largest, hole.size);
     if (wanted == 0 || hole.size < wanted) continue;
     const Aperture slice{hole.base, wanted};
-    slices_.emplace(device, slice);
+    rooms_.emplace(device, Room{slice});
     return slice;
   }
-  return absl::ResourceExhaustedError(
-      absl::StrFormat("device %s: no %d bytes left in the guest's bounce pool; at most %d", device,
-                      wanted == 0 ? size : wanted, largest));
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "device %s: no %d bytes in one piece in the guest's bounce pool; %d are left, at most %d of "
+      "them in one piece",
+      device, wanted == 0 ? size : wanted, left, largest));
 }
 
 void GuestPool::Release(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
-  const auto found = slices_.find(device);
-  if (found != slices_.end()) slices_.erase(found);
-  const auto sharer = sharers_.find(device);
-  if (sharer != sharers_.end()) sharers_.erase(sharer);
+  if (const auto found = rooms_.find(device); found != rooms_.end()) rooms_.erase(found);
 }
 
 void GuestPool::Abandon(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
-  if (const auto sharer = sharers_.find(device); sharer != sharers_.end()) {
-    sharers_.erase(sharer);
-    sharer_abandoned_ = true;
-    log_.Warn(absl::StrCat("device ", device,
-                           ": something of it may still write to the guest's bounce pool"));
-    return;
-  }
-  const auto found = slices_.find(device);
-  if (found == slices_.end()) return;
-  abandoned_.push_back(found->second);
-  slices_.erase(found);
-  log_.Warn(absl::StrCat("device ", device,
-                         ": its slice of the guest's bounce pool is lost, since ",
-                         "something of the device may still write there"));
+  const auto found = rooms_.find(device);
+  if (found == rooms_.end()) return;
+  const Room& room = found->second;
+  log_.Warn(absl::StrCat("device ", device, ": ", FormatOption(room.range),
+                         " of the guest's memory is lost",
+                         room.shared ? " to devices that do not share it" : "",
+                         ", since something of the device may still write there"));
+  lost_.emplace_back(found->first, room);
+  rooms_.erase(found);
 }
 
-std::vector<Aperture> GuestPool::Taken() const {
-  std::vector<Aperture> taken = abandoned_;
-  for (const auto& [device, slice] : slices_) taken.push_back(slice);
-  return taken;
+std::vector<Aperture> GuestPool::Holes() const {
+  std::vector<Aperture> taken;
+  for (const auto& [device, room] : rooms_) taken.push_back(room.range);
+  for (const auto& [device, room] : lost_) taken.push_back(room.range);
+  std::sort(taken.begin(), taken.end(),
+            [](const Aperture& a, const Aperture& b) { return a.base < b.base; });
+  const uint64_t end = pool_.base + pool_.size;
+  taken.push_back({end, 0});
+  std::vector<Aperture> holes;
+  uint64_t at = pool_.base;
+  for (const Aperture& range : taken) {
+    // Ranges given by hand begin and end at any page.
+    const uint64_t to = std::min(range.base, end) / kPoolUnit * kPoolUnit;
+    if (to > at) holes.push_back({at, to - at});
+    if (range.base + range.size <= at) continue;
+    at = RoundPoolSize(range.base + range.size);
+    if (at == 0 || at >= end) break;
+  }
+  return holes;
 }
 
 uint64_t GuestPool::free_bytes() const {
   absl::MutexLock lock(&mutex_);
-  uint64_t free = pool_.size;
-  for (const Aperture& slice : Taken()) free -= slice.size;
+  uint64_t free = 0;
+  for (const Aperture& hole : Holes()) free += hole.size;
   return free;
 }
 

@@ -1,5 +1,6 @@
-// GuestPool: the bounce pool that a guest's kernel has told of, and the slices of it that devices
-// have. The contract is that of WSL's service towards its device host.
+// GuestPool: the bounce pool that a guest's kernel has told of, the slices of it that devices have,
+// and the ranges that other devices were given by hand: no two meet unless both say that they
+// share. The contract is that of WSL's service towards its device host.
 // Owned by whoever adds devices for one guest; every function is [any].
 #ifndef VIRTBAY_HOSTIF_SWIOTLB_GUEST_POOL_H_
 #define VIRTBAY_HOSTIF_SWIOTLB_GUEST_POOL_H_
@@ -7,7 +8,6 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,26 +50,40 @@ class GuestPool {
   bool available() const;
 
   // A slice for the device, aligned to kPoolUnit: of `size` bytes rounded up to it, or an equal
-  // share for 0. FailedPrecondition without a pool, AlreadyExists when the device has one,
-  // ResourceExhausted naming the device, the size asked for and the largest size left.
-  // FailedPrecondition too while a device has the whole pool.
+  // share for 0. FailedPrecondition without a pool, AlreadyExists when the device has room already,
+  // ResourceExhausted naming the device, the size asked for, the size left and the most of it in
+  // one piece. FailedPrecondition too while a device has the whole pool.
   absl::StatusOr<Aperture> Take(absl::string_view device, uint64_t size);
   // The whole pool, beside other devices that have it too: for a guest that takes room for any of
-  // them anywhere in it. FailedPrecondition without a pool or while a device has a slice,
-  // AlreadyExists when the device has some of it.
+  // them anywhere in it. FailedPrecondition without a pool or while a device has a part of it,
+  // AlreadyExists when the device has room already.
   absl::StatusOr<Aperture> TakeAll(absl::string_view device);
-  // Gives back either; a device without one is ignored.
+  // The range for the device that it was given by hand, wherever the pool is; slices are taken
+  // around it. `shared`: beside other devices that share exactly that range. FailedPrecondition
+  // naming both devices and ranges when another one's meets it, AlreadyExists when the device has
+  // room already.
+  absl::Status Claim(absl::string_view device, const Aperture& range, bool shared);
+  // Gives back any of these; a device without one is ignored.
   void Release(absl::string_view device);
-  // The device is gone, but may still write to its slice (Host::Remove says so): nobody gets that
+  // The device is gone, but may still write to its room (Host::Remove says so): nobody gets that
   // any more, while another device can have this one's name. What it shared with others they keep.
   void Abandon(absl::string_view device);
 
   uint64_t free_bytes() const;
 
  private:
+  struct Room {
+    Aperture range;
+    bool shared = false;  // with others of exactly this range
+  };
+
   void WarnIfMissed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckNew(absl::string_view device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::vector<Aperture> Taken() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckPool(absl::string_view device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckApart(absl::string_view device, const Room& room) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What slices can be made of, in address order.
+  std::vector<Aperture> Holes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Log log_;
   const uint32_t shares_;
@@ -79,10 +93,9 @@ class GuestPool {
   std::optional<GuestCapabilities> reported_ ABSL_GUARDED_BY(mutex_);
   Aperture whole_ ABSL_GUARDED_BY(mutex_);  // as reported
   Aperture pool_ ABSL_GUARDED_BY(mutex_);   // whole units of it
-  std::map<std::string, Aperture, std::less<>> slices_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Aperture> abandoned_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::string, std::less<>> sharers_ ABSL_GUARDED_BY(mutex_);  // of the whole pool
-  bool sharer_abandoned_ ABSL_GUARDED_BY(mutex_) = false;  // it may still write anywhere in it
+  std::map<std::string, Room, std::less<>> rooms_ ABSL_GUARDED_BY(mutex_);
+  // Of devices that are gone and may still write there.
+  std::vector<std::pair<std::string, Room>> lost_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace virtbay::swiotlb

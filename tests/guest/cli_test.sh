@@ -40,6 +40,16 @@ refuses 2 "--option tag: given twice" "${SERVE[@]}" --option tag=a --option tag=
 for pool in pool pool,16M pool,all; do
   refuses 2 "--swiotlb: a pool that the guest reports" "${SERVE[@]}" --swiotlb=$pool
 done
+# Ranges of the guest's memory that meet, unless both devices say that they share one.
+ranges() {
+  printf '[[device]]\nname = "%s"\nplugin = "virtiofs"\nsocket = "%s.sock"\noptions = { shared-dir = "share" }\nswiotlb = "%s"\n' \
+    a a "$1" b b "$2" >ranges.toml
+}
+ranges 0x40000000,4M 0x40200000,4M
+refuses 1 "ranges.toml:7: device b: cannot have 0x40200000,4194304 of the guest's memory: device a has 0x40000000,4194304" \
+  run --check ranges.toml
+ranges 0x40000000,4M,all 0x40000000,4M,all
+accepts run --check ranges.toml
 for type in virtio-net proxy-net; do
   refuses 2 "--option mtu: given twice" serve $type --socket-path=new.sock --option mtu=1 --option mtu=2
   refuses 2 "--swiotlb: a pool that the guest reports" serve $type --socket-path=new.sock --swiotlb=pool

@@ -148,6 +148,11 @@ TEST(DeviceHostConfig, Swiotlb) {
   EXPECT_EQ(own->devices[0].spec.aperture.base, 0x4000'0000u);
   EXPECT_EQ(own->devices[0].spec.aperture.size, 64u << 20);
   EXPECT_EQ(own->devices[0].spec.rings, RingPlacement::kPool);
+  EXPECT_FALSE(own->devices[0].aperture_shared);
+  const auto shared = with("swiotlb = \"0x40000000,64M,all\"\n");
+  ASSERT_TRUE(shared.ok()) << shared.status();
+  EXPECT_EQ(shared->devices[0].spec.aperture.size, 64u << 20);
+  EXPECT_TRUE(shared->devices[0].aperture_shared);
   const auto slice = with("swiotlb = \"pool,16M\"\n");
   ASSERT_TRUE(slice.ok()) << slice.status();
   EXPECT_EQ(slice->devices[0].guest_pool, PoolUse::kSlice);
@@ -158,9 +163,10 @@ TEST(DeviceHostConfig, Swiotlb) {
   EXPECT_FALSE(with("swiotlb = \"pool,all\"\narena = \"4M\"\n").ok());
   for (const char* bad :
        {"swiotlb = \"\"\n", "swiotlb = 5\n", "swiotlb = \"pool,\"\n", "swiotlb = \"pool,0\"\n",
-        "swiotlb = \"pools\"\n", "swiotlb = \"0x1001,4096\"\n", "rings = \"pool\"\n",
-        "rings = \"here\"\n", "dma = \"aperture\"\n",
-        "swiotlb = \"0x40000000,64M\"\ndma = \"direct\"\n"}) {
+        "swiotlb = \"pools\"\n", "swiotlb = \"0x1000,4096,al\"\n",
+        "swiotlb = \"0x1000,4096,all,all\"\n", "swiotlb = \",all\"\n",
+        "swiotlb = \"0x1001,4096\"\n", "rings = \"pool\"\n", "rings = \"here\"\n",
+        "dma = \"aperture\"\n", "swiotlb = \"0x40000000,64M\"\ndma = \"direct\"\n"}) {
     EXPECT_FALSE(with(bad).ok()) << bad;
   }
 }

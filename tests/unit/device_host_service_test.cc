@@ -48,6 +48,13 @@ class ServiceTest : public ::testing::Test {
     config.slice_size = size;
     return config;
   }
+  // With a range of the guest's memory that is given by hand.
+  DeviceConfig Ranged(const std::string& name, uint64_t base, uint64_t size) {
+    DeviceConfig config = Config(name, "correct");
+    config.spec.dma_mode = DmaMode::kAperture;
+    config.spec.aperture = {base, size};
+    return config;
+  }
   // A front-end whose memory is the slice.
   absl::StatusOr<std::unique_ptr<guest::Driver>> Connect(const std::string& name) {
     VIRTBAY_ASSIGN_OR_RETURN(const DeviceReport report, service_->InspectDevice(name));
@@ -98,6 +105,43 @@ TEST_F(ServiceTest, DevicesOfOneKernelMayAllHaveItsWholePool) {
   EXPECT_OK(service_->AddDevice(Sliced("c", "correct", 2 * kMiB)));
 }
 
+TEST_F(ServiceTest, NoDeviceGetsAnothersRange) {
+  ASSERT_OK(service_->AddDevice(Ranged("a", kPool, 4 * kMiB)));
+  EXPECT_THAT(service_->AddDevice(Ranged("b", kPool + 2 * kMiB, 4 * kMiB)),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       "device b: cannot have 0x10200000,4194304 of the guest's memory: device a "
+                       "has 0x10000000,4194304"));
+  ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
+  ASSERT_OK(service_->AddDevice(Sliced("slice", "correct", 4 * kMiB)));
+  EXPECT_EQ(service_->InspectDevice("slice")->info.aperture.base, kPool + 4 * kMiB);
+  EXPECT_THAT(service_->AddDevice(Ranged("b", kPool + 6 * kMiB, 4 * kMiB)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, "device slice has"));
+  ASSERT_OK(service_->RemoveDevice("a"));
+  ASSERT_OK(service_->AddDevice(Ranged("b", kPool, 4 * kMiB)));
+  // A device that could not be made holds nothing.
+  DeviceConfig wrong = Ranged("wrong", kPool + 8 * kMiB, 4 * kMiB);
+  wrong.spec.plugin = dir_ / "missing.so";
+  EXPECT_FALSE(service_->AddDevice(wrong).ok());
+  EXPECT_OK(service_->AddDevice(Ranged("c", kPool + 8 * kMiB, 4 * kMiB)));
+}
+
+TEST_F(ServiceTest, ARangeIsSharedByThoseThatSaySo) {
+  DeviceConfig a = Ranged("a", kPool, 4 * kMiB);
+  a.aperture_shared = true;
+  DeviceConfig b = Ranged("b", kPool, 4 * kMiB);
+  ASSERT_OK(service_->AddDevice(a));
+  EXPECT_THAT(service_->AddDevice(b), StatusIs(absl::StatusCode::kFailedPrecondition, "device a"));
+  b.aperture_shared = true;
+  ASSERT_OK(service_->AddDevice(b));
+  for (const char* name : {"a", "b"}) ASSERT_OK(Connect(name).status());
+}
+
+TEST_F(ServiceTest, ACheckFindsDevicesWithOneRange) {
+  ASSERT_OK(service_->CheckDevice(Ranged("a", kPool, 4 * kMiB)));
+  EXPECT_THAT(service_->CheckDevice(Ranged("b", kPool, 4 * kMiB)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, "device a has"));
+}
+
 TEST_F(ServiceTest, ASliceThatMayStillBeWrittenIsNobodysAnyMore) {
   const std::string fifo = dir_ / "release";
   ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
@@ -117,10 +161,10 @@ TEST_F(ServiceTest, ASliceThatMayStillBeWrittenIsNobodysAnyMore) {
               StatusIs(absl::StatusCode::kDeadlineExceeded, "a callback does not return"));
   EXPECT_THAT(service_->InspectDevice("a"), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(service_->AddDevice(Sliced("a", "correct", 14 * kMiB)),
-              StatusIs(absl::StatusCode::kResourceExhausted, "at most 12582912"));
+              StatusIs(absl::StatusCode::kResourceExhausted, "12582912 are left"));
   ASSERT_OK(service_->AddDevice(Sliced("a", "correct", 12 * kMiB))) << "the name is free";
   EXPECT_EQ(service_->InspectDevice("a")->info.aperture.base, kPool + 4 * kMiB);
-  EXPECT_TRUE(log_.Contains("its slice of the guest's bounce pool is lost"));
+  EXPECT_TRUE(log_.Contains("device a: 0x10000000,4194304 of the guest's memory is lost"));
 }
 
 TEST_F(ServiceTest, AGuestWithoutAPoolIsWorthAWarningWhenADeviceWantsOne) {

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
@@ -116,7 +117,10 @@ TEST(GuestPool, IsSharedWholeOrInSlices) {
   EXPECT_THAT(pool.Take("c", 0), StatusIs(absl::StatusCode::kFailedPrecondition, "device b"));
   pool.Release("b");
   ASSERT_OK(pool.Take("c", 0).status());
-  EXPECT_THAT(pool.TakeAll("a"), StatusIs(absl::StatusCode::kFailedPrecondition, "device c"));
+  EXPECT_THAT(pool.TakeAll("a"),
+              StatusIs(kFailedPrecondition,
+                       "device a: cannot have 0x10000000,67108864 of the guest's memory: device c "
+                       "has 0x10000000,8388608"));
   pool.Abandon("c");
   EXPECT_THAT(pool.TakeAll("a"), StatusIs(absl::StatusCode::kFailedPrecondition, "may still"));
 }
@@ -129,6 +133,86 @@ TEST(GuestPool, ASharerThatMayStillWriteLeavesNoSlices) {
   pool.Abandon("a");
   EXPECT_THAT(pool.Take("b", 0), StatusIs(absl::StatusCode::kFailedPrecondition, "may still"));
   EXPECT_OK(pool.TakeAll("a")) << "the others share with it in any case";
+}
+
+TEST(GuestPool, ExhaustionNamesWhatIsLeftAndItsLargestPiece) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  ASSERT_OK(pool.Apply(kGuest));
+  for (const char* device : {"a", "b", "c", "d"}) ASSERT_OK(pool.Take(device, 16 * kMiB));
+  pool.Release("a");
+  pool.Release("c");
+  EXPECT_EQ(
+      std::string(pool.Take("e", 20 * kMiB).status().message()),
+      "device e: no 20971520 bytes in one piece in the guest's bounce pool; 33554432 are left, "
+      "at most 16777216 of them in one piece");
+}
+
+TEST(GuestPool, RangesGivenByHandMeetNoOther) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  const Aperture range{0x5c00'0000, 32 * kMiB};
+  ASSERT_OK(pool.Claim("a", range, /*shared=*/false));
+  EXPECT_THAT(pool.Claim("a", {0x1000'0000, kMiB}, false), StatusIs(kAlreadyExists));
+  for (const bool shared : {false, true}) {
+    EXPECT_EQ(std::string(pool.Claim("b", range, shared).message()),
+              "device b: cannot have 0x5c000000,33554432 of the guest's memory: device a has "
+              "0x5c000000,33554432");
+    for (const Aperture& other : {Aperture{0x5c00'0000 - 4096, 8192},
+                                  {0x5c00'0000 + 32 * kMiB - 4096, 8192},
+                                  {0x5c00'0000 + kMiB, 4096},
+                                  {0x5000'0000, 1024 * kMiB}}) {
+      EXPECT_THAT(pool.Claim("b", other, shared), StatusIs(kFailedPrecondition, "device a has"))
+          << other.base;
+    }
+  }
+  EXPECT_OK(pool.Claim("below", {0x5c00'0000 - 4096, 4096}, false));
+  EXPECT_OK(pool.Claim("above", {0x5c00'0000 + 32 * kMiB, 4096}, false));
+  pool.Release("a");
+  EXPECT_OK(pool.Claim("b", range, false));
+}
+
+TEST(GuestPool, RangesGivenByHandAreSharedByThoseThatSaySo) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  const Aperture range{kGuest.swiotlb_base, kGuest.swiotlb_size};
+  ASSERT_OK(pool.Claim("a", range, /*shared=*/true));
+  ASSERT_OK(pool.Claim("b", range, true));
+  EXPECT_THAT(pool.Claim("c", range, false), StatusIs(kFailedPrecondition, "device c: "));
+  EXPECT_THAT(pool.Claim("c", {range.base, range.size - 4096}, true),
+              StatusIs(kFailedPrecondition, "device a has 0x10000000,67108864"));
+  ASSERT_OK(pool.Apply(kGuest));
+  EXPECT_OK(pool.TakeAll("c")) << "the same room, and all of them say that they share it";
+  EXPECT_THAT(pool.Take("d", 0), StatusIs(kFailedPrecondition, "device a has all of it"));
+  pool.Abandon("a");
+  EXPECT_TRUE(log.Contains("is lost to devices that do not share it"));
+  pool.Release("b");
+  pool.Release("c");
+  EXPECT_THAT(pool.Claim("d", {range.base, 4096}, false),
+              StatusIs(kFailedPrecondition,
+                       "device a, which was removed, may still write to 0x10000000,67108864"));
+  EXPECT_OK(pool.Claim("a", range, true));
+}
+
+TEST(GuestPool, SlicesGoAroundRangesGivenByHand) {
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  // Neither begins nor ends where a slice does, and one reaches into the pool from before it.
+  ASSERT_OK(pool.Claim("before", {kGuest.swiotlb_base - 4096, 8192}, false));
+  ASSERT_OK(pool.Claim("in", {kGuest.swiotlb_base + 20 * kMiB - 4096, 8192}, false));
+  ASSERT_OK(pool.Claim("elsewhere", {0x8000'0000, 4096}, false));
+  ASSERT_OK(pool.Apply(kGuest));
+  EXPECT_EQ(pool.free_bytes(), 58 * kMiB);
+  ASSERT_OK_AND_ASSIGN(const Aperture first, pool.Take("a", 16 * kMiB));
+  EXPECT_EQ(first.base, kGuest.swiotlb_base + 2 * kMiB);
+  ASSERT_OK_AND_ASSIGN(const Aperture second, pool.Take("b", 2 * kMiB));
+  EXPECT_EQ(second.base, kGuest.swiotlb_base + 22 * kMiB);
+  EXPECT_THAT(pool.Claim("late", {second.base, 4096}, false),
+              StatusIs(kFailedPrecondition, "device b has 0x11600000,2097152"));
+  EXPECT_THAT(pool.TakeAll("all"), StatusIs(kFailedPrecondition, "device a has"));
+  pool.Release("in");
+  ASSERT_OK_AND_ASSIGN(const Aperture third, pool.Take("c", 2 * kMiB));
+  EXPECT_EQ(third.base, kGuest.swiotlb_base + 18 * kMiB);
 }
 
 TEST(GuestPool, RefusesWhatCannotBeOne) {
@@ -156,9 +240,9 @@ TEST(GuestPool, SharesAreEqualAlignedAndPrivate) {
   EXPECT_EQ(pool.free_bytes(), 0u);
   const auto none = pool.Take("late", 3 * kMiB);
   EXPECT_THAT(none, StatusIs(kResourceExhausted));
-  EXPECT_THAT(
-      std::string(none.status().message()),
-      HasSubstr("device late: no 4194304 bytes left in the guest's bounce pool; at most 0"));
+  EXPECT_THAT(std::string(none.status().message()),
+              HasSubstr("device late: no 4194304 bytes in one piece in the guest's bounce pool; 0 "
+                        "are left, at most 0"));
   EXPECT_THAT(pool.Take("d3", 0), StatusIs(kAlreadyExists));
   pool.Release("d3");
   pool.Release("d3");
@@ -180,6 +264,18 @@ TEST(GuestPool, SlicesNeverOverlap) {
     if (held.contains(name)) {
       pool.Release(name);
       held.erase(name);
+      continue;
+    }
+    if (random() % 4 == 0) {
+      const Aperture range{0x1000'0000 + random() % (64 * kMiB / 4096) * 4096,
+                           (1 + random() % 1024) * 4096};
+      const absl::Status claimed = pool.Claim(name, range, false);
+      const bool apart = std::all_of(held.begin(), held.end(), [&](const auto& other) {
+        return range.base + range.size <= other.second.base ||
+               other.second.base + other.second.size <= range.base;
+      });
+      EXPECT_EQ(claimed.ok(), apart) << claimed;
+      if (apart) held[name] = range;
       continue;
     }
     const auto slice = pool.Take(name, (random() % 9) * kMiB);

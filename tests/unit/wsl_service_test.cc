@@ -42,6 +42,8 @@ TEST(DeviceString, FillsInADeviceOfAFile) {
   EXPECT_EQ(device.spec.name, "data");
   EXPECT_EQ(device.spec.dma_mode, DmaMode::kAperture);
   EXPECT_EQ(device.spec.aperture.size, 64u << 20);
+  EXPECT_TRUE(device.aperture_shared)
+      << "WSL's kernel has one pool, which it names to every device";
   EXPECT_THAT(
       device.spec.options,
       UnorderedElementsAre(Pair("tag", "data"), Pair("shared-dir", "/srv"), Pair("uid", "1000"),
@@ -57,6 +59,7 @@ TEST(DeviceString, WhatIsGivenBesideItStays) {
                 "options = { shared-dir = \"/srv\", uid = 5, tag = \"t\" }\n"));
   EXPECT_EQ(device.spec.name, "mine");
   EXPECT_EQ(device.spec.aperture.base, 0x2000'0000u);
+  EXPECT_FALSE(device.aperture_shared);
   EXPECT_THAT(device.spec.options,
               UnorderedElementsAre(Pair("tag", "t"), Pair("uid", "5"), Pair("shared-dir", "/srv")));
 }
@@ -227,6 +230,7 @@ TEST_F(WslServiceTest, WhatSharesOfOneDeviceHaveInCommon) {
   const DeviceConfig& all = service.config.devices.at(0);
   EXPECT_EQ(all.spec.dma_mode, DmaMode::kAperture);
   EXPECT_EQ(all.spec.aperture.base, 0x1000'0000u);
+  EXPECT_TRUE(all.aperture_shared);
   EXPECT_EQ(all.spec.options.at("xattr"), "true");
   EXPECT_EQ(all.shares[1].spec.options.at("xattr"), "user.a=b");
   EXPECT_EQ(all.shares[2].spec.options.at("xattr"), "false");

@@ -83,9 +83,9 @@ guest_boot() {
   guest_run "$LIMIT"
 }
 
-# pooled TAG POOL: a share that is confined to that pool.
+# pooled TAG POOL [,all]: a share that is confined to that pool, which others may have too.
 pooled() {
-  share "$1" "$WORK/$1" .swiotlb "\"$2,$POOL_SIZE\"" .rings '"pool"' .arena-size '"2M"'
+  share "$1" "$WORK/$1" .swiotlb "\"$2,$POOL_SIZE${3-}\"" .rings '"pool"' .arena-size '"2M"'
   put_files "$1"
 }
 put_files() {
@@ -176,10 +176,10 @@ phase_wrong() {
     pooled swapped0 "${POOL[1]}"
     pooled swapped1 "${POOL[0]}"
     pooled physical "${POOL[2]}"
-    pooled poolless "${POOL[3]}"
+    pooled poolless "${POOL[3]}" ,all
     pooled right "${POOL[4]}"
     # Its rings are let in, wherever they lie; its buffers are not.
-    share astray "$WORK/astray" .swiotlb "\"${POOL[3]},$POOL_SIZE\""
+    share astray "$WORK/astray" .swiotlb "\"${POOL[3]},$POOL_SIZE,all\""
   }
   phase_start || return
   guest_boot "vb_good=right vb_refused=swapped0,swapped1,physical,poolless,astray \

@@ -82,9 +82,9 @@ INIT
   : >"$WORK/console.log"
 
   suite_shares() {
-    share a "$WORK/a" .swiotlb "\"$begin,$size\""
-    share b "$WORK/b" .swiotlb "\"$begin,$size\"" cache '"always"'
-    share c "$WORK/c" .swiotlb "\"$begin,$size\"" .rings '"pool"'
+    share a "$WORK/a" .swiotlb "\"$begin,$size,all\""
+    share b "$WORK/b" .swiotlb "\"$begin,$size,all\"" cache '"always"'
+    share c "$WORK/c" .swiotlb "\"$begin,$size,all\"" .rings '"pool"'
   }
   service_file
   service_start "$WORK" "$WORK/virtbay.toml" || { fail "virtbay starts with the pool"; return; }
