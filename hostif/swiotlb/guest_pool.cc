@@ -29,15 +29,19 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
     return absl::StrFormat("0x%x,%d", pool.swiotlb_base, pool.swiotlb_size);
   };
   absl::MutexLock lock(&mutex_);
+  if (guest.swiotlb_size == 0 || guest.swiotlb_base == 0) {
+    if (reported_.has_value() && !none_reported_) {
+      log_.Warn(absl::StrCat("the guest reports no bounce pool after ", text(*reported_),
+                             ", which stays"));
+    }
+    none_reported_ = true;
+    WarnIfMissed();
+    return absl::OkStatus();
+  }
   if (reported_.has_value()) {
     if (*reported_ == guest) return absl::OkStatus();
     return absl::AlreadyExistsError(absl::StrCat("the guest has reported the pool ",
                                                  text(*reported_), " before, now ", text(guest)));
-  }
-  if (guest.swiotlb_size == 0 || guest.swiotlb_base == 0) {
-    reported_ = guest;
-    WarnIfMissed();
-    return absl::OkStatus();
   }
   VIRTBAY_RETURN_IF_ERROR(Annotate(CheckAperture({guest.swiotlb_base, guest.swiotlb_size}),
                                    absl::StrCat("the pool ", text(guest))));
@@ -48,6 +52,7 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
         absl::StrCat("the pool ", text(guest), " holds no whole unit of 2 MiB"));
   }
   reported_ = guest;
+  none_reported_ = false;
   whole_ = {guest.swiotlb_base, guest.swiotlb_size};
   pool_ = {begin, end - begin};
   log_.Info(absl::StrCat("the guest's bounce pool is ", text(guest)));
@@ -55,7 +60,7 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
 }
 
 void GuestPool::WarnIfMissed() {
-  if (!requested_ || warned_ || !reported_.has_value() || pool_.size != 0) return;
+  if (!requested_ || warned_ || !none_reported_ || pool_.size != 0) return;
   warned_ = true;
   log_.Warn(
       "the guest's kernel has no bounce pool for virtio devices (hv_pci_swiotlb): its devices "

@@ -23,7 +23,7 @@
 namespace virtbay::swiotlb {
 
 // What a guest reports when it has started: the pool that its kernel has set aside, in guest
-// addresses and bytes. Both 0: its kernel has none.
+// addresses and bytes. One of them 0: its kernel has none.
 struct GuestCapabilities {
   uint64_t swiotlb_base = 0;
   uint64_t swiotlb_size = 0;
@@ -42,8 +42,9 @@ class GuestPool {
   // pool is worth a warning, one.
   void Request();
 
-  // What the guest has reported, once per guest. The same again is accepted; AlreadyExists for
-  // anything else, InvalidArgument for a pool that cannot be one (nothing is applied then).
+  // What the guest has reported: the first pool counts. The same again is accepted; AlreadyExists
+  // for another one, InvalidArgument for a pool that cannot be one (nothing is applied then). That
+  // there is none changes nothing, before or after a pool.
   absl::Status Apply(const GuestCapabilities& guest);
 
   // Whether there is a pool to take slices from.
@@ -90,9 +91,10 @@ class GuestPool {
   mutable absl::Mutex mutex_;
   bool requested_ ABSL_GUARDED_BY(mutex_);
   bool warned_ ABSL_GUARDED_BY(mutex_) = false;
-  std::optional<GuestCapabilities> reported_ ABSL_GUARDED_BY(mutex_);
-  Aperture whole_ ABSL_GUARDED_BY(mutex_);  // as reported
-  Aperture pool_ ABSL_GUARDED_BY(mutex_);   // whole units of it
+  std::optional<GuestCapabilities> reported_ ABSL_GUARDED_BY(mutex_);  // a pool
+  bool none_reported_ ABSL_GUARDED_BY(mutex_) = false;                 // last of all
+  Aperture whole_ ABSL_GUARDED_BY(mutex_);                             // as reported
+  Aperture pool_ ABSL_GUARDED_BY(mutex_);                              // whole units of it
   std::map<std::string, Room, std::less<>> rooms_ ABSL_GUARDED_BY(mutex_);
   // Of devices that are gone and may still write there.
   std::vector<std::pair<std::string, Room>> lost_ ABSL_GUARDED_BY(mutex_);

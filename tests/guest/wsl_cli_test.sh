@@ -32,7 +32,9 @@ HV_PCI=pool/sys/bus/vmbus/drivers/hv_pci
 mkdir -p $HV_PCI empty
 echo 0x10000000 >$HV_PCI/swiotlb_base
 echo 67108864 >$HV_PCI/swiotlb_size
-KEPT="$KEPT|pool|empty"
+cp -r pool other
+echo 0x20000000 >other/${HV_PCI#pool/}/swiotlb_base
+KEPT="$KEPT|pool|other|empty"
 
 # The guest's program: static, small, at home in an empty file system.
 count=$((count + 1))
@@ -131,10 +133,14 @@ count=$((count + 1))
 starts run --socket-dir=sockets --wslconfig each.wslconfig --share a=share --share b=share \
   --control-socket=control.sock --guest-channel=unix:guest.sock
 [ "$(stat -c %a guest.sock)" = 600 ] || complain "mode of the guest channel"
+guest 0 '' --root empty --send unix:guest.sock
+logged "the guest's kernel has no bounce pool for virtio devices"
 guest 0 '' --root pool --send unix:guest.sock
 logged "the guest's bounce pool is 0x10000000,67108864"
 guest 0 '"swiotlb":"0x10000000,67108864"' --root pool --send unix:guest.sock --json
-guest 1 'reported the pool' --root empty --send unix:guest.sock
+guest 0 '' --root empty --send unix:guest.sock
+logged "no bounce pool after 0x10000000,67108864, which stays"
+guest 1 'reported the pool' --root other --send unix:guest.sock
 accepts "${CTL[@]}" add virtiofs --name late --socket-path late.sock --shared-dir share --set swiotlb=pool --set arena=4M
 accepts "${CTL[@]}" inspect late
 says '"aperture": "0x10000000,4194304"'
