@@ -24,6 +24,7 @@
 #include "tests/bench/bounce_driver.h"
 #include "tests/bench/fs_data.h"
 #include "tests/bench/samples.h"
+#include "tests/bench/wakeful.h"
 #include "virtbay/host.h"
 
 namespace virtbay::bench {
@@ -43,6 +44,8 @@ struct Options {
   uint64_t memory = 64u << 20;
   int nice = 19;
   uint32_t think_us = 500;
+  uint32_t poll_window_us = 200;
+  bool awake = false;
   double seconds = 3;
   double warmup = 0.3;
 };
@@ -101,6 +104,7 @@ class Victim {
   absl::Status Start(Host& host, const Options& options) {
     DeviceSpec spec = Spec(options, "victim", options.virtiofs, 1 + options.neighbours);
     spec.options["shared-dir"] = options.dir;
+    spec.poll_window_max = absl::Microseconds(options.poll_window_us);
     VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle device, host.Add(spec));
     VIRTBAY_ASSIGN_OR_RETURN(auto transport, guest::InProcessTransport::Attach(device));
     guest::FuseSessionOptions session;
@@ -161,6 +165,8 @@ class Victim {
 
 absl::Status MeasureVictim(Options options) {
   if (options.policy == "alone") options.neighbours = 0;
+  Wakeful wakeful;
+  if (options.awake) VIRTBAY_RETURN_IF_ERROR(wakeful.Start());
   VIRTBAY_RETURN_IF_ERROR(PrepareFile(options.dir));
   VIRTBAY_ASSIGN_OR_RETURN(auto host, MakeHost(options));
   BounceLoad load;
@@ -187,7 +193,9 @@ absl::Status MeasureVictim(Options options) {
   VIRTBAY_RETURN_IF_ERROR(victim.Read(options.seconds, options.think_us));
   const double seconds = static_cast<double>(MonotonicNs() - start) / 1e9;
   const double requests = static_cast<double>(completed() - before);
-  nlohmann::json line = {{"workload", "victim"}, {"subject", options.policy}};
+  nlohmann::json line = {
+      {"workload", options.think_us == 0 ? "victim_back_to_back" : "victim"},
+      {"subject", options.awake ? absl::StrCat(options.policy, "_awake") : options.policy}};
   victim.Report(&line);
   line["neighbours_mib_per_s"] = requests * options.payload / (1 << 20) / seconds;
   VIRTBAY_ASSIGN_OR_RETURN(const DeviceInfo info, host->Inspect("victim"));
@@ -253,6 +261,10 @@ int Main(int argc, char** argv) {
       ->transform(CLI::AsSizeValue(false));
   app.add_option("--nice", options.nice, "of the neighbours' threads")->check(CLI::Range(0, 19));
   app.add_option("--think-us", options.think_us, "time between two reads of the victim");
+  app.add_option("--poll-window-us", options.poll_window_us, "of the victim's queue thread")
+      ->check(CLI::Range(0u, 1'000'000u));
+  app.add_flag("--awake", options.awake,
+               "keep all processors from going idle, by threads of idle priority");
   app.add_option("--seconds", options.seconds, "length of the measurement")
       ->check(CLI::PositiveNumber);
   app.add_option("--warmup", options.warmup, "seconds before it")->check(CLI::NonNegativeNumber);
