@@ -41,7 +41,7 @@ case $suite in
   virtiofs) targets=(virtbay_device_host virtiofs virtiofs_bench) ;;
   virtq) targets=(virtq_bench null) ;;
   isolation) targets=(isolation_bench bounce virtiofs) ;;
-  scale) targets=(virtbay_device_host virtiofs scale_bench) ;;
+  scale) targets=(virtbay_device_host virtiofs virtio-net scale_bench) ;;
   *) targets=(all) ;;
 esac
 if [ ! -f "$build/CMakeCache.txt" ]; then

@@ -1,7 +1,6 @@
-// scale_bench: fills a running virtbay with idle virtiofs devices, each with a front-end, over its
-// control socket, and measures what they cost: a JSON line per number of devices.
+// scale_bench: fills a running virtbay with idle devices, each with a front-end, or with shares of
+// one device, over its control socket, and measures what they cost: a JSON line per number of them.
 // scripts/bench.sh scale starts the device host and runs this.
-#include <fcntl.h>
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
@@ -20,9 +19,8 @@
 #include "framework/base/clock.h"
 #include "framework/base/status.h"
 #include "hostif/device_host/control_client.h"
-#include "hostif/guest/fuse_session.h"
-#include "hostif/guest/vhost_user_transport.h"
 #include "tests/bench/samples.h"
+#include "tests/bench/scale_kind.h"
 
 namespace virtbay::bench {
 namespace {
@@ -30,17 +28,13 @@ namespace {
 using nlohmann::json;
 
 struct Options {
-  std::string control;
-  std::string share;
-  std::string sockets;
+  std::string kind = "virtiofs";
+  ScalePlace place;
   std::vector<uint32_t> counts = {1, 10, 100, 1000};
   int pid = 0;
-  uint16_t queue_size = 1024;
   uint32_t samples = 20;
   double seconds = 1;
 };
-
-constexpr uint32_t kBlock = 4096;
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -74,58 +68,37 @@ class Scale {
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+    VIRTBAY_ASSIGN_OR_RETURN(kind_, ScaleKind::Make(options_.kind, options_.place));
+    VIRTBAY_RETURN_IF_ERROR(kind_->Begin());
+    empty_kib_ = StatusLine(options_.pid, "VmRSS");
+    empty_threads_ = StatusLine(options_.pid, "Threads");
+    empty_fds_ = Descriptors(options_.pid);
     for (const uint32_t count : options_.counts) VIRTBAY_RETURN_IF_ERROR(Measure(count));
     return absl::OkStatus();
   }
 
  private:
-  std::string Socket(const std::string& name) const {
-    return absl::StrCat(options_.sockets, "/", name);
-  }
-
   // The time that the request takes, milliseconds.
   absl::StatusOr<double> Control(const json& request) const {
     const uint64_t start = MonotonicNs();
-    VIRTBAY_RETURN_IF_ERROR(device_host::CallControl(options_.control, request).status());
+    VIRTBAY_RETURN_IF_ERROR(device_host::CallControl(options_.place.control, request).status());
     return static_cast<double>(MonotonicNs() - start) / 1e6;
   }
   absl::StatusOr<double> Add(const std::string& name) const {
-    return Control({{"command", "add"},
-                    {"device",
-                     {{"name", name},
-                      {"plugin", "virtiofs"},
-                      {"socket", Socket(name)},
-                      {"options", {{"shared-dir", options_.share}}}}}});
-  }
-  absl::StatusOr<double> Remove(const std::string& name) const {
-    return Control({{"command", "remove"}, {"name", name}});
-  }
-  absl::StatusOr<std::unique_ptr<guest::FuseSession>> Connect(const std::string& name) const {
-    VIRTBAY_ASSIGN_OR_RETURN(auto transport, guest::VhostUserTransport::Connect(Socket(name)));
-    guest::FuseSessionOptions session;
-    session.queue_size = options_.queue_size;
-    session.queue.depth = 1;
-    session.queue.max_data = kBlock;
-    session.hiprio_depth = 1;
-    return guest::FuseSession::Create(std::move(transport), std::move(session));
+    VIRTBAY_ASSIGN_OR_RETURN(const json request, kind_->AddRequest(name));
+    return Control(request);
   }
 
   absl::Status Fill(uint32_t count) {
-    while (sessions_.size() < count) {
-      const std::string name = absl::StrCat("d", sessions_.size());
+    for (; filled_ < count; ++filled_) {
+      const std::string name = absl::StrCat("d", filled_);
       VIRTBAY_RETURN_IF_ERROR(Add(name).status());
-      VIRTBAY_ASSIGN_OR_RETURN(auto session, Connect(name));
-      sessions_.push_back(std::move(session));
+      VIRTBAY_RETURN_IF_ERROR(kind_->Connect(name));
     }
     return absl::OkStatus();
   }
 
   absl::Status Measure(uint32_t count) {
-    if (sessions_.empty()) {
-      empty_kib_ = StatusLine(options_.pid, "VmRSS");
-      empty_threads_ = StatusLine(options_.pid, "Threads");
-      empty_fds_ = Descriptors(options_.pid);
-    }
     const uint64_t start = MonotonicNs();
     VIRTBAY_RETURN_IF_ERROR(Fill(count));
     const double fill_ms = static_cast<double>(MonotonicNs() - start) / 1e6;
@@ -148,30 +121,22 @@ class Scale {
 
   // Of the first device, while the others are idle.
   absl::Status Latency(json* line) {
-    guest::FuseClient& fs = sessions_.front()->client();
-    const auto found = fs.Lookup(guest::kFuseRootId, "data");
-    if (!found.ok()) return absl::InternalError(absl::StrCat("lookup: ", found.error));
-    const auto opened = fs.Open(found.value.nodeid, O_RDONLY);
-    if (!opened.ok()) return absl::InternalError(absl::StrCat("open: ", opened.error));
+    VIRTBAY_RETURN_IF_ERROR(kind_->Open("d0"));
     Samples samples;
-    const auto read = [&](double seconds) -> absl::Status {
+    const auto request = [&](double seconds) -> absl::Status {
       const uint64_t end = MonotonicNs() + static_cast<uint64_t>(seconds * 1e9);
       samples.Clear();
       for (uint64_t before = MonotonicNs(); before < end; before = MonotonicNs()) {
-        const auto data = fs.Read(found.value.nodeid, opened.value.fh, 0, kBlock);
-        if (!data.ok() || data.value.size() != kBlock) {
-          return absl::DataLossError(absl::StrCat("read: ", data.error));
-        }
+        VIRTBAY_RETURN_IF_ERROR(kind_->Request());
         samples.Add(MonotonicNs() - before);
       }
       return absl::OkStatus();
     };
-    VIRTBAY_RETURN_IF_ERROR(read(options_.seconds / 4));
-    VIRTBAY_RETURN_IF_ERROR(read(options_.seconds));
+    VIRTBAY_RETURN_IF_ERROR(request(options_.seconds / 4));
+    VIRTBAY_RETURN_IF_ERROR(request(options_.seconds));
     (*line)["read_p50"] = samples.QuantileUs(0.5);
     (*line)["read_p99"] = samples.QuantileUs(0.99);
-    fs.Release(found.value.nodeid, opened.value.fh);
-    fs.Forget(found.value.nodeid, 1);  // so that it is idle again
+    kind_->Close();
     return absl::OkStatus();
   }
 
@@ -180,8 +145,9 @@ class Scale {
     std::vector<double> adds, removes;
     for (uint32_t i = 0; i < options_.samples; ++i) {
       VIRTBAY_ASSIGN_OR_RETURN(const double added, Add("extra"));
-      VIRTBAY_ASSIGN_OR_RETURN(const auto session, Connect("extra"));
-      VIRTBAY_ASSIGN_OR_RETURN(const double removed, Remove("extra"));
+      VIRTBAY_RETURN_IF_ERROR(kind_->Connect("extra"));
+      VIRTBAY_ASSIGN_OR_RETURN(const double removed, Control(kind_->RemoveRequest("extra")));
+      kind_->Disconnect("extra");
       adds.push_back(added);
       removes.push_back(removed);
     }
@@ -191,7 +157,8 @@ class Scale {
   }
 
   const Options& options_;
-  std::vector<std::unique_ptr<guest::FuseSession>> sessions_;
+  std::unique_ptr<ScaleKind> kind_;
+  uint32_t filled_ = 0;
   uint64_t empty_kib_ = 0;
   uint64_t empty_threads_ = 0;
   uint64_t empty_fds_ = 0;
@@ -199,14 +166,17 @@ class Scale {
 
 int Main(int argc, char** argv) {
   Options options;
-  CLI::App app("Benchmark of many virtiofs devices in one device host");
-  app.add_option("--control", options.control, "control socket of the device host")->required();
-  app.add_option("--pid", options.pid, "its process")->required();
-  app.add_option("--share", options.share, "directory that they share, with a file `data`")
+  CLI::App app("Benchmark of many devices, or shares, in one device host");
+  app.add_option("--kind", options.kind, "what they are")
+      ->check(CLI::IsMember({"virtiofs", "virtio-net", "share"}));
+  app.add_option("--control", options.place.control, "control socket of the device host")
       ->required();
-  app.add_option("--sockets", options.sockets, "directory for their sockets")->required();
+  app.add_option("--pid", options.pid, "its process")->required();
+  app.add_option("--share", options.place.share, "directory that they share, with a file `data`")
+      ->required();
+  app.add_option("--sockets", options.place.sockets, "directory for their sockets")->required();
   app.add_option("--counts", options.counts, "numbers of devices, ascending")->delimiter(',');
-  app.add_option("--queue-size", options.queue_size, "of their rings");
+  app.add_option("--queue-size", options.place.queue_size, "of their rings");
   app.add_option("--samples", options.samples, "times one more is added and removed")
       ->check(CLI::Range(1, 1000));
   app.add_option("--seconds", options.seconds, "length of a latency measurement")
