@@ -179,6 +179,13 @@ TEST(RestrictedPools, CellsOfOtherWidths) {
   ASSERT_EQ(pools.size(), 1u);
   EXPECT_EQ(pools[0].pool.base, 0x1'0000'1000u) << "a restricted pool may be anywhere";
   EXPECT_EQ(pools[0].pool.size, 0x2000u);
+  EXPECT_THAT(pools[0].note, HasSubstr("above 4 GiB"));
+  EXPECT_THAT(FormatJson(ReadReport(guest.root())),
+              HasSubstr(R"("swiotlb":"0x100001000,8192","note":"it reaches above 4 GiB: )"));
+  guest.Node("/reserved-memory/a@1", "reg", FakeGuest::Cells({0, 0xffff'f000, 0x2000}));
+  EXPECT_THAT(ReadReport(guest.root()).restricted[0].note, HasSubstr("above 4 GiB"));
+  guest.Node("/reserved-memory/a@1", "reg", FakeGuest::Cells({0, 0xffff'e000, 0x2000}));
+  EXPECT_EQ(ReadReport(guest.root()).restricted[0].note, "");
   guest.Node("/reserved-memory", "#address-cells", FakeGuest::Cells({1}));
   guest.Node("/reserved-memory/a@1", "reg", FakeGuest::Cells({0x4000'0000, 0x2000}));
   EXPECT_EQ(ReadReport(guest.root()).restricted[0].pool.base, 0x4000'0000u);
@@ -273,6 +280,7 @@ TEST(Report, GlobalPoolAndUseOfThePools) {
   EXPECT_EQ(report.global->slots_used, 12u);
   EXPECT_EQ(report.restricted[0].slots_used, 32u);
   EXPECT_FALSE(report.restricted[1].slots_used.has_value());
+  EXPECT_EQ(report.restricted[1].slots_used_reason, "io_tlb_used: is not a number");
   EXPECT_EQ(FormatJson(report),
             R"({"command":"guest","swiotlb":"none","reason":"the kernel has set no pool aside for )"
             R"(hv_pci devices: there is no )" +
@@ -281,8 +289,38 @@ TEST(Report, GlobalPoolAndUseOfThePools) {
                 R"({"node":"/reserved-memory/dmapool@5c000000","swiotlb":"0x5c000000,33554432",)"
                 R"("slots_used":32,"devices":["/virtio_mmio@a000000"]},)"
                 R"({"node":"/reserved-memory/dmapool@5e000000","swiotlb":"0x5e000000,33554432",)"
+                R"("slots_used_reason":"io_tlb_used: is not a number",)"
                 R"("devices":["/virtio_mmio@a000200"]}],)"
                 R"("global_pool":{"slots":32768,"slots_used":12}})");
+}
+
+TEST(Report, AbsurdUseOfAPoolHasAReason) {
+  for (const auto& [text, reason] :
+       {std::pair<std::string, const char*>{"", "io_tlb_used: is not a number"},
+        {"-1\n", "io_tlb_used: is not a number"},
+        {"0x20\n", "io_tlb_used: is not a number"},
+        {"18446744073709551616\n", "io_tlb_used: is not a number"},
+        {"16385\n", "io_tlb_used: is above 16384, the slots there can be"},
+        {std::string(100, '1'), "longer than 64 bytes"}}) {
+    FakeGuest guest;
+    guest.TwoPools();
+    guest.Write("sys/kernel/debug/swiotlb/io_tlb_nslabs", "16384\n");
+    guest.Write("sys/kernel/debug/swiotlb/io_tlb_used", text);
+    guest.Write("sys/kernel/debug/dmapool@5c000000/io_tlb_used", text);
+    guest.Write("sys/kernel/debug/dmapool@5e000000/io_tlb_used", "16384\n");
+    const Report report = ReadReport(guest.root());
+    EXPECT_FALSE(report.restricted[0].slots_used.has_value()) << text;
+    EXPECT_THAT(report.restricted[0].slots_used_reason, HasSubstr(reason)) << text;
+    EXPECT_EQ(report.restricted[1].slots_used, 16384u) << "all of them";
+    EXPECT_EQ(report.global->slots, 16384u);
+    EXPECT_FALSE(report.global->slots_used.has_value()) << text;
+    EXPECT_THAT(report.global->reason, HasSubstr(reason)) << text;
+  }
+  FakeGuest guest;
+  guest.Write("sys/kernel/debug/swiotlb/io_tlb_nslabs", "many\n");
+  guest.Write("sys/kernel/debug/swiotlb/io_tlb_used", "12\n");
+  EXPECT_THAT(FormatJson(ReadReport(guest.root())),
+              HasSubstr(R"("global_pool":{"reason":"io_tlb_nslabs: is not a number"}})"));
 }
 
 TEST(Report, NamesOfAnyBytesStayOneLineOfAscii) {

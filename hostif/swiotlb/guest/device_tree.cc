@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <map>
+#include <utility>
 
 #include "hostif/swiotlb/guest/file.h"
 #include "hostif/swiotlb/guest/pools.h"
@@ -107,6 +108,13 @@ Pool PoolOf(const std::string& node, uint32_t address_cells, uint32_t size_cells
   return {*base, *size, ""};
 }
 
+// Unlike the pool of hv_pci devices one of these may lie anywhere in memory, and one above 4 GiB
+// is right for devices that address as much; the kernel finds out only when it maps a buffer.
+std::string NoteOf(const Pool& pool) {
+  if (pool.size == 0 || pool.base + pool.size <= uint64_t{1} << 32) return "";
+  return "it reaches above 4 GiB: only for devices that address more than 32 bits";
+}
+
 class Walk {
  public:
   Walk(std::string tree, bool* truncated) : tree_(std::move(tree)), truncated_(truncated) {}
@@ -136,7 +144,11 @@ class Walk {
       }
       const auto phandle = Phandle(node);
       if (phandle) by_phandle_.emplace(*phandle, pools_.size());
-      pools_.push_back({path, PoolOf(node, address_cells, size_cells), {}, std::nullopt});
+      RestrictedPool pool;
+      pool.node = path;
+      pool.pool = PoolOf(node, address_cells, size_cells);
+      pool.note = NoteOf(pool.pool);
+      pools_.push_back(std::move(pool));
     }
   }
 

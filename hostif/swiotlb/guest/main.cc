@@ -110,15 +110,19 @@ std::optional<Arguments> Parse(const std::vector<std::string>& words, std::strin
 
 int PrintOption(const Report& report, const std::optional<std::string>& device) {
   Pool pool = report.hv_pci;
+  std::string note;
   if (device) {
     pool = {0, 0, *device + ": no restricted pool of the device tree is for this node"};
     for (const RestrictedPool& candidate : report.restricted) {
       for (const std::string& user : candidate.devices) {
-        if (user == *device) pool = candidate.pool;
+        if (user != *device) continue;
+        pool = candidate.pool;
+        note = candidate.note;
       }
     }
   }
   if (pool.size == 0) return Complain(pool.reason, 1);
+  if (!note.empty()) Complain(*device + ": its pool: " + note, 0);
   std::printf("%s\n", FormatOption(pool).c_str());
   return 0;
 }

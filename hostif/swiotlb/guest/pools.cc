@@ -9,6 +9,7 @@ namespace virtbay::guest_tool {
 namespace {
 
 constexpr uint64_t kPage = 4096;
+constexpr uint64_t kSlot = 2048;
 constexpr uint64_t kFourGiB = uint64_t{1} << 32;
 constexpr size_t kMaxNumber = 64;  // bytes of a file that holds one number
 
@@ -32,26 +33,48 @@ std::optional<uint64_t> Hexadecimal(std::string_view text) {
   return Digits(text.substr(2), 16);
 }
 
-// A number of a debugfs file; none when there is no such file, or it holds something else.
-std::optional<uint64_t> ReadNumber(const std::string& path) {
+// A number of a debugfs file: none when there is no such file, and none with the reason when it
+// holds something else, or more than `most`.
+std::optional<uint64_t> ReadNumber(const std::string& path, uint64_t most, std::string* reason) {
+  const std::string name = path.substr(path.rfind('/') + 1);
   const FileText file = ReadFile(path, kMaxNumber);
-  if (!file.ok()) return std::nullopt;
-  return Digits(WithoutNewline(file.text), 10);
+  if (file.missing) return std::nullopt;
+  if (!file.ok()) {
+    *reason = file.why;
+    return std::nullopt;
+  }
+  const auto number = Digits(WithoutNewline(file.text), 10);
+  if (!number) {
+    *reason = name + ": is not a number";
+  } else if (*number > most) {
+    *reason = name + ": is above " + std::to_string(most) + ", the slots there can be";
+    return std::nullopt;
+  }
+  return number;
 }
 
 std::optional<GlobalPool> ReadGlobalPool(const std::string& debugfs) {
-  const auto slots = ReadNumber(debugfs + "/swiotlb/io_tlb_nslabs");
-  if (!slots.has_value()) return std::nullopt;
-  return GlobalPool{*slots, ReadNumber(debugfs + "/swiotlb/io_tlb_used")};
+  // As many as there are addresses for.
+  constexpr uint64_t kMost = UINT64_MAX / kSlot;
+  GlobalPool pool;
+  pool.slots = ReadNumber(debugfs + "/swiotlb/io_tlb_nslabs", kMost, &pool.reason);
+  if (pool.slots) {
+    pool.slots_used = ReadNumber(debugfs + "/swiotlb/io_tlb_used", *pool.slots, &pool.reason);
+  } else if (pool.reason.empty()) {
+    return std::nullopt;
+  }
+  return pool;
 }
 
 // Linux 6.1 has a pool's directory at the root of debugfs, later ones under swiotlb/.
-std::optional<uint64_t> ReadSlotsUsed(const std::string& debugfs, const std::string& node) {
-  const std::string name = node.substr(node.rfind('/') + 1);
+void ReadSlotsUsed(const std::string& debugfs, RestrictedPool* pool) {
+  const std::string name = pool->node.substr(pool->node.rfind('/') + 1);
+  const uint64_t slots = pool->pool.size == 0 ? UINT64_MAX : pool->pool.size / kSlot;
   for (const char* place : {"/swiotlb/", "/"}) {
-    if (const auto used = ReadNumber(debugfs + place + name + "/io_tlb_used")) return used;
+    pool->slots_used =
+        ReadNumber(debugfs + place + name + "/io_tlb_used", slots, &pool->slots_used_reason);
+    if (pool->slots_used || !pool->slots_used_reason.empty()) return;
   }
-  return std::nullopt;
 }
 
 std::string Hex(uint64_t value) {
@@ -88,13 +111,32 @@ std::string ToJson(const RestrictedPool& pool) {
   std::string out =
       "{\"node\":" + Quoted(pool.node) + ",\"swiotlb\":" + Quoted(Location(pool.pool));
   if (pool.pool.size == 0) out += ",\"reason\":" + Quoted(pool.pool.reason);
+  if (!pool.note.empty()) out += ",\"note\":" + Quoted(pool.note);
   if (pool.slots_used) out += ",\"slots_used\":" + std::to_string(*pool.slots_used);
+  if (!pool.slots_used_reason.empty()) {
+    out += ",\"slots_used_reason\":" + Quoted(pool.slots_used_reason);
+  }
   out += ",\"devices\":[";
   for (const std::string& device : pool.devices) {
     if (out.back() != '[') out += ',';
     out += Quoted(device);
   }
   return out + "]}";
+}
+
+std::string ToJson(const GlobalPool& pool) {
+  std::string out = "{";
+  const auto add = [&](const char* key, const std::string& value) {
+    if (out.back() != '{') out += ',';
+    out += '"';
+    out += key;
+    out += "\":";
+    out += value;
+  };
+  if (pool.slots) add("slots", std::to_string(*pool.slots));
+  if (pool.slots_used) add("slots_used", std::to_string(*pool.slots_used));
+  if (!pool.reason.empty()) add("reason", Quoted(pool.reason));
+  return out + '}';
 }
 
 std::string ToJson(const Report& report) {
@@ -106,13 +148,7 @@ std::string ToJson(const Report& report) {
     out += ToJson(pool);
   }
   out += ']';
-  if (report.global) {
-    out += ",\"global_pool\":{\"slots\":" + std::to_string(report.global->slots);
-    if (report.global->slots_used) {
-      out += ",\"slots_used\":" + std::to_string(*report.global->slots_used);
-    }
-    out += '}';
-  }
+  if (report.global) out += ",\"global_pool\":" + ToJson(*report.global);
   if (report.truncated) out += ",\"truncated\":true";
   return out + '}';
 }
@@ -161,7 +197,7 @@ Report ReadReport(const std::string& root) {
   }
   const std::string debugfs = root + "/sys/kernel/debug";
   for (RestrictedPool& pool : report.restricted) {
-    pool.slots_used = ReadSlotsUsed(debugfs, pool.node);
+    ReadSlotsUsed(debugfs, &pool);
   }
   report.global = ReadGlobalPool(debugfs);
   return report;

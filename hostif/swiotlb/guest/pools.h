@@ -25,12 +25,15 @@ struct RestrictedPool {
   std::string node;  // "/reserved-memory/dmapool@5c000000"
   Pool pool;
   std::vector<std::string> devices;    // nodes whose memory-region it is
+  std::string note;                    // what may be wrong with a pool that can be used
   std::optional<uint64_t> slots_used;  // of 2 KiB, where debugfs tells
+  std::string slots_used_reason;       // why what debugfs says of them is not believed
 };
 
 struct GlobalPool {
-  uint64_t slots = 0;  // of 2 KiB
+  std::optional<uint64_t> slots;  // of 2 KiB
   std::optional<uint64_t> slots_used;
+  std::string reason;  // why what debugfs says of either is not believed
 };
 
 struct Report {
