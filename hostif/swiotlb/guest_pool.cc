@@ -56,6 +56,11 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
   whole_ = {guest.swiotlb_base, guest.swiotlb_size};
   pool_ = {begin, end - begin};
   log_.Info(absl::StrCat("the guest's bounce pool is ", text(guest)));
+  if (!Same(whole_, pool_)) {
+    log_.Warn(absl::StrCat("slices of the guest's bounce pool come from ", FormatOption(pool_),
+                           ", since they are made of whole units of 2 MiB: ",
+                           whole_.size - pool_.size, " bytes of it are for \"pool,all\" alone"));
+  }
   return absl::OkStatus();
 }
 

@@ -274,6 +274,20 @@ TEST(GuestPool, SharesAreEqualAlignedAndPrivate) {
   EXPECT_THAT(pool.Take("huge", UINT64_MAX), StatusIs(kResourceExhausted));
 }
 
+TEST(GuestPool, SaysWhatAPoolLosesThatIsNotAligned) {
+  LogCapture aligned;
+  GuestPool whole(aligned.log(), false);
+  ASSERT_OK(whole.Apply(kGuest));
+  EXPECT_FALSE(aligned.Contains("whole units"));
+  LogCapture log;
+  GuestPool pool(log.log(), false);
+  ASSERT_OK(pool.Apply({0x1010'0000, 62 * kMiB + 4096}));
+  EXPECT_TRUE(log.Contains("the guest's bounce pool is 0x10100000,65015808"));
+  EXPECT_TRUE(
+      log.Contains("come from 0x10200000,62914560, since they are made of whole units of 2 "
+                   "MiB: 2101248 bytes of it"));
+}
+
 TEST(GuestPool, SlicesNeverOverlap) {
   LogCapture log;
   GuestPool pool(log.log(), false);
