@@ -58,6 +58,9 @@ absl::Status CheckDma(const DeviceSpec& spec) {
     if (aperture.size == 0 && spec.rings == RingPlacement::kAnywhere) return absl::OkStatus();
     return absl::InvalidArgumentError("an aperture needs the DMA mode aperture");
   }
+  if (spec.arena_policy == ArenaPolicy::kShared) {
+    return absl::InvalidArgumentError("an aperture cannot be had together with a shared arena");
+  }
   return Annotate(CheckAperture(aperture),
                   absl::StrFormat("aperture %#x, size %#x", aperture.base, aperture.size));
 }

@@ -321,6 +321,9 @@ absl::Status FinishDevice(DeviceConfig* config) {
   if (pooled && config->dma_given) {
     return Invalid("dma: cannot be given together with swiotlb");
   }
+  if (pooled && spec.arena_policy == ArenaPolicy::kShared) {
+    return Invalid("arena-policy: shared cannot be given together with swiotlb");
+  }
   if (!pooled && spec.rings != RingPlacement::kAnywhere) {
     return Invalid("rings: needs swiotlb");
   }

@@ -215,6 +215,7 @@ TEST_F(ApertureTest, SpecsThatMakeNoSense) {
   for (const auto& [base, size] : {std::pair<uint64_t, uint64_t>{kPool, 0},
                                    {kPool + 1, kMiB},
                                    {kPool, kMiB + 5},
+                                   {UINT64_MAX - 4095, 4096},
                                    {UINT64_MAX - 4095, 8192}}) {
     EXPECT_THAT(host_->Add(ApertureSpec(base, size)).status(),
                 StatusIs(absl::StatusCode::kInvalidArgument));
@@ -222,6 +223,10 @@ TEST_F(ApertureTest, SpecsThatMakeNoSense) {
   DeviceSpec spec = Spec("a");
   spec.aperture = {kPool, kMiB};
   EXPECT_THAT(host_->Add(spec).status(), StatusIs(absl::StatusCode::kInvalidArgument));
+  spec = ApertureSpec(kPool, kMiB);
+  spec.arena_policy = ArenaPolicy::kShared;
+  EXPECT_THAT(host_->Add(spec).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument, "together with a shared arena"));
 }
 
 }  // namespace

@@ -127,6 +127,12 @@ TEST(DeviceHostConfig, Arenas) {
             "f.toml:5: arena-policy: 'global' is not one of private, shared");
   EXPECT_EQ(ErrorOf(std::string(kMinimal) + "arena-policy = \"shared\"\narena-size = \"4M\"\n"),
             "f.toml:1: arena-size: is the shared arena's, shared-arena-size in [host]");
+  for (const char* pool : {"0x40000000,64M", "0x40000000,64M,all", "pool", "pool,4M", "pool,all"}) {
+    EXPECT_EQ(
+        ErrorOf(absl::StrCat(kMinimal, "arena-policy = \"shared\"\nswiotlb = \"", pool, "\"\n")),
+        "f.toml:1: arena-policy: shared cannot be given together with swiotlb")
+        << pool;
+  }
   for (const char* size : {"0", "-1", "\"5G\"", "\"x\"", "[1]", "1.5"}) {
     EXPECT_THAT(ErrorOf(std::string("[host]\nshared-arena-size = ") + size + "\n"),
                 StartsWith("f.toml:2: shared-arena-size: "))

@@ -60,7 +60,7 @@ struct DeviceSpec {
   DmaMode dma_mode = DmaMode::kBounce;
   Aperture aperture;  // kAperture: all of guest memory that is mapped for the device, rings apart
   RingPlacement rings = RingPlacement::kAnywhere;
-  ArenaPolicy arena_policy = ArenaPolicy::kPrivate;
+  ArenaPolicy arena_policy = ArenaPolicy::kPrivate;  // kShared: not with kAperture
   uint64_t arena_size = 64u << 20;     // kPrivate: bytes, rounded up to 2 MiB
   uint16_t queue_size_max = 1024;      // power of two
   bool offer_packed_ring = true;       // VIRTIO_F_RING_PACKED (virtio 1.3 2.8)
