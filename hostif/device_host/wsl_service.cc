@@ -139,10 +139,17 @@ absl::StatusOr<WslService> MakeWslService(const WslRequest& request) {
       shares.clear();
       shares.push_back(std::move(device));
     }
-    service.kernel_command_line =
-        swiotlb::KernelCommandLine(wsl::PoolSize(*wsl, request.host_memory));
+    const uint64_t pool = wsl::PoolSize(*wsl, request.host_memory);
+    const uint64_t memory = wsl::GuestMemory(*wsl, request.host_memory);
+    service.kernel_command_line = swiotlb::KernelCommandLine(pool);
     service.config.pool_requested = !service.kernel_command_line.empty();
     service.config.warnings = std::move(wsl->warnings);
+    if (pool >= memory && memory != 0) {
+      service.config.warnings.push_back(
+          absl::StrCat(request.wslconfig, ": experimental.swiotlb: a pool of ", pool,
+                       " bytes does not fit into the guest's memory of ", memory,
+                       " bytes, so that its kernel will have none"));
+    }
   }
   for (auto* some : {&shares, &devices, &adapters}) {
     for (DeviceConfig& device : *some) service.config.devices.push_back(std::move(device));

@@ -187,6 +187,27 @@ TEST_F(WslServiceTest, AsTheFileAsks) {
   EXPECT_FALSE(none.config.pool_requested);
 }
 
+TEST_F(WslServiceTest, APoolThatTheGuestsMemoryDoesNotHoldIsWarnedOf) {
+  request_.shares = {"a=/srv/a"};
+  const std::string file = "[wsl2]\nvirtiofs=true\nmemory=1GB\n[experimental]\nswiotlb=";
+  WslConfig(file + "1022M\n");
+  ASSERT_OK_AND_ASSIGN(const WslService fits, MakeWslService(request_));
+  EXPECT_THAT(fits.config.warnings, IsEmpty());
+  // 1023M are 1024M once they are rounded.
+  for (const char* size : {"1023M", "1G", "3G"}) {
+    WslConfig(file + size + "\n");
+    ASSERT_OK_AND_ASSIGN(const WslService service, MakeWslService(request_));
+    EXPECT_THAT(service.config.warnings,
+                ElementsAre(HasSubstr("does not fit into the guest's memory of 1073741824 bytes")))
+        << size;
+    EXPECT_NE(service.kernel_command_line, "") << "it is what the file asks for";
+  }
+  WslConfig("[wsl2]\nvirtiofs=true\n[experimental]\nswiotlb=3G\n");
+  request_.host_memory = 4 * kGiB;
+  ASSERT_OK_AND_ASSIGN(const WslService half, MakeWslService(request_));
+  EXPECT_THAT(half.config.warnings, ElementsAre(HasSubstr("memory of 2147483648 bytes")));
+}
+
 TEST_F(WslServiceTest, OneDeviceForAllShares) {
   WslConfig("[wsl2]\nvirtiofs=true\n");
   request_.shares = {"a=/srv/a;ro;vcpus=2", "b=/srv/b;uid=5;umask=022;vcpus=3;colour=red"};
