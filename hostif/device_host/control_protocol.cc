@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
 #include "hostif/device_host/device_keys.h"
@@ -86,6 +87,12 @@ absl::StatusOr<json> Remove(ControlTarget* target, const json& body) {
   return json{{"name", name}};
 }
 
+// Whoever sends a request has another working directory than the service.
+absl::Status CheckAbsolute(absl::string_view key, absl::string_view path) {
+  if (absl::StartsWith(path, "/")) return absl::OkStatus();
+  return Invalid(absl::StrCat(key, ": ", Quoted(path), " is not an absolute path"));
+}
+
 // The share of a request: an object with name, path and the share's options.
 absl::StatusOr<shares::ShareSpec> ShareFromJson(const json& object) {
   if (!object.is_object()) return Invalid("share: must be an object");
@@ -99,6 +106,7 @@ absl::StatusOr<shares::ShareSpec> ShareFromJson(const json& object) {
     }
   }
   if (share.path.empty()) return Invalid("share.path: is missing");
+  VIRTBAY_RETURN_IF_ERROR(CheckAbsolute("share.path", share.path));
   return share;
 }
 
@@ -286,6 +294,11 @@ absl::StatusOr<DeviceConfig> DeviceFromJson(const json& device) {
                                 config.socket_path, " for a file of that name)"));
   }
   VIRTBAY_RETURN_IF_ERROR(FinishDevice(&config));
+  // Of a string of WSL as well.
+  if (const auto shared = config.spec.options.find("shared-dir");
+      shared != config.spec.options.end()) {
+    VIRTBAY_RETURN_IF_ERROR(CheckAbsolute("options.shared-dir", shared->second));
+  }
   return config;
 }
 

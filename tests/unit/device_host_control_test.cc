@@ -197,6 +197,8 @@ TEST(ControlProtocol, SharesOfADevice) {
   refuses("{}", "share.path: is missing");
   refuses(R"({"path":""})", "share.path: must not be empty");
   refuses(R"({"path":5})", "share.path: must be a string");
+  refuses(R"({"path":"srv"})", "share.path: 'srv' is not an absolute path");
+  refuses(R"({"path":"./srv"})", "share.path: './srv' is not an absolute path");
   refuses(R"({"name":"","path":"/"})", "share.name: must not be empty");
   refuses(R"({"path":"/","umask":22})",
           "share.umask: is octal and must be a string, such as \"022\"");
@@ -233,6 +235,14 @@ TEST(ControlProtocol, DevicesWithShares) {
   FakeTarget target;
   EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"shares":{}}})"),
             "shares: must be an array");
+  EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"shares":[{"path":"srv"}]}})"),
+            "share.path: 'srv' is not an absolute path");
+  for (const char* where :
+       {R"("options":{"shared-dir":"srv"})", R"("device-string":"x;shared-dir=srv")"}) {
+    EXPECT_EQ(ErrorOf(&target, absl::StrCat(R"({"command":"add","device":{"name":"d",)",
+                                            R"("plugin":"virtiofs","socket":"/s",)", where, "}}")),
+              "options.shared-dir: 'srv' is not an absolute path");
+  }
   EXPECT_EQ(ErrorOf(&target, R"({"command":"add","device":{"shares":[{"name":"a"}]}})"),
             "share.path: is missing");
 }
