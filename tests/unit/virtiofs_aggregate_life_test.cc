@@ -57,6 +57,7 @@ TEST_F(VirtioFsAggregateLife, WhatIsOpenGoesOnUntilItIsReleased) {
   ASSERT_EQ(open.error, 0);
   ASSERT_EQ(dir.error, 0);
   const uint64_t b_file = all_.Node("b/file"), b_fh = all_.OpenPath("b/file", O_RDWR);
+  const uint64_t b_known = all_.Node("b/sub/deep");
   Remove("a");
 
   // The names are gone.
@@ -96,6 +97,7 @@ TEST_F(VirtioFsAggregateLife, WhatIsOpenGoesOnUntilItIsReleased) {
 
   // Nobody else notices.
   EXPECT_EQ(Text(fs().Read(b_file, b_fh, 0, 99).value), "of b");
+  EXPECT_EQ(fs().GetAttr(b_known).error, 0);
   EXPECT_EQ(fs().Create(all_.Node("b"), "new", O_RDWR, 0600).error, 0);
 
   EXPECT_EQ(fs().Release(file, open.value.fh), 0);
@@ -144,6 +146,18 @@ TEST_F(VirtioFsAggregateLife, TheSameNameIsAnotherShareAfterwards) {
 }
 
 // A listing that is under way neither skips nor repeats a share because others go or come.
+// Numbers are few beside the shares that a long life sees.
+TEST_F(VirtioFsAggregateLife, ARemovedShareGivesItsInodeNumbersBack) {
+  std::set<uint64_t> numbers;
+  for (int i = 0; i < 100; ++i) {
+    const auto file = fs().GetAttr(all_.Node("a/sub/deep")).value.attr;
+    numbers.insert(file.ino);
+    Remove("a");
+    Add("a");
+  }
+  EXPECT_LE(numbers.size(), 2u);
+}
+
 TEST_F(VirtioFsAggregateLife, CookiesStayWhatTheyWere) {
   for (int i = 0; i < 40; ++i) {
     const std::string name = absl::StrCat("s", 100 + i);
@@ -287,6 +301,42 @@ TEST_F(VirtioFsAggregateLife, RequestsOfEveryKindAndLength) {
 }
 
 // Two guests' threads work on shares that are removed and added under them.
+// A lookup that has found the share when it is removed must not leave the guest an inode of it: its
+// file system could not be unmounted for as long as the guest remembers that.
+TEST(VirtioFsAggregateStress, NothingOfARemovedShareIsLeftByALookup) {
+  ShareOptions options = Aggregate({{"request-queues", "2"}});
+  options.session.request_queues = 2;
+  Share all(std::move(options));
+  ASSERT_TRUE(all.ready());
+  stdfs::create_directory(all.dir() / "x");
+  const auto add = [&] {
+    return shares::Add(all.device(), {"x", (all.dir() / "x").native(), {}}).status();
+  };
+  ASSERT_OK(add());
+  std::atomic<bool> stop{false};
+  std::atomic<uint32_t> found{0}, missed{0};
+  std::vector<std::thread> guests;
+  for (uint32_t queue = 0; queue < 2; ++queue) {
+    guests.emplace_back([&, queue] {
+      while (!stop.load()) {
+        const auto share = all.fs(queue).Lookup(kRoot, "x");
+        ASSERT_TRUE(share.ok() || share.error == ENOENT) << share.error;
+        (share.ok() ? found : missed).fetch_add(1);
+      }
+    });
+  }
+  for (int i = 0; i < 2000 || ((found.load() == 0 || missed.load() == 0) && i < 100000); ++i) {
+    ASSERT_OK(shares::Remove(all.device(), "x"));
+    ASSERT_OK(add());
+  }
+  ASSERT_OK(shares::Remove(all.device(), "x"));
+  stop.store(true);
+  for (std::thread& guest : guests) guest.join();
+  EXPECT_GT(found.load(), 0u);
+  EXPECT_GT(missed.load(), 0u);
+  EXPECT_EQ(all.Metric("inodes"), 0u);
+}
+
 TEST(VirtioFsAggregateStress, SharesComeAndGoUnderLoad) {
   ShareOptions options = Aggregate({{"request-queues", "2"}, {"metadata", ""}});
   options.session.request_queues = 2;

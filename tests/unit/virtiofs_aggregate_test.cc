@@ -262,6 +262,57 @@ TEST_F(VirtioFsAggregate, EachShareHasItsOwnOptions) {
   EXPECT_EQ(ReadFile(Dir("a") / "file"), "of a");
 }
 
+TEST_F(VirtioFsAggregate, EachShareSaysWhoOwnsItsFiles) {
+  const std::string user = absl::StrCat(::geteuid()), group = absl::StrCat(::getegid());
+  Add("plain", Dir("a"));
+  Add("first", Dir("a"), {{"default_uid", "11"}, {"default_gid", "12"}, {"mode", "640"}});
+  Add("second", Dir("a"), {{"default_uid", "21"}, {"default_gid", "22"}, {"mode", "400"}});
+  Add("mapped", Dir("a"),
+      {{"translate-uid", absl::StrCat("map:31:", user, ":1")},
+       {"translate-gid", absl::StrCat("map:32:", group, ":1")}});
+  Add("forced", Dir("a"), {{"uid", "41"}, {"gid", "42"}, {"fmask", "077"}, {"dmask", "027"}});
+  ASSERT_EQ(::chmod((Dir("a") / "file").c_str(), 0755), 0);
+  ASSERT_EQ(::chmod(Dir("a").c_str(), 0755), 0);
+  struct Expected {
+    const char* share;
+    uint32_t uid, gid, file, dir;
+  };
+  const Expected all[] = {{"plain", ::geteuid(), ::getegid(), 0755, 0755},
+                          {"first", 11, 12, 0640, 0750},
+                          {"second", 21, 22, 0400, 0500},
+                          {"mapped", 31, 32, 0755, 0755},
+                          {"forced", 41, 42, 0700, 0750}};
+  // Whoever is asked for them, and after any other share was.
+  for (int round = 0; round < 2; ++round) {
+    for (const Expected& expected : all) {
+      const auto dir = fs().GetAttr(all_.Node(expected.share)).value.attr;
+      const auto file = fs().GetAttr(all_.Node(absl::StrCat(expected.share, "/file"))).value.attr;
+      EXPECT_EQ(file.uid, expected.uid) << expected.share;
+      EXPECT_EQ(file.gid, expected.gid) << expected.share;
+      EXPECT_EQ(file.mode & 07777, expected.file) << expected.share;
+      EXPECT_EQ(dir.uid, expected.uid) << expected.share;
+      EXPECT_EQ(dir.mode & 07777, expected.dir) << expected.share;
+    }
+  }
+  // What a share says cannot be changed from its files.
+  for (const char* share : {"first", "forced"}) {
+    const uint64_t file = all_.Node(absl::StrCat(share, "/file"));
+    fuse_setattr_in owner = {};
+    owner.valid = FATTR_UID | FATTR_GID;
+    owner.uid = 777;
+    owner.gid = 778;
+    const auto before = fs().GetAttr(file).value.attr;
+    const auto after = fs().SetAttr(file, owner);
+    EXPECT_EQ(after.error, 0) << share;
+    EXPECT_EQ(after.value.attr.uid, before.uid) << share;
+    EXPECT_EQ(after.value.attr.gid, before.gid) << share;
+  }
+  struct stat host = {};
+  ASSERT_EQ(::stat((Dir("a") / "file").c_str(), &host), 0);
+  EXPECT_EQ(host.st_uid, ::geteuid());
+  EXPECT_EQ(host.st_gid, ::getegid());
+}
+
 TEST_F(VirtioFsAggregate, AttributesPassThroughByShare) {
   ASSERT_EQ(::setxattr((Dir("a") / "file").c_str(), "user.x", "y", 1, 0), 0);
   Add("with", Dir("a"));
