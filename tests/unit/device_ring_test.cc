@@ -207,6 +207,31 @@ TEST_P(HostileDriverTest, BreaksItsOwnRingOnly) {
 INSTANTIATE_TEST_SUITE_P(Attacks, HostileDriverTest, ::testing::ValuesIn(Attacks()),
                          [](const auto& attack) { return std::string(attack.param.name); });
 
+// Refused like one with a buffer elsewhere, but what it reaches is the device's.
+TEST_F(DeviceTest, AChainInTheWrongOrderIsNoDmaViolation) {
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
+  Client::Options options;
+  options.driver.queue_size = 8;
+  options.driver.indirect_max = 0;
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
+  ASSERT_OK_AND_ASSIGN(const GuestRange buffer, client->memory().Allocate(4096));
+  guest::LayoutRing& layout = client->queue().ring();
+  constexpr uint16_t kWrite = VRING_DESC_F_WRITE | VRING_DESC_F_NEXT;
+  if (layout.is_packed()) {
+    ShowPacked(layout, buffer.address, {{uint16_t{6}, kWrite}, {uint16_t{6}, uint16_t{0}}});
+  } else {
+    guest::SplitRing& ring = layout.split();
+    ring.raw_descriptor(6) = {.addr = buffer.address, .len = 32, .flags = kWrite, .next = 7};
+    ring.raw_descriptor(7) = {.addr = buffer.address, .len = 32, .flags = 0, .next = 0};
+    Show(ring, 6);
+  }
+  client->queue().Kick();
+  ASSERT_TRUE(log_.WaitFor("chain 6 refused: "));
+  ASSERT_TRUE(Eventually([&] { return device.Inspect()->queues[0].in_flight == 0; }));
+  EXPECT_EQ(device.Inspect()->dma_violations, 0u);
+  EXPECT_FALSE(client->NeedsReset());
+}
+
 TEST_F(DeviceTest, BadChainsAreCompletedEmptyAndTheRingGoesOn) {
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
   Client::Options options;

@@ -201,6 +201,31 @@ TEST_F(ServiceTest, ManyOperationsAtOnce) {
   }
 }
 
+// By two threads, where there is a helper.
+TEST_F(ServiceTest, LargeReadsAreCountedHoweverTheyAreCopied) {
+  constexpr uint32_t kLength = 900'000;
+  const std::string content = Numbers(kLength + 500);
+  const UniqueFd file = File(content);
+  for (const bool helper : {true, false}) {
+    DeviceSpec spec = Spec(helper ? "with" : "without");
+    spec.transfer_helper = helper;
+    Connect(spec);
+    const auto read = [&](uint64_t offset, uint32_t result) {
+      const uint64_t before = Stats().bytes_direct;
+      ASSERT_OK_AND_ASSIGN(
+          const Reply reply,
+          client_->Call(
+              {.op = Op::kReadNow, .fd = file.get(), .a = 8, .b = kLength, .offset = offset}, "",
+              kLength + 100));
+      EXPECT_EQ(reply.result, result);
+      EXPECT_TRUE(reply.data.substr(8, result) == content.substr(offset, result));
+      EXPECT_EQ(Stats().bytes_direct - before, result);
+    };
+    read(0, kLength);
+    read(1000, kLength - 500);  // the end of the file
+  }
+}
+
 TEST_F(ServiceTest, SyncPollAndCancel) {
   Connect(Spec("a"));
   const UniqueFd file = File("x");
@@ -216,6 +241,7 @@ TEST_F(ServiceTest, SyncPollAndCancel) {
   ASSERT_EQ(write(pipe.writer.get(), "x", 1), 1);
   ASSERT_OK_AND_ASSIGN(reply, client_->Take(other));
   EXPECT_EQ(reply.result, POLLIN);
+  EXPECT_EQ(Stats().bytes_direct, 0u) << "events are no bytes";
 }
 
 TEST_F(ServiceTest, IoThatWouldNotEndIsCancelledWithTheSession) {
