@@ -603,7 +603,10 @@ void Device::SignalError(uint32_t index, SharedFd fd) {
   absl::MutexLock lock(&mutex_);
   if (!session_ || stuck_ || index >= core_->queues.size()) return;
   Queue* queue = core_->queues[index].get();
-  queue->thread()->Post([queue, fd = std::move(fd)]() mutable { queue->TellError(std::move(fd)); });
+  // On its thread, where the watchdog sees a write that the front-end holds up.
+  RunOrStuck(queue->thread(), [queue, fd = std::move(fd)]() mutable {
+    queue->TellError(std::move(fd));
+  }).IgnoreError();
 }
 
 absl::Status Device::ReadConfig(uint32_t offset, std::span<std::byte> data) {

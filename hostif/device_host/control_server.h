@@ -59,7 +59,7 @@ class ControlServer {
     bool closing = false;    // no more is read; it goes when `out` is sent
   };
   using Clients = std::map<uint64_t, Client>;
-  struct Job {
+  struct Job {  // NOLINT(bugprone-exception-escape): for json, as ControlRequest
     uint64_t client = 0;
     ControlRequest request;
   };

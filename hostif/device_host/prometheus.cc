@@ -184,9 +184,8 @@ class PluginFamilies {
     absl::string_view word = metric;
     if (counts) absl::ConsumeSuffix(&word, "_total");
     for (int n = 1;; ++n) {
-      const std::string name =
-          absl::StrCat("virtbay_", MetricWord(device.type), "_", MetricWord(word),
-                       n == 1 ? "" : absl::StrCat("_", n), counts ? "_total" : "");
+      std::string name = absl::StrCat("virtbay_", MetricWord(device.type), "_", MetricWord(word),
+                                      n == 1 ? "" : absl::StrCat("_", n), counts ? "_total" : "");
       if (IsOwnFamily(name)) continue;
       const auto found = families_.find(name);
       if (found == families_.end() ||

@@ -160,7 +160,7 @@ absl::Status Service::CheckDevice(DeviceConfig config) {
     VIRTBAY_RETURN_IF_ERROR(GroupId(config.socket_group).status());
   }
   VIRTBAY_RETURN_IF_ERROR(TakePool(&config));
-  const absl::Status added = MakeDevice(config).status();
+  absl::Status added = MakeDevice(config).status();
   if (added.ok()) host_->Remove(config.spec.name).IgnoreError();
   // A range given by hand is kept, so that the next device's is checked against it.
   if (!added.ok() || config.guest_pool != PoolUse::kNone) pool_.Release(config.spec.name);

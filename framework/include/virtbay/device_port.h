@@ -99,7 +99,7 @@ class DevicePort {
   virtual absl::Status SetKick(uint32_t queue, SharedFd fd) = 0;
   virtual absl::Status SetCall(uint32_t queue, SharedFd fd) = 0;
   virtual absl::Status SetError(uint32_t queue, SharedFd fd) = 0;
-  // Writes to the error fd of a ring that the transport has stopped, without waiting for it.
+  // Writes to the error fd of a ring that the transport has stopped.
   virtual void SignalError(uint32_t queue, SharedFd fd) = 0;
 
   // virtio 1.3 2.5; OutOfRange beyond config_size.
