@@ -1,9 +1,32 @@
-"""What the benchmark suites share: results over repetitions, tables, targets, JSON and SVG."""
+"""What the benchmark suites share: options, results over repetitions, tables, targets, JSON and SVG."""
+import argparse
 import html
 import json
 import math
+import pathlib
 import statistics
 import sys
+
+
+def parser(suite, description, seconds, seconds_help="length of one measurement",
+           quick_help="one short repetition, as a smoke test"):
+    """The options that every suite has, and the directories that bench.sh gives it."""
+    options = argparse.ArgumentParser(prog=f"scripts/bench.sh {suite}", description=description)
+    options.add_argument("--build", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    options.add_argument("--out", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
+    options.add_argument("--quick", action="store_true", help=quick_help)
+    options.add_argument("--repetitions", type=int, default=5)
+    options.add_argument("--seconds", type=float, default=seconds, help=seconds_help)
+    return options
+
+
+def choice(options, text, known, what):
+    """The words of a list with commas that are known, in the order of `known`; wrong usage for others."""
+    words = [word for word in text.split(",") if word]
+    unknown = sorted(set(words) - set(known))
+    if unknown:
+        options.error(f"unknown {what} {', '.join(unknown)}")
+    return [word for word in known if word in words]
 
 
 class Progress:
@@ -128,13 +151,22 @@ class Targets:
         return "\n".join(["Targets"] + self.lines + [f"{count - self.missed} of {count} targets met"])
 
 
-COLOURS = ["#1f6feb", "#d29922", "#8957e5", "#57606a", "#2da44e"]
+COLOURS = ["#1f6feb", "#d29922", "#8957e5", "#57606a", "#2da44e", "#cf222e", "#1b7c83", "#bf3989"]
+LEGEND_COLUMNS = 4
+
+
+def svg_legend(i, name):
+    """The i-th name with its colour, in rows of a few."""
+    x, y = 16 + 190 * (i % LEGEND_COLUMNS), 43 + 18 * (i // LEGEND_COLUMNS)
+    return [f'<circle cx="{x + 5}" cy="{y}" r="5" fill="{COLOURS[i % len(COLOURS)]}"/>',
+            f'<text x="{x + 16}" y="{y + 4}">{html.escape(name)}</text>']
 
 
 def svg_ratios(path, title, results, metric, subjects, base):
     """A row per workload, a mark per subject at its ratio to `base`; the bar spans its runs."""
     rows = [w for w in results.workloads() if results.median(w, base, metric)]
-    left, top, step, width = 260, 70, 22, 620
+    left, step, width = 260, 22, 620
+    top = 70 + 18 * ((len(subjects) - 1) // LEGEND_COLUMNS)
     ratios = []
     for workload in rows:
         reference = results.median(workload, base, metric)
@@ -156,9 +188,7 @@ def svg_ratios(path, title, results, metric, subjects, base):
         f'<text x="16" y="24" font-size="16">{html.escape(title)}</text>',
     ]
     for i, subject in enumerate(subjects):
-        at = 16 + 190 * i
-        out.append(f'<circle cx="{at + 5}" cy="43" r="5" fill="{COLOURS[i % len(COLOURS)]}"/>')
-        out.append(f'<text x="{at + 16}" y="47">{html.escape(subject)}</text>')
+        out += svg_legend(i, subject)
     bottom = top + step * len(rows)
     for power in range(low, high + 1):
         at = x(2.0**power)
@@ -246,8 +276,6 @@ def svg_quantiles(path, title, curves):
         colour = COLOURS[i % len(COLOURS)]
         line = " ".join(f"{x(q):.1f},{y(us):.1f}" for q, us in points if us > 0)
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        at = 16 + 190 * i
-        out.append(f'<circle cx="{at + 5}" cy="43" r="5" fill="{colour}"/>')
-        out.append(f'<text x="{at + 16}" y="47">{html.escape(name)}</text>')
+        out += svg_legend(i, name)
     out.append("</svg>")
     path.write_text("\n".join(out) + "\n")

@@ -1,7 +1,5 @@
 """A device among noisy neighbours: private arenas, and one shared arena as with a single SWIOTLB."""
-import argparse
 import json
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -33,12 +31,7 @@ METRICS = {
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/bench.sh isolation", description=__doc__)
-    parser.add_argument("--build", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="one short repetition, as a smoke test")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4, help="length of one latency measurement")
+    parser = report.parser("isolation", __doc__, seconds=4, seconds_help="length of one latency measurement")
     parser.add_argument("--nice", type=int, default=19, help="of the neighbours' threads")
     args = parser.parse_args()
     if args.quick:

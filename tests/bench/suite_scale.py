@@ -1,5 +1,4 @@
 """Up to 1,000 devices in one process: memory, threads, descriptors, time to add and remove, latency."""
-import argparse
 import json
 import os
 import pathlib
@@ -33,12 +32,8 @@ METRICS = {
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/bench.sh scale", description=__doc__)
-    parser.add_argument("--build", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="one short repetition of up to 100 of each, as a smoke test")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1, help="length of one latency measurement")
+    parser = report.parser("scale", __doc__, seconds=1, seconds_help="length of one latency measurement",
+                           quick_help="one short repetition of up to 100 of each, as a smoke test")
     parser.add_argument("--counts", default="1,10,100,1000", help="numbers of devices")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of devices: " + ", ".join(KINDS) + " (default: all)")
     parser.add_argument("--queue-size", type=int, default=1024, help="of the rings")

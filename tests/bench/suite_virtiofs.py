@@ -1,17 +1,16 @@
 """File system workloads: virtbay, the C virtiofsd (pool 0 and 64) and plain system calls."""
-import argparse
 import collections
 import json
 import os
 import pathlib
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 
+import processes
 import report
 
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
@@ -48,12 +47,7 @@ TARGETS = [
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/bench.sh virtiofs", description=__doc__)
-    parser.add_argument("--build", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="one short repetition, as a smoke test")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.75, help="length of one measurement")
+    parser = report.parser("virtiofs", __doc__, seconds=0.75)
     parser.add_argument("--workload", default="", help="only these, separated by commas")
     parser.add_argument("--subject", default=",".join(SUBJECTS), help="only these, separated by commas")
     parser.add_argument("--wait", choices=["sleep", "poll", "both"], default="both",
@@ -66,9 +60,7 @@ def arguments():
     args = parser.parse_args()
     if args.quick:
         args.repetitions, args.seconds = 1, 0.1
-    unknown = set(args.subject.split(",")) - set(SUBJECTS)
-    if unknown:
-        parser.error(f"unknown subject {', '.join(sorted(unknown))}")
+    args.subject = report.choice(parser, args.subject, SUBJECTS, "subject")
     return args
 
 
@@ -82,27 +74,12 @@ class Server:
         with socket.socket(socket.AF_UNIX) as listening, open(log, "ab") as out:
             listening.bind(str(path))
             listening.listen(1)
-            words = [str(word) for word in command] + [f"--fd={listening.fileno()}"]
-            self.process = subprocess.Popen(words, env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
-                                            stdout=out, stderr=out, pass_fds=[listening.fileno()],
-                                            start_new_session=True)
+            self.process = processes.start([*command, f"--fd={listening.fileno()}"], stdout=out, stderr=out,
+                                           env={**os.environ, **environment}, pass_fds=[listening.fileno()])
 
     def stop(self):
-        if self.process.poll() is None:
-            self.signal(signal.SIGTERM)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
-        self.signal(signal.SIGKILL)
-        self.process.wait()
+        processes.end(self.process)
         self.path.unlink(missing_ok=True)
-
-    def signal(self, number):
-        try:
-            os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
 
 class Suite:
@@ -167,7 +144,7 @@ class Suite:
         return False
 
     def subjects(self):
-        chosen = [s for s in SUBJECTS if s in self.args.subject.split(",")]
+        chosen = list(self.args.subject)
         if POOL0 in chosen or POOL64 in chosen:
             why = None
             if not pathlib.Path(VIRTIOFSD).exists():

@@ -1,7 +1,5 @@
 """The virtqueue runtime with a null device: chains/s, cycles and system calls per chain over split and packed rings, idle cost."""
-import argparse
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -24,13 +22,7 @@ SUBJECTS = {"split": "virtbay", "packed": "virtbay packed"}
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/bench.sh virtq", description=__doc__)
-    parser.add_argument("--build", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--quick", action="store_true", help="one short repetition, as a smoke test")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1, help="length of one measurement")
-    args = parser.parse_args()
+    args = report.parser("virtq", __doc__, seconds=1).parse_args()
     if args.quick:
         args.repetitions, args.seconds = 1, 0.1
     return args
