@@ -104,6 +104,13 @@ struct NetDevice::State {
     bool watch_armed = false;
 
     std::unique_ptr<net::CaptureBuffer> capture;
+
+    // Transmit requests that ended during the burst at hand; they go back to the guest together,
+    // because telling it costs more than a small frame does.
+    bool in_burst = false;
+    uint32_t ended_count = 0;
+    uint32_t ended_bytes = 0;
+    std::array<virtbay_completion, 64> ended;
   };
 
   struct BackEndDrop {
@@ -176,6 +183,8 @@ struct NetDevice::State {
 
   // ---- net_tx.cc
   void OnTransmit(uint32_t pair, std::span<Request> requests);
+  void EndTransmit(Pair* pair, const TxFrame& frame);
+  void GiveBackEnded(Pair* pair);
   void Drop(net::TxDrop drop) { Host::Add(tx_drops[static_cast<size_t>(drop)]); }
 
   // ---- net_rx.cc

@@ -20,7 +20,8 @@ using net::VnetHeader;
 
 namespace {
 
-// Frames on the stack; only as many as there are get made and destroyed.
+// Frames on the stack; only as many as there are get made and destroyed, and only when all of them
+// are known: a frame that is copied right after its parts were written waits for those writes.
 class Batch {
  public:
   static constexpr size_t kMax = 64;
@@ -30,20 +31,47 @@ class Batch {
   Batch(const Batch&) = delete;
   Batch& operator=(const Batch&) = delete;
 
-  void Add(const TxFrame::Parts& parts) { std::construct_at(data() + count_++, parts); }
-  // Those that were not moved away are completed.
-  void Clear() { std::destroy_n(data(), std::exchange(count_, 0)); }
+  // Where the next one's parts go, which is one of the frames only after Add.
+  TxFrame::Parts& Next() { return *std::construct_at(parts() + count_); }
+  void Add() { ++count_; }
   size_t count() const { return count_; }
-  std::span<TxFrame> span() { return {data(), count_}; }
+  std::span<TxFrame> Make() {
+    for (; made_ < count_; ++made_) std::construct_at(frames() + made_, parts()[made_]);
+    return {frames(), made_};
+  }
+  // Those that were not moved away are completed.
+  void Clear() {
+    std::destroy_n(frames(), std::exchange(made_, 0));
+    count_ = 0;
+  }
 
  private:
-  TxFrame* data() { return reinterpret_cast<TxFrame*>(storage_); }
+  TxFrame::Parts* parts() { return reinterpret_cast<TxFrame::Parts*>(parts_); }
+  TxFrame* frames() { return reinterpret_cast<TxFrame*>(frames_); }
 
   size_t count_ = 0;
-  alignas(TxFrame) std::byte storage_[kMax * sizeof(TxFrame)];
+  size_t made_ = 0;
+  alignas(TxFrame::Parts) std::byte parts_[kMax * sizeof(TxFrame::Parts)];
+  alignas(TxFrame) std::byte frames_[kMax * sizeof(TxFrame)];
 };
 
 }  // namespace
+
+void NetDevice::State::EndTransmit(Pair* pair, const TxFrame& frame) {
+  // Large frames are given back soon: the guest's next ones then find their buffers in the cache.
+  constexpr uint32_t kMaxBytes = 64 << 10;
+  pair->ended[pair->ended_count++] = {static_cast<virtbay_request*>(frame.token()), 0, 0};
+  pair->ended_bytes += frame.size();
+  if (pair->ended_count == pair->ended.size() || pair->ended_bytes >= kMaxBytes) {
+    GiveBackEnded(pair);
+  }
+}
+
+void NetDevice::State::GiveBackEnded(Pair* pair) {
+  if (pair->ended_count == 0) return;
+  host().queue_service().complete_group(pair->ended.data(), std::exchange(pair->ended_count, 0));
+  pair->ended_bytes = 0;
+}
 
 void NetDevice::State::OnTransmit(uint32_t pair, std::span<Request> requests) {
   Batch frames;
@@ -56,12 +84,16 @@ void NetDevice::State::OnTransmit(uint32_t pair, std::span<Request> requests) {
     if (frames.count() == 0) return;
     Host::Add(tx_frames, frames.count());
     Host::Add(tx_bytes, std::exchange(bytes, 0));
-    device->OnFrames(pair, frames.span());
+    Pair& state = pairs[pair];
+    state.in_burst = true;
+    device->OnFrames(pair, frames.Make());
     frames.Clear();
+    state.in_burst = false;
+    GiveBackEnded(&state);
   };
   for (Request& request : requests) {
     const std::span<const std::byte> in = request.in();
-    TxFrame::Parts parts;
+    TxFrame::Parts& parts = frames.Next();
     TxDrop drop = TxDrop::kShort;
     if (request.in_total() >= header_len + kEthernetHeader && in.size() >= header_len) {
       VnetHeader header;
@@ -111,7 +143,7 @@ void NetDevice::State::OnTransmit(uint32_t pair, std::span<Request> requests) {
     parts.pair = pair;
     bytes += parts.size;
     parts.token = request.Release();
-    frames.Add(parts);
+    frames.Add();
     if (frames.count() == Batch::kMax) hand_over();
   }
   hand_over();
@@ -136,6 +168,8 @@ bool NetDevice::CopyFrame(const TxFrame& frame, uint32_t offset, std::span<std::
 }
 
 void NetDevice::EndFrame(TxFrame& frame, bool requeue) {
+  State::Pair& pair = state_->pairs[frame.pair()];
+  if (pair.in_burst && !requeue) return state_->EndTransmit(&pair, frame);
   Request request(&host(), static_cast<virtbay_request*>(frame.token()));
   requeue ? request.Requeue() : request.Complete(0);
 }

@@ -142,6 +142,29 @@ TEST_F(VirtioNetTest, TheNullBackEndCountsAndDrops) {
   EXPECT_THAT(shown, HasSubstr("\"backend\": \"null\""));
 }
 
+TEST_F(VirtioNetTest, FramesOfOneBurstGoBackTogether) {
+  DeviceHandle device;
+  ASSERT_OK(Add("null", {{"backend", "null"}}, &device));
+  ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+  const TestFrame frame = MakeFrame({.payload = 10});
+  const std::string bytes = std::string(sizeof(NetHeader), '\0') + frame.bytes;
+  ASSERT_OK_AND_ASSIGN(const guest::GuestRange range,
+                       client->driver().memory().Allocate(bytes.size()));
+  std::memcpy(range.host, bytes.data(), bytes.size());
+  const guest::Segment segment{range.address, static_cast<uint32_t>(bytes.size())};
+  const auto told = [&] {
+    const absl::StatusOr<DeviceInfo> info = device.Inspect();
+    return info.ok() ? info->queues[1].calls + info->queues[1].calls_suppressed : 0;
+  };
+  const uint64_t before = told();
+  for (uint64_t i = 0; i < 64; ++i) ASSERT_TRUE(client->tx(0).Add({&segment, 1}, {}, i));
+  client->tx(0).Publish();
+  ASSERT_OK(client->WaitSent(0));
+  EXPECT_EQ(Count(device, "tx_frames"), 64u);
+  // The guest was told once for all of them.
+  EXPECT_EQ(told() - before, 1u);
+}
+
 TEST_F(VirtioNetTest, TheLoopGivesFramesBackWithTheirOffloads) {
   DeviceHandle device;
   ASSERT_OK(Add("loop", {{"backend", "loop"}, {"queue-pairs", "2"}}, &device));
