@@ -27,6 +27,7 @@
 #include "plugins/proxy-net/options.h"
 #include "plugins/proxy-net/packet/build.h"
 #include "plugins/proxy-net/packet/parse.h"
+#include "plugins/proxy-net/part_metrics.h"
 #include "plugins/proxy-net/policy/policy_store.h"
 #include "virtbay/sdk/net_device.h"
 #include "virtbay/sdk/plugin.h"
@@ -94,7 +95,9 @@ class ProxyNet final : public NetDevice, public FlowHost {
   Status Configure(NetConfig* config) override {
     if (Status read = ReadOptions(config); !read.ok()) return read;
     lan_ = std::make_unique<Lan>(options_.lan, [this](Bytes bytes) {
-      if (running_) SendFrame(0, std::as_bytes(bytes));
+      if (!running_) return;
+      UpdateMetrics();
+      SendFrame(0, std::as_bytes(bytes));
     });
     store_.Change([&](Policy* policy) {
       policy->SetRules(options_.rules);
@@ -129,6 +132,7 @@ class ProxyNet final : public NetDevice, public FlowHost {
       counters_.Bind(static_cast<Event>(i),
                      host().Counter(kEventNames[i].name, kEventNames[i].help));
     }
+    metrics_.Bind(host());
     bool watched = shard_->WatchOther(mailbox_.fd(), EPOLLIN, kMailboxToken) &&
                    shard_->WatchOther(dns_->fd(), EPOLLIN, kDnsToken);
     if (options_.ipv6 == Ipv6Mode::kAuto || options_.deny_host_addresses) {
@@ -365,6 +369,7 @@ class ProxyNet final : public NetDevice, public FlowHost {
     udp.length = static_cast<uint16_t>(size);
     WriteUdp(udp, &writer);
     writer.Put(answer);
+    UpdateMetrics();
     IpAddress from = GatewayAddress(to.address.is_v6());
     if (to.address.is_v6() && to.address.IsLinkLocal()) from = lan_->config().gateway_link_local();
     if (!shard_->core().SendPacket(from, to.address, kProtocolUdp, 64, writer.written())) {
@@ -444,6 +449,8 @@ class ProxyNet final : public NetDevice, public FlowHost {
     return -1;
   }
 
+  void UpdateMetrics() { metrics_.Update(lan_->counters(), dns_->resolver().counters()); }
+
   // ---- alarms ---------------------------------------------------------------------------------
 
   void SetAlarm(Alarm alarm, uint64_t deadline_ns) {
@@ -453,7 +460,9 @@ class ProxyNet final : public NetDevice, public FlowHost {
     NetDevice::SetAlarm(0, std::chrono::nanoseconds(deadline_ns > now ? deadline_ns - now : 0),
                         alarm);
   }
+  // After every event.
   void Arm() {
+    UpdateMetrics();
     SetAlarm(kFlowAlarm, shard_->NextTimer());
     SetAlarm(kLanAlarm, lan_->NextDeadline());
     SetAlarm(kDnsAlarm, dns_->NextDeadline());
@@ -595,6 +604,7 @@ class ProxyNet final : public NetDevice, public FlowHost {
   Options options_;
   FlowOptions flow_options_;
   EventCounters counters_;
+  PartMetrics metrics_;
   PolicyStore store_;
   Policy policy_;  // the queue thread's
   Mailbox mailbox_;

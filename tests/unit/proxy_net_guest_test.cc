@@ -377,6 +377,12 @@ TEST_F(ProxyNetGuestTest, ResolvesNamesOverUdpAndTcp) {
     }
     EXPECT_THAT(answer, HasSubstr(address));
   }
+  EXPECT_EQ(Metric("dns_queries"), 4u);
+  EXPECT_EQ(Metric("dns_static_answers"), 4u);
+  EXPECT_EQ(Metric("dns_attempts"), 0u);
+  // The guest's kernel had to find its gateway.
+  EXPECT_GE(Metric("arp_replies"), 1u);
+  EXPECT_GE(Metric("neighbor_advertisements"), 1u);
 }
 
 TEST_F(ProxyNetGuestTest, AnswersEchoes) {
@@ -404,6 +410,7 @@ TEST_F(ProxyNetGuestTest, AnswersEchoes) {
     EXPECT_EQ(answer[24], 0x12);
     EXPECT_EQ(answer[25], 0x34);
   }
+  EXPECT_EQ(Metric("gateway_echo_replies"), 1u);
 }
 
 TEST_F(ProxyNetGuestTest, ForwardsPortsAtRunTime) {
