@@ -1,6 +1,7 @@
 // UDP, ICMP echo and port forwards of proxy-net, against real sockets of the host.
 #include <string>
 
+#include "plugins/proxy-net/flow/icmp_translation.h"
 #include "plugins/proxy-net/flow/listener.h"
 #include "tests/unit/proxy_net_flow_fixture.h"
 
@@ -197,6 +198,48 @@ TEST_F(DatagramTest, PassesErrorsOfTheNetworkBack) {
   EXPECT_THAT(error.payload, HasSubstr("anyone?"));
   EXPECT_EQ(Count(Event::kIcmpErrorsPassed), 1u);
   EXPECT_EQ(shard().totals().datagram, 1u);
+}
+
+TEST_F(DatagramTest, PassesErrorsOfIpv4ToAGuestThatSentIpv6) {
+  Bind();  // on IPv4, and closed again
+  v6 = true;
+  host.redirect = *IpAddress::Parse("127.0.0.1");  // as a v4-mapped address is
+  Deliver({Datagram("anyone?")});
+  PollUntil([&] { return !link.received.empty(); });
+  const Seen error = HeardOne();
+  ASSERT_NE(error.frame.icmp(), nullptr);
+  EXPECT_EQ(error.frame.icmp()->type, IcmpHeader::kV6Unreachable);
+  EXPECT_EQ(error.frame.icmp()->code, 4);
+  EXPECT_EQ(error.frame.ip->source, RemoteAddress());
+  const Parsed<IpHeader> inner =
+      ParseIpv6(Bytes(reinterpret_cast<const uint8_t*>(error.payload.data()), error.payload.size()),
+                SIZE_MAX);
+  ASSERT_TRUE(inner.ok());
+  EXPECT_EQ(inner->source, GuestAddress());
+  EXPECT_EQ(inner->destination, RemoteAddress());
+}
+
+TEST(IcmpTranslation, FollowsRfc7915) {
+  const auto unreachable = [](uint8_t code, uint32_t rest = 0) {
+    return ToIcmpv6({IcmpHeader::kUnreachable, code, rest});
+  };
+  using E = IcmpError;
+  for (const uint8_t code : std::initializer_list<uint8_t>{0, 1, 5, 6, 7, 8, 11, 12}) {
+    EXPECT_EQ(unreachable(code), (E{IcmpHeader::kV6Unreachable, 0, 0})) << int{code};
+  }
+  for (const uint8_t code : std::initializer_list<uint8_t>{9, 10, 13, 15}) {
+    EXPECT_EQ(unreachable(code), (E{IcmpHeader::kV6Unreachable, 1, 0})) << int{code};
+  }
+  EXPECT_EQ(unreachable(2), (E{IcmpHeader::kV6ParameterProblem, 1, 6}));
+  EXPECT_EQ(unreachable(3), (E{IcmpHeader::kV6Unreachable, 4, 0}));
+  EXPECT_EQ(unreachable(4, 1400), (E{IcmpHeader::kV6PacketTooBig, 0, 1420}));
+  EXPECT_EQ(unreachable(4, 0), (E{IcmpHeader::kV6PacketTooBig, 0, 1280}));
+  EXPECT_EQ(unreachable(4, UINT32_MAX), (E{IcmpHeader::kV6PacketTooBig, 0, 65555}));
+  EXPECT_EQ(ToIcmpv6({IcmpHeader::kTimeExceeded, 1, 7}), (E{IcmpHeader::kV6TimeExceeded, 1, 0}));
+  EXPECT_EQ(unreachable(14), std::nullopt);
+  EXPECT_EQ(unreachable(16), std::nullopt);
+  for (const uint8_t type : std::initializer_list<uint8_t>{0, 4, 5, 8, 12})
+    EXPECT_EQ(ToIcmpv6({type, 0, 0}), std::nullopt);
 }
 
 TEST_F(DatagramTest, SaysWhatTheRulesForbid) {

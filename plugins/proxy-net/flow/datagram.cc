@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "plugins/proxy-net/flow/icmp_translation.h"
 #include "plugins/proxy-net/packet/checksum.h"
 
 #ifndef UDP_SEGMENT
@@ -478,6 +479,7 @@ Datagrams::Outcome Datagrams::PassEcho(DatagramFlow* flow) {
 void Datagrams::ReadErrors(DatagramFlow* flow) {
   if (flow->fd < 0) return;
   const bool v4 = flow->host.address.is_v4();
+  const bool guest_v4 = flow->tuple.guest.address.is_v4();
   constexpr int kMost = 16;
   for (int i = 0; i < kMost; ++i) {
     std::array<uint8_t, 576> payload;
@@ -501,7 +503,7 @@ void Datagrams::ReadErrors(DatagramFlow* flow) {
       std::memcpy(&what, CMSG_DATA(c), std::min(sizeof(what), c->cmsg_len - CMSG_LEN(0)));
     }
     const sock_extended_err& error = what.error;
-    IpAddress from = core_->host->GatewayAddress(!v4);
+    IpAddress from = core_->host->GatewayAddress(!guest_v4);
     SocketAddress offender;
     offender.storage = what.from;
     offender.size = v4 ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
@@ -509,7 +511,7 @@ void Datagrams::ReadErrors(DatagramFlow* flow) {
       const IpAddress address = end->address.Canonical();
       if (address == flow->host.address) {
         from = flow->tuple.remote.address;
-      } else if (address.is_v4() == v4 && !address.IsLoopback() && !address.IsUnspecified()) {
+      } else if (address.is_v4() == guest_v4 && !address.IsLoopback() && !address.IsUnspecified()) {
         from = address;
       }
     }
@@ -517,7 +519,7 @@ void Datagrams::ReadErrors(DatagramFlow* flow) {
     if (error.ee_origin == SO_EE_ORIGIN_ICMP || error.ee_origin == SO_EE_ORIGIN_ICMP6) {
       PassError(flow, error.ee_type, error.ee_code, error.ee_info, from, sent);
     } else if (error.ee_origin == SO_EE_ORIGIN_LOCAL && error.ee_errno == EMSGSIZE) {
-      const IpAddress gateway = core_->host->GatewayAddress(!v4);
+      const IpAddress gateway = core_->host->GatewayAddress(!guest_v4);
       if (v4) {
         PassError(flow, IcmpHeader::kUnreachable, ICMP_FRAG_NEEDED, error.ee_info, gateway, sent);
       } else {
@@ -532,6 +534,18 @@ void Datagrams::ReadErrors(DatagramFlow* flow) {
 
 void Datagrams::PassError(DatagramFlow* flow, uint8_t type, uint8_t code, uint32_t rest,
                           const IpAddress& from, Bytes payload) {
+  const bool v4 = flow->tuple.guest.address.is_v4();
+  IcmpError error{type, code, 0};
+  // Of the message's second word only an MTU means anything to the guest.
+  if (flow->host.address.is_v4() != v4) {
+    // Only IPv4 is reached by another kind of address (v4-mapped, NAT64 ...).
+    const std::optional<IcmpError> translated = ToIcmpv6({type, code, rest});
+    if (!translated.has_value()) return core_->Count(Event::kIcmpIgnored);
+    error = *translated;
+  } else if (v4 ? type == IcmpHeader::kUnreachable && code == ICMP_FRAG_NEEDED
+                : type == IcmpHeader::kV6PacketTooBig) {
+    error.rest = rest;
+  }
   const bool echo = flow->kind == FlowKind::kEcho;
   std::array<uint8_t, kIpv6Size + kUdpSize + 576> bytes;
   Writer writer(bytes);
@@ -556,11 +570,7 @@ void Datagrams::PassError(DatagramFlow* flow, uint8_t type, uint8_t code, uint32
     writer.PatchU16(start + 4, flow->tuple.guest.port);
   }
   if (!writer.ok()) return;
-  // Of the ICMP message's second word only an MTU or a pointer means anything.
-  const bool v4 = flow->tuple.guest.address.is_v4();
-  const bool has_mtu = v4 ? type == IcmpHeader::kUnreachable && code == ICMP_FRAG_NEEDED
-                          : type == IcmpHeader::kV6PacketTooBig;
-  core_->SendIcmpError(from, type, code, has_mtu ? rest : 0, writer.written());
+  core_->SendIcmpError(from, error.type, error.code, error.rest, writer.written());
 }
 
 std::string Datagrams::Describe(const DatagramFlow& flow) const {

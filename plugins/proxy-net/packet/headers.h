@@ -141,6 +141,7 @@ struct IcmpHeader {
   static constexpr uint8_t kV6Unreachable = 1;
   static constexpr uint8_t kV6PacketTooBig = 2;
   static constexpr uint8_t kV6TimeExceeded = 3;
+  static constexpr uint8_t kV6ParameterProblem = 4;
   static constexpr uint8_t kV6EchoRequest = 128;
   static constexpr uint8_t kV6EchoReply = 129;
   static constexpr uint8_t kV6RouterSolicitation = 133;
