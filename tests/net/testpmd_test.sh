@@ -103,8 +103,11 @@ verdict $? "loop, two queue pairs"
 ends
 
 serve --backend=null
-pmd "mrg_rxbuf=1" txonly "start"
-[ $? = 0 ] && [ "$TX" -gt 50000 ] && [ "$(counter tx_frames)" -gt 50000 ]
-verdict $? "null, 64-byte frames"
+for packed in 0 1; do
+  before=$(counter tx_frames)
+  pmd "mrg_rxbuf=1,packed_vq=$packed" txonly "start"
+  [ $? = 0 ] && [ "$TX" -gt 50000 ] && [ "$(($(counter tx_frames) - before))" -gt 50000 ]
+  verdict $? "null, 64-byte frames, packed $packed"
+done
 ends
 exit $failed
