@@ -44,13 +44,17 @@ class PollWindow {
   // is woken gets the core at once, one that looks has to wait for its turn.
   void Preempted(uint64_t now_ns, uint64_t idle_ns) {
     spent_ns_ += idle_ns;
-    pause_ns_ = std::clamp(2 * pause_ns_, kShortestPauseNs, kLongestPauseNs);
-    closed_until_ns_ = now_ns + pause_ns_;
+    Pause(now_ns);
   }
 
-  // The thread slept and was woken idle_ns after work had run out.
-  void Woke(uint64_t idle_ns) {
-    if (idle_ns <= max_ns_) {
+  // The thread slept and was woken idle_ns after work had run out, of which it had looked for
+  // looked_ns.
+  void Woke(uint64_t now_ns, uint64_t idle_ns, uint64_t looked_ns) {
+    // Work that comes as soon as the thread sleeps, after as long a look as there is, has waited
+    // for the core: a scheduler may come back to a thread that yields, time and again.
+    if (looked_ns >= max_ns_ && looked_ns > 0 && idle_ns - looked_ns < kAtOnceNs) {
+      Pause(now_ns);
+    } else if (idle_ns <= max_ns_) {
       Grow();
     } else if (idle_ns > 8 * max_ns_ || window_ns_ <= kSmallestNs) {
       window_ns_ = 0;
@@ -64,10 +68,15 @@ class PollWindow {
  private:
   static constexpr uint64_t kPeriodNs = 100'000'000;
   static constexpr uint64_t kSleepCostNs = 60'000;
+  static constexpr uint64_t kAtOnceNs = 2 * kSleepCostNs;
   static constexpr uint64_t kSmallestNs = 20'000;
   static constexpr uint64_t kShortestPauseNs = 10'000'000;
   static constexpr uint64_t kLongestPauseNs = 640'000'000;
 
+  void Pause(uint64_t now_ns) {
+    pause_ns_ = std::clamp(2 * pause_ns_, kShortestPauseNs, kLongestPauseNs);
+    closed_until_ns_ = now_ns + pause_ns_;
+  }
   void Grow() { window_ns_ = std::min(max_ns_, std::max(kSmallestNs, 2 * window_ns_)); }
 
   uint64_t max_ns_;

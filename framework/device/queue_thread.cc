@@ -210,8 +210,9 @@ void QueueThread::Serve() {
       queues_.front()->CountPoll(false);
       spun = false;
     }
+    const uint64_t looked = spun ? now - idle_since : 0;
     if (spun) {
-      window_.Miss(now - idle_since);
+      window_.Miss(looked);
       queues_.front()->CountPoll(false);
       spun = false;
     }
@@ -228,7 +229,8 @@ void QueueThread::Serve() {
     kickless_look = std::min(2 * kickless_look, kKicklessLongestNs);
     loop_->Wait(look_again);
     enters_.Add(loop_->enters() - enters_.value());
-    window_.Woke(MonotonicNs() - idle_since);
+    const uint64_t woken = MonotonicNs();
+    window_.Woke(woken, woken - idle_since, looked);
     idle_since = 0;
   }
 }

@@ -20,13 +20,13 @@ TEST(PollWindowTest, BeginsClosed) {
 
 TEST(PollWindowTest, OpensWhenWorkComesSoonAfterSleep) {
   PollWindow window(kMax, 50);
-  window.Woke(kMax);
+  window.Woke(0, kMax, 0);
   EXPECT_GT(window.Open(1), 0u);
 }
 
 TEST(PollWindowTest, StaysClosedWhenWorkIsRare) {
   PollWindow window(kMax, 50);
-  for (int i = 0; i < 100; ++i) window.Woke(10 * kMs);
+  for (int i = 0; i < 100; ++i) window.Woke(0, 10 * kMs, 0);
   EXPECT_EQ(window.Open(1), 0u);
 }
 
@@ -34,7 +34,7 @@ TEST(PollWindowTest, GrowsToItsLimitAndNotBeyond) {
   PollWindow window(kMax, 100);
   uint64_t last = 0;
   for (int i = 0; i < 50; ++i) {
-    window.Woke(50 * kUs);
+    window.Woke(0, 50 * kUs, 0);
     EXPECT_GE(window.window_ns(), last);
     last = window.window_ns();
   }
@@ -43,7 +43,7 @@ TEST(PollWindowTest, GrowsToItsLimitAndNotBeyond) {
 
 TEST(PollWindowTest, AnEarlyHitLeavesItAsItIsALateOneGrowsIt) {
   PollWindow window(kMax, 100);
-  window.Woke(50 * kUs);
+  window.Woke(0, 50 * kUs, 0);
   const uint64_t before = window.window_ns();
   window.Hit(before / 4);
   EXPECT_EQ(window.window_ns(), before);
@@ -53,16 +53,16 @@ TEST(PollWindowTest, AnEarlyHitLeavesItAsItIsALateOneGrowsIt) {
 
 TEST(PollWindowTest, ClosesWhenRequestsStop) {
   PollWindow window(kMax, 100);
-  for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
   ASSERT_EQ(window.window_ns(), kMax);
   // Much too late once: closed.
-  window.Woke(100 * kMs);
+  window.Woke(0, 100 * kMs, 0);
   EXPECT_EQ(window.Open(1), 0u);
   // A little too late again and again: closed step by step.
-  for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
   uint64_t last = window.window_ns();
   for (int i = 0; i < 20 && last != 0; ++i) {
-    window.Woke(2 * kMax);
+    window.Woke(0, 2 * kMax, 0);
     EXPECT_LT(window.window_ns(), last);
     last = window.window_ns();
   }
@@ -72,8 +72,8 @@ TEST(PollWindowTest, ClosesWhenRequestsStop) {
 TEST(PollWindowTest, ZeroIsOff) {
   PollWindow window(0, 100);
   for (int i = 0; i < 10; ++i) {
-    window.Woke(0);
-    window.Woke(1);
+    window.Woke(0, 0, 0);
+    window.Woke(0, 1, 0);
     window.Hit(1);
     EXPECT_EQ(window.Open(1000), 0u);
   }
@@ -82,7 +82,7 @@ TEST(PollWindowTest, ZeroIsOff) {
 TEST(PollWindowTest, TakesItsShareOfACoreAndNoMore) {
   for (const uint32_t percent : {0u, 1u, 10u, 50u, 100u}) {
     PollWindow window(kMax, percent);
-    for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+    for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
     // One second in which every window passes in vain, or just succeeds.
     constexpr uint64_t kSleepCost = 60 * kUs;
     uint64_t now = 5'000 * kMs;
@@ -110,7 +110,7 @@ TEST(PollWindowTest, TakesItsShareOfACoreAndNoMore) {
 
 TEST(PollWindowTest, LookingThatSavesASleepCostsNothing) {
   PollWindow window(kMax, 10);
-  for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
   uint64_t now = 5'000 * kMs;
   for (int i = 0; i < 100'000; ++i) {  // two seconds of a driver that answers after 20 us
     ASSERT_EQ(window.Open(now), kMax) << i;
@@ -121,7 +121,7 @@ TEST(PollWindowTest, LookingThatSavesASleepCostsNothing) {
 
 TEST(PollWindowTest, AShareAboveAHundredIsAHundred) {
   PollWindow window(kMax, UINT32_MAX);
-  for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
   EXPECT_EQ(window.Open(1'000 * kMs), kMax);
   window.Miss(101 * kMs);
   EXPECT_EQ(window.Open(1'050 * kMs), 0u);
@@ -130,15 +130,15 @@ TEST(PollWindowTest, AShareAboveAHundredIsAHundred) {
 
 TEST(PollWindowTest, ShortLimitsWork) {
   PollWindow window(5 * kUs, 100);  // below the smallest step
-  for (int i = 0; i < 10; ++i) window.Woke(4 * kUs);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 4 * kUs, 0);
   EXPECT_EQ(window.window_ns(), 5 * kUs);
-  window.Woke(6 * kUs);
+  window.Woke(0, 6 * kUs, 0);
   EXPECT_LT(window.window_ns(), 5 * kUs);
 }
 
 TEST(PollWindowTest, PausesWhenPreemptedAndLongerEachTime) {
   PollWindow window(kMax, 100);
-  for (int i = 0; i < 10; ++i) window.Woke(50 * kUs);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
   uint64_t now = 1'000 * kMs;
   ASSERT_GT(window.Open(now), 0u);
   uint64_t last_pause = 0;
@@ -155,8 +155,32 @@ TEST(PollWindowTest, PausesWhenPreemptedAndLongerEachTime) {
 
 TEST(PollWindowTest, AWindowAboveItsBudgetStillOpens) {
   PollWindow window(200 * kMs, 50);
-  for (int i = 0; i < 40; ++i) window.Woke(50 * kUs);
+  for (int i = 0; i < 40; ++i) window.Woke(0, 50 * kUs, 0);
   EXPECT_EQ(window.Open(1'000 * kMs), 50 * kMs);
+}
+
+// On a core that others need, work arrives when the thread sleeps at last, however long it looked.
+TEST(PollWindowTest, PausesWhenWorkComesAsSoonAsItSleeps) {
+  PollWindow window(kMax, 100);
+  for (int i = 0; i < 10; ++i) window.Woke(0, 50 * kUs, 0);
+  uint64_t now = 1000 * kMs;
+  uint64_t before = 0;
+  for (int i = 0; i < 5; ++i) {
+    ASSERT_EQ(window.Open(now), kMax);
+    window.Miss(kMax);
+    window.Woke(now, kMax + 30 * kUs, kMax);
+    uint64_t pause = 0;
+    while (window.Open(now + pause) == 0) pause += kMs;
+    EXPECT_GT(pause, before);
+    before = pause;
+    now += pause;
+  }
+  // Later work says nothing of the kind, nor does a look that was shorter than it may be.
+  window.Miss(kMax);
+  window.Woke(now, 3 * kMax, kMax);
+  EXPECT_GT(window.Open(now + 1), 0u);
+  window.Woke(now, 60 * kUs, 20 * kUs);
+  EXPECT_GT(window.Open(now + 1), 0u);
 }
 
 }  // namespace
