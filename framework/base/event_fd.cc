@@ -1,6 +1,7 @@
 #include "framework/base/event_fd.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -15,12 +16,16 @@ absl::StatusOr<EventFdKind> EventFdKindOf(int fd) {
   struct stat status {};
   if (fstat(fd, &status) != 0) return ErrnoStatus(errno, "event descriptor");
   if (S_ISFIFO(status.st_mode)) return EventFdKind::kPipe;
+  if (S_ISSOCK(status.st_mode)) return EventFdKind::kSocket;
   // Descriptors of the kernel's own have no type; a write to another kind than an eventfd fails.
   if ((status.st_mode & S_IFMT) == 0) return EventFdKind::kEventFd;
-  return absl::InvalidArgumentError("the descriptor is neither an eventfd nor a pipe");
+  return absl::InvalidArgumentError("the descriptor is no eventfd, pipe or socket");
 }
 
-ssize_t WriteToPipe(int fd, std::span<const std::byte> data) {
+ssize_t WriteNow(EventFdKind kind, int fd, std::span<const std::byte> data) {
+  if (kind == EventFdKind::kSocket) {
+    return send(fd, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+  }
   // Of all ways to write to a pipe this one alone takes its flag with each call on every kernel.
   const iovec part{const_cast<std::byte*>(data.data()), data.size()};
   return vmsplice(fd, &part, 1, SPLICE_F_NONBLOCK);

@@ -1,5 +1,6 @@
-// Event descriptors that the other side has made and shares: eventfds and pipes. Its process can
-// change their flags and fill them at any time, so none of this relies on O_NONBLOCK being set.
+// Event descriptors that the other side has made and shares: eventfds, pipes and sockets. Its
+// process can change their flags and fill them at any time, so none of this relies on O_NONBLOCK
+// being set.
 // Free functions over descriptors of the caller's; any thread.
 #ifndef VIRTBAY_FRAMEWORK_BASE_EVENT_FD_H_
 #define VIRTBAY_FRAMEWORK_BASE_EVENT_FD_H_
@@ -14,15 +15,16 @@
 
 namespace virtbay {
 
-enum class EventFdKind : uint8_t { kEventFd, kPipe };
+enum class EventFdKind : uint8_t { kEventFd, kPipe, kSocket };
 
-// What `fd` is; InvalidArgument for anything else: of a file, a terminal or a socket nobody knows
-// how long a write takes. [any]
+// What `fd` is; InvalidArgument for anything else: of a file or a terminal nobody knows how long a
+// write takes. [any]
 absl::StatusOr<EventFdKind> EventFdKindOf(int fd);
 
-// Writes `data` to a pipe and never waits, whatever its flags: the bytes written, or -1 with errno
-// (EAGAIN: it is full). `data` must never change, the pipe refers to it until it is read. [any]
-ssize_t WriteToPipe(int fd, std::span<const std::byte> data);
+// Writes `data` to a pipe or socket and never waits, whatever its flags: the bytes written, or -1
+// with errno (EAGAIN: it is full). `data` must never change, a pipe refers to it until it is read.
+// [any]
+ssize_t WriteNow(EventFdKind kind, int fd, std::span<const std::byte> data);
 
 // Takes what an eventfd holds and never waits, so that whoever waits for room in it goes on. [any]
 void DrainEventFd(int fd);

@@ -21,8 +21,7 @@ constexpr int kDrains = 1000;
 void Notifier::Set(SharedFd fd) {
   fd_ = fd.get();
   if (fd_ >= 0) {
-    const auto kind = EventFdKindOf(fd_);
-    pipe_ = kind.ok() && *kind == EventFdKind::kPipe;
+    kind_ = EventFdKindOf(fd_).value_or(EventFdKind::kEventFd);
     const int flags = fcntl(fd_, F_GETFL);
     if (flags >= 0 && (flags & O_NONBLOCK) == 0) fcntl(fd_, F_SETFL, flags | O_NONBLOCK);
   }
@@ -38,8 +37,8 @@ SharedFd Notifier::fd() const {
 void Notifier::Notify() {
   if (fd_ < 0) return;
   const std::span one = std::as_bytes(std::span(&kOne, 1));
-  if (pipe_) {
-    static_cast<void>(WriteToPipe(fd_, one));
+  if (kind_ != EventFdKind::kEventFd) {
+    static_cast<void>(WriteNow(kind_, fd_, one));
     return;
   }
   const uint64_t before = writes_.load(std::memory_order_relaxed);

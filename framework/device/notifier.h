@@ -1,4 +1,4 @@
-// Notifier: tells the front-end something by its eventfd or pipe (call, error) and is not held up
+// Notifier: tells the front-end something by its descriptors (call, error) and is not held up
 // by it for ever: the front-end shares the open file and can fill it and make it blocking.
 // Owned by a Queue; Set and Notify are its thread's, Release is the watchdog's.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_NOTIFIER_H_
@@ -9,6 +9,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "framework/base/event_fd.h"
 #include "framework/base/shared_fd.h"
 
 namespace virtbay {
@@ -29,7 +30,7 @@ class Notifier {
 
  private:
   int fd_ = -1;
-  bool pipe_ = false;
+  EventFdKind kind_ = EventFdKind::kEventFd;
   uint64_t seen_ = 0;                // writes_ at the last Release
   bool drained_ = false;             // and room was made then
   std::atomic<uint64_t> writes_{0};  // odd: in one

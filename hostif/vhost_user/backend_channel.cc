@@ -18,41 +18,25 @@ namespace {
 // Static, because a pipe refers to it until it is read.
 constexpr Header kConfigChange{static_cast<uint32_t>(BackendRequest::kConfigChange), kVersion, 0};
 
-bool IsSocket(int fd) {
-  int type = 0;
-  socklen_t size = sizeof type;
-  return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0;
-}
-
-bool IsPipe(int fd) {
-  const auto kind = EventFdKindOf(fd);
-  return kind.ok() && *kind == EventFdKind::kPipe;
-}
-
 }  // namespace
 
 absl::Status BackendChannel::Set(UniqueFd fd) {
-  const bool is_socket = IsSocket(fd.get());
-  if (!is_socket && !IsPipe(fd.get())) {
+  const auto kind = EventFdKindOf(fd.get());
+  if (!kind.ok() || *kind == EventFdKind::kEventFd) {
     return absl::InvalidArgumentError("the back-end channel is neither a socket nor a pipe");
   }
-  is_socket_ = is_socket;
+  kind_ = *kind;
   fd_ = std::move(fd);
   return absl::OkStatus();
 }
 
-void BackendChannel::Close() {
-  fd_.reset();
-  is_socket_ = false;
-}
+void BackendChannel::Close() { fd_.reset(); }
 
 absl::Status BackendChannel::SendConfigChange() {
   ssize_t done = 0;
   do {
     // The server's thread blocks SIGPIPE, which a pipe has no flag against.
-    done = is_socket_
-               ? send(fd_.get(), &kConfigChange, sizeof kConfigChange, MSG_DONTWAIT | MSG_NOSIGNAL)
-               : WriteToPipe(fd_.get(), std::as_bytes(std::span(&kConfigChange, 1)));
+    done = WriteNow(kind_, fd_.get(), std::as_bytes(std::span(&kConfigChange, 1)));
   } while (done < 0 && errno == EINTR);
   if (done == static_cast<ssize_t>(sizeof kConfigChange)) return absl::OkStatus();
   if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {

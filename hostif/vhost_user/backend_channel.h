@@ -5,6 +5,7 @@
 #define VIRTBAY_HOSTIF_VHOST_USER_BACKEND_CHANNEL_H_
 
 #include "absl/status/status.h"
+#include "framework/base/event_fd.h"
 #include "framework/base/unique_fd.h"
 
 namespace virtbay::vhost_user {
@@ -16,7 +17,7 @@ class BackendChannel {
   absl::Status Set(UniqueFd fd);
   bool valid() const { return fd_.valid(); }
   // What to poll for input, or -1. Only a socket: other kinds of fd may be readable for ever.
-  int poll_fd() const { return is_socket_ ? fd_.get() : -1; }
+  int poll_fd() const { return kind_ == EventFdKind::kSocket ? fd_.get() : -1; }
 
   // VHOST_USER_BACKEND_CONFIG_CHANGE_MSG, without NEED_REPLY: there is nothing to do about a
   // refusal, and a pipe could not answer. ResourceExhausted when the front-end reads too slowly
@@ -30,7 +31,7 @@ class BackendChannel {
   void Close();
 
   UniqueFd fd_;
-  bool is_socket_ = false;
+  EventFdKind kind_ = EventFdKind::kSocket;
 };
 
 }  // namespace virtbay::vhost_user

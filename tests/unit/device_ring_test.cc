@@ -1,5 +1,6 @@
 // Running rings: hostile drivers, memory that changes, descriptors of every kind, back-pressure.
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <csignal>
@@ -594,18 +595,26 @@ TEST_F(DeviceTest, AFullCallPipeHoldsNobodyUp) {
 // The front-end shares the open file, so that it can undo O_NONBLOCK at any time.
 void MakeBlocking(int fd) { ASSERT_EQ(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK), 0); }
 
-TEST_F(DeviceTest, AFullCallPipeThatBlocksHoldsNobodyUp) {
+TEST_F(DeviceTest, AFullCallPipeOrSocketThatBlocksHoldsNobodyUp) {
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
   Client::Options options;
   options.driver.event_idx = false;
   ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
   Pipe pipe;
   ASSERT_EQ(fcntl(pipe.writer.get(), F_SETPIPE_SZ, 4096), 4096);
-  ASSERT_OK(client->port().SetCall(0, Copy(pipe.writer.get())));
-  MakeBlocking(pipe.writer.get());
-  for (int i = 0; i < 1000; ++i) {
-    const uint64_t token = client->Send({.op = Op::kNothing});
-    ASSERT_TRUE(Eventually([&] { return client->Has(token); }));
+  int pair[2] = {-1, -1};
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const UniqueFd reader(pair[0]);
+  const UniqueFd writer(pair[1]);
+  for (const int call : {pipe.writer.get(), writer.get()}) {
+    ASSERT_OK(client->port().SetCall(0, Copy(call)));
+    MakeBlocking(call);
+    for (int i = 0; i < 1000; ++i) {
+      const uint64_t token = client->Send({.op = Op::kNothing});
+      ASSERT_TRUE(Eventually([&] { return client->Has(token); }));
+    }
+    pollfd room{.fd = call, .events = POLLOUT, .revents = 0};
+    EXPECT_EQ(poll(&room, 1, 0), 0) << "it is full";
   }
 }
 
