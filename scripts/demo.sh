@@ -1,6 +1,6 @@
 #!/bin/bash
-# The demo: one virtbay process serves two directories to a Linux guest, which works on both at
-# once; then what each device did. No root needed once the packages are there.
+# The demo: one virtbay process serves two directories and a network to a Linux guest, which works
+# on all three at once; then what each device did. No root needed once the packages are there.
 #   scripts/demo.sh [--in-process]   (the latter: without user-mode Linux even where it is there)
 set -u
 ROOT=$(cd "$(dirname "$0")/.." && pwd)
@@ -24,8 +24,10 @@ cmake --build "$BUILD" --target virtbay_device_host virtiofs virtio-net proxy-ne
   virtbay_demo_guest virtbay_uml_xstate -- -j"$(nproc)" --quiet || exit 1
 
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/virtbay-demo-XXXXXX")
+WEB=()
 cleanup() {
   all_kill
+  [ ${#WEB[@]} = 0 ] || kill "${WEB[@]}" 2>/dev/null
   chmod -R u+rwX "$WORK" 2>/dev/null
   rm -rf "$WORK"
 }
@@ -59,16 +61,45 @@ device() {
   printf '[device.options]\ntag = "%s"\nshared-dir = "%s"\n' "$1" "$WORK/$1"
 }
 
-{
-  printf '[host]\nlog-level = "warn"\ncontrol-socket = "%s"\n' "$WORK/control.sock"
-  device source
-  device scratch
-} >"$WORK/virtbay.toml"
+# A web server on the host's loopback, which hands out the share "source". PORT stays empty when no
+# port can be had; over IPv6 only where the host has that.
+web_start() {
+  local address
+  head -c 30000000 /dev/urandom >"$WORK/source/download"
+  for _ in 1 2 3 4 5; do
+    PORT=$((20000 + RANDOM % 20000))
+    for address in 127.0.0.1 '[::1]'; do
+      busybox httpd -f -p "$address:$PORT" -h "$WORK/source" >/dev/null 2>&1 &
+      WEB+=($!)
+    done
+    sleep 0.2
+    kill -0 "${WEB[-2]}" 2>/dev/null || continue
+    FAMILIES=a
+    ! kill -0 "${WEB[-1]}" 2>/dev/null || FAMILIES="a aaaa"
+    return
+  done
+  PORT=
+}
+
+# Of the host's loopback the guest may reach that one port.
+network() {
+  printf '\n[[device]]\nname = "net"\nplugin = "proxy-net"\nsocket = "%s"\n' "$WORK/net.sock"
+  printf '[device.options]\nipv6 = "on"\nhost-ports = "tcp:%s"\n' "$PORT"
+}
 
 reason=$(uml_missing)
 [ -z "$IN_PROCESS" ] || reason="not wanted"
 if [ -z "$reason" ] && ! command -v git >/dev/null; then reason="git is not installed"; fi
-echo "== one virtbay process, two shares: source and scratch"
+PORT=
+[ -n "$reason" ] || web_start
+{
+  printf '[host]\nlog-level = "warn"\ncontrol-socket = "%s"\n' "$WORK/control.sock"
+  device source
+  device scratch
+  [ -z "$PORT" ] || network
+} >"$WORK/virtbay.toml"
+
+echo "== one virtbay process, two shares: source and scratch${PORT:+; a network: net}"
 service_start "$WORK" "$WORK/virtbay.toml" || exit 1
 
 uml_job() {
@@ -93,13 +124,58 @@ file_job() {
       cmp /run/mnt/scratch/a /run/mnt/scratch/b && say "scratch: 100 MB written, copied, compared: $SECONDS s"
   fi
 }
+# An address by DHCP, a name, and the same file twice: over the network and from the share.
+net_job() {
+  local modules module family address router url
+  modules=$(find /usr/lib/uml/modules -name virtio_net.ko | head -n 1)
+  modules=${modules%/drivers/net/virtio_net.ko}
+  for module in lib/crc-ccitt net/ipv6/ipv6 net/core/failover drivers/net/net_failover \
+    drivers/net/virtio_net net/packet/af_packet; do
+    insmod "$modules/$module.ko" 2>/dev/null || busybox insmod "$modules/$module.ko" 2>/dev/null
+  done
+  ip link set eth0 up || return 1
+  cat >/tmp/udhcpc <<'SCRIPT'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/$mask" dev eth0
+ip route add default via "$router"
+echo "$ip $router" >/tmp/lease
+SCRIPT
+  chmod +x /tmp/udhcpc
+  busybox udhcpc -i eth0 -n -q -t 10 -s /tmp/udhcpc || return 1
+  read -r address router </tmp/lease
+  say "net: address $address by DHCP: $SECONDS s"
+  for family in $FAMILIES; do
+    address=$(busybox nslookup -type=$family host.virtbay.internal "$router" |
+      awk '/^Address/ && $2 !~ /:53$/ { print $2 }' | tail -n 1)
+    [ -n "$address" ] || return 1
+    url=$address
+    if [ $family = aaaa ]; then
+      for _ in 1 2 3 4 5 6 7 8 9 10; do
+        ip -6 addr show dev eth0 | grep global | grep -qv tentative && break
+        sleep 0.5
+      done
+      url="[$address]"
+    fi
+    busybox wget -q -O - "http://$url:$PORT/download" | cmp - /run/mnt/source/download || return 1
+    say "net: host.virtbay.internal is $address; 30 MB from there are what the share has: $SECONDS s"
+  done
+}
 SECONDS=0
 echo "@@BEGIN"
+net=
+if [ -n "$PORT" ]; then
+  ( net_job ) >/tmp/net.log 2>&1 </dev/null >/dev/console &
+  net=$!
+fi
 ( git_job ) >/tmp/git.log 2>&1 </dev/null >/dev/console &
 git=$!
 file_job || { say "scratch: FAILED"; cat /tmp/fio.out; exit 1; }
 wait $git || { say "source: FAILED"; cat /tmp/git.log; exit 1; }
+[ -z "$net" ] || wait $net || { say "net: FAILED"; cat /tmp/net.log; exit 1; }
 JOB
+  sed -i "1i PORT=$PORT FAMILIES='${FAMILIES:-}'" "$WORK/job/job.sh"
+  [ -z "$PORT" ] || GUEST_DEVICES=("$WORK/net.sock:1")
   guest_start "$WORK" "$WORK/initramfs.cpio" "$WORK/job" 320M \
     "source=$WORK/source.sock" "scratch=$WORK/scratch.sock" || return 1
   local end=$((SECONDS + 120)) status=
