@@ -17,14 +17,17 @@ namespace virtbay {
 
 enum class EventFdKind : uint8_t { kEventFd, kPipe, kSocket };
 
-// What `fd` is; InvalidArgument for anything else: of a file or a terminal nobody knows how long a
-// write takes. [any]
+// What `fd` is; InvalidArgument for anything else: of a file, a terminal or a connection nobody
+// knows how long a write or a close takes. Asks no file system, which may never answer. [any]
 absl::StatusOr<EventFdKind> EventFdKindOf(int fd);
 
 // Writes `data` to a pipe or socket and never waits, whatever its flags: the bytes written, or -1
 // with errno (EAGAIN: it is full). `data` must never change, a pipe refers to it until it is read.
 // [any]
 ssize_t WriteNow(EventFdKind kind, int fd, std::span<const std::byte> data);
+
+// The last close of a connection may wait for its peer (SO_LINGER): after this it does not. [any]
+void CloseAtOnce(int fd);
 
 // Takes what an eventfd holds and never waits, so that whoever waits for room in it goes on. [any]
 void DrainEventFd(int fd);

@@ -48,6 +48,7 @@ class Device : public std::enable_shared_from_this<Device> {
   // Logs queue threads that have been in one plugin callback since the last call and for at least
   // `threshold`. Called by one watchdog thread.
   void ReportStuck(absl::Duration threshold);
+  absl::Duration stop_deadline() const { return core_->spec.stop_deadline; }
 
   // The functions of DevicePort.
   void Detach();

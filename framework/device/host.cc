@@ -25,6 +25,8 @@
 namespace virtbay {
 namespace {
 
+constexpr absl::Duration kShortestWatch = absl::Milliseconds(2);
+
 // Identifies the contents of a plugin file: a rebuilt file is another image.
 using ImageKey = std::tuple<std::filesystem::path, dev_t, ino_t, off_t, int64_t, int64_t>;
 
@@ -157,11 +159,17 @@ class HostImpl final : public Host {
   }
 
   void Watch() {
-    const absl::Duration period = options_.stuck_callback_warning / 4;
     for (;;) {
       std::vector<std::shared_ptr<Device>> devices;
       {
         absl::MutexLock lock(&mutex_);
+        // A thread that its front-end holds up is freed by the second look, and may be held up
+        // once more: before whoever stops the ring gives the device up.
+        absl::Duration period = options_.stuck_callback_warning / 4;
+        for (const auto& [name, device] : devices_) {
+          period = std::min(period, device->stop_deadline() / 8);
+        }
+        period = std::max(period, kShortestWatch);
         if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), period)) return;
         for (const auto& [name, device] : devices_) devices.push_back(device);
       }

@@ -1,6 +1,6 @@
-// Metrics: a device's named 64-bit cells, counters and gauges, handed to its plugin and reported by Inspect.
-// Owned by the device. Registering and reading are [any]; the cells are plain words that their
-// users change with relaxed atomics.
+// Metrics: a device's named 64-bit cells, counters and gauges, handed to its plugin and reported by
+// Inspect. Owned by the device. Registering and reading are [any]; the cells are plain words that
+// their users change with relaxed atomics.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_METRICS_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_METRICS_H_
 
@@ -21,8 +21,8 @@ class Metrics {
  public:
   static constexpr uint32_t kMaxCells = 256;
 
-  // The cell of that name, made at the first call, which says what it is; nullptr for a name that is
-  // not lower_snake (at most 64 characters) or when there are kMaxCells others.
+  // The cell of that name, made at the first call, which says what it is; nullptr for a name that
+  // is not lower_snake (at most 64 characters) or when there are kMaxCells others.
   uint64_t* Cell(absl::string_view name, absl::string_view help,
                  MetricKind kind = MetricKind::kCounter) {
     if (!ValidName(name)) return nullptr;

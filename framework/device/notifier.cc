@@ -1,6 +1,5 @@
 #include "framework/device/notifier.h"
 
-#include <fcntl.h>
 #include <sched.h>
 #include <unistd.h>
 
@@ -20,11 +19,8 @@ constexpr int kDrains = 1000;
 
 void Notifier::Set(SharedFd fd) {
   fd_ = fd.get();
-  if (fd_ >= 0) {
-    kind_ = EventFdKindOf(fd_).value_or(EventFdKind::kEventFd);
-    const int flags = fcntl(fd_, F_GETFL);
-    if (flags >= 0 && (flags & O_NONBLOCK) == 0) fcntl(fd_, F_SETFL, flags | O_NONBLOCK);
-  }
+  // The flags stay as they are: they are the front-end's too, which may sleep in a read.
+  if (fd_ >= 0) kind_ = EventFdKindOf(fd_).value_or(EventFdKind::kEventFd);
   absl::MutexLock lock(&mutex_);
   held_ = std::move(fd);
 }

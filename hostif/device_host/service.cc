@@ -86,6 +86,7 @@ absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const Device
   options.log = log_.Named(config.spec.name);
   options.socket_path = config.socket_path;
   options.socket.reset(config.socket_fd);
+  options.stop_patience = config.spec.stop_deadline + absl::Seconds(15);
   options.on_ended = [this] { ::eventfd_write(ended_.get(), 1); };
   gid_t group = 0;
   if (!config.socket_group.empty()) {

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cerrno>
-#include <span>
 #include <utility>
 
 #include "framework/base/event_fd.h"
@@ -15,17 +14,15 @@
 namespace virtbay::vhost_user {
 namespace {
 
-// Static, because a pipe refers to it until it is read.
 constexpr Header kConfigChange{static_cast<uint32_t>(BackendRequest::kConfigChange), kVersion, 0};
 
 }  // namespace
 
 absl::Status BackendChannel::Set(UniqueFd fd) {
   const auto kind = EventFdKindOf(fd.get());
-  if (!kind.ok() || *kind == EventFdKind::kEventFd) {
-    return absl::InvalidArgumentError("the back-end channel is neither a socket nor a pipe");
+  if (!kind.ok() || *kind != EventFdKind::kSocket) {
+    return absl::InvalidArgumentError("the back-end channel is not a Unix socket");
   }
-  kind_ = *kind;
   fd_ = std::move(fd);
   return absl::OkStatus();
 }
@@ -35,8 +32,7 @@ void BackendChannel::Close() { fd_.reset(); }
 absl::Status BackendChannel::SendConfigChange() {
   ssize_t done = 0;
   do {
-    // The server's thread blocks SIGPIPE, which a pipe has no flag against.
-    done = WriteNow(kind_, fd_.get(), std::as_bytes(std::span(&kConfigChange, 1)));
+    done = send(fd_.get(), &kConfigChange, sizeof kConfigChange, MSG_DONTWAIT | MSG_NOSIGNAL);
   } while (done < 0 && errno == EINTR);
   if (done == static_cast<ssize_t>(sizeof kConfigChange)) return absl::OkStatus();
   if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {

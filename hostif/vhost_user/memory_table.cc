@@ -1,6 +1,8 @@
 #include "hostif/vhost_user/memory_table.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -23,9 +25,13 @@ std::string Describe(const RegionDescription& region) {
 
 absl::StatusOr<MemoryTable::Entry> MemoryTable::Map(const RegionDescription& region,
                                                     const UniqueFd& fd) const {
-  struct stat file {};
-  if (fstat(fd.get(), &file) != 0) return ErrnoStatus(errno, Describe(region));
-  Entry entry{region, file.st_dev, file.st_ino, nullptr, nullptr};
+  // Asks no file system, which may never answer.
+  struct statx file {};
+  if (statx(fd.get(), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &file) != 0) {
+    return ErrnoStatus(errno, Describe(region));
+  }
+  Entry entry{region, makedev(file.stx_dev_major, file.stx_dev_minor), file.stx_ino, nullptr,
+              nullptr};
   for (const Entry& old : entries_) {
     // The mapping keeps its file alive, so an equal inode number is the same file, not a reuse.
     if ((old.mapping == nullptr || !old.mapping->poisoned()) && old.device == entry.device &&

@@ -7,22 +7,20 @@
 
 #include <sys/types.h>
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "framework/base/log.h"
-#include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/connection.h"
-#include "hostif/vhost_user/socket.h"
 #include "virtbay/host.h"
 
 namespace virtbay::vhost_user {
+
+class ServerLoop;
 
 struct ServerOptions {
   // Where to listen: exactly one of these two.
@@ -33,6 +31,8 @@ struct ServerOptions {
 
   mode_t socket_mode = 0600;  // of the file at socket_path, whatever the umask
   Log log;                    // default: drops everything
+  // How long the destructor waits for its thread: longer than the device takes to stop.
+  absl::Duration stop_patience = absl::Seconds(30);
   // Called on the server's thread, which serves nobody meanwhile; must not destroy the server.
   std::function<void()> on_connect;     // a front-end has the device
   std::function<void()> on_disconnect;  // and has it no more
@@ -49,7 +49,9 @@ class Server {
   // The same for anything that has a port.
   static absl::StatusOr<std::unique_ptr<Server>> Create(AttachFunction attach,
                                                         ServerOptions options);
-  // Disconnects the front-end, which stops its rings, and removes the socket file. [any]
+  // Disconnects the front-end, which stops its rings, and removes the socket file. A thread that
+  // the front-end holds up in the kernel for longer than stop_patience is left behind, with a line
+  // in the log; it calls nobody back any more. [any]
   ~Server();
   // Begins with what the destructor does: the socket file is gone on return, the disconnect is not
   // waited for. [any]
@@ -58,38 +60,16 @@ class Server {
   Server& operator=(const Server&) = delete;
 
   // A front-end has the device. [any]
-  bool connected() const { return connected_.load(std::memory_order_acquire); }
+  bool connected() const;
   // There will be no further front-end: the inherited connection is over, or the listening socket
   // has failed. [any]
-  bool ended() const { return ended_.load(std::memory_order_acquire); }
+  bool ended() const;
 
  private:
-  Server(AttachFunction attach, ServerOptions options);
+  Server(std::shared_ptr<ServerLoop> loop, absl::Duration patience);
 
-  absl::Status Start();
-  void Run();
-  // One poll and what it says; false when there is nothing left to do.
-  bool Turn();
-  void Accept();
-  void Connect(UniqueFd socket);
-  void Disconnect();
-
-  const AttachFunction attach_;
-  const Log log_;
-  LogLimiter limited_;  // for lines that a front-end can cause
-  const std::function<void()> on_connect_;
-  const std::function<void()> on_disconnect_;
-  const std::function<void()> on_ended_;
-  UniqueFd listener_;
-  SocketFile file_;
-  UniqueFd first_;  // an inherited connection, until it is served
-  UniqueFd wake_;   // eventfd: stop, or a change to tell the front-end of
-  std::atomic<bool> stop_{false};
-  std::atomic<bool> connected_{false};
-  std::atomic<bool> ended_{false};
-  bool out_of_fds_ = false;
-  std::unique_ptr<Connection> connection_;
-  std::thread thread_;
+  const std::shared_ptr<ServerLoop> loop_;
+  const absl::Duration patience_;
 };
 
 }  // namespace virtbay::vhost_user

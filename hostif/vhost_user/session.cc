@@ -39,8 +39,13 @@ absl::StatusOr<VringFd> TakeVringFd(Message& message) {
   VringFd result;
   result.index = static_cast<uint32_t>(value & kVringFdIndexMask);
   if (expected) {
-    VIRTBAY_RETURN_IF_ERROR(Annotate(EventFdKindOf(message.fds[0].get()).status(),
-                                     absl::StrCat("ring ", result.index)));
+    const auto kind = EventFdKindOf(message.fds[0].get());
+    VIRTBAY_RETURN_IF_ERROR(Annotate(kind.status(), absl::StrCat("ring ", result.index)));
+    // A pipe has a lock that the front-end can hold for ever, and reads and writes wait for that.
+    if (*kind == EventFdKind::kPipe) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("ring ", result.index, ": the descriptor is a pipe, not an eventfd"));
+    }
     result.fd = std::move(message.fds[0]);
   }
   return result;

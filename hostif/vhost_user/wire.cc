@@ -5,6 +5,7 @@
 #include <cerrno>
 
 #include "absl/strings/str_cat.h"
+#include "framework/base/event_fd.h"
 #include "framework/base/status.h"
 
 namespace virtbay::vhost_user {
@@ -98,6 +99,7 @@ absl::Status MessageReader::TakeFds(const msghdr& message) {
       int fd = -1;
       std::memcpy(&fd, CMSG_DATA(part) + i * sizeof(int), sizeof fd);
       message_.fds.emplace_back(fd);
+      CloseAtOnce(fd);
     }
   }
   if (message_.fds.size() > kMaxFds) {

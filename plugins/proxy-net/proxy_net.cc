@@ -236,8 +236,8 @@ class ProxyNet final : public NetDevice, public FlowHost {
     std::string text;
     const Status done = OnQueue([&] {
       const Shard::Totals t = shard_->totals();
-      text = absl::StrCat("\"guest\": \"", GuestAddress(false)->ToString(), "\", \"gateway\": \"",
-                          GatewayAddress(false).ToString(),
+      text = absl::StrCat("\"guest_address\": \"", GuestAddress(false)->ToString(),
+                          "\", \"gateway\": \"", GatewayAddress(false).ToString(),
                           "\", \"ipv6\": ", lan_->ipv6_up() ? "true" : "false",
                           ", \"tcp_flows\": ", t.tcp, ", \"datagram_flows\": ", t.datagram,
                           ", \"half_open\": ", t.half_open, ", \"time_wait\": ", t.time_wait,

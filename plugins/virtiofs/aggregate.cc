@@ -103,9 +103,9 @@ sdk::Result<Aggregate::Added> Aggregate::Add(const std::string& name, const std:
   }
   if (path.empty()) return sdk::InvalidArgument("the share's path is missing");
   if (Status status = CheckOptions(options); !status.ok()) return status.error();
-  if (!fs_->budget.Reserve(FdKind::kFile)) {
+  if (!fs_->budget.ReserveRoot()) {
     return Error{VIRTBAY_RESOURCE_EXHAUSTED, ENFILE,
-                 "share " + path + ": the device has as many files open as it may"};
+                 "share " + path + ": the limit on open files leaves none for its guest"};
   }
   ShareRef made = ShareRef::Adopt(new Share);
   Share& share = *made;

@@ -154,6 +154,14 @@ bool FdBudget::Reserve(FdKind kind) {
   return false;
 }
 
+bool FdBudget::ReserveRoot() {
+  uint32_t units = 0;
+  while (units <= kFewFiles && TakeUnit(0)) ++units;
+  const bool enough = units > kFewFiles;
+  for (; units > 0; --units) GiveUnit();
+  return enough && Reserve(FdKind::kFile);
+}
+
 void FdBudget::Unreserve(bool path) {
   open_.fetch_sub(1, std::memory_order_relaxed);
   if (gauge_ != nullptr) __atomic_fetch_sub(gauge_, 1, __ATOMIC_RELAXED);

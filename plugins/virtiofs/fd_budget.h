@@ -92,6 +92,8 @@ class FdBudget {
   // Counts one descriptor that the caller is about to open, closing cold ones if need be. False:
   // the guest itself holds too many (ENFILE).
   bool Reserve(FdKind kind);
+  // The same for the directory of a share, if some are left then for the guest's files. [control]
+  bool ReserveRoot();
   void Unreserve(bool path);
   // A descriptor is closed: close(2) and Unreserve.
   void Close(int fd, bool path);

@@ -179,23 +179,24 @@ TEST_F(VhostUserTest, ARingWhoseRequestsDoNotEndEndsTheConnection) {
   EXPECT_TRUE(front_.Closed());
 }
 
-TEST_F(VhostUserTest, FdsOfARingAreEventfdsPipesOrSockets) {
+TEST_F(VhostUserTest, FdsOfARingAreEventfdsOrUnixSockets) {
   Negotiate();
   ShareMemory();
   const UniqueFd zero(open("/dev/zero", O_RDWR | O_CLOEXEC));
   const UniqueFd file = MakeMemory(4096);
-  for (const int fd : {zero.get(), file.get()}) {
+  const UniqueFd net(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  for (const int fd : {zero.get(), file.get(), net.get()}) {
     for (const Request request :
          {Request::kSetVringKick, Request::kSetVringCall, Request::kSetVringErr}) {
       EXPECT_EQ(front_.Ack(request, uint64_t{0}, {fd}), 1);
-      EXPECT_TRUE(log_.Contains("ring 0: the descriptor is no eventfd, pipe or socket"));
+      EXPECT_TRUE(log_.Contains("ring 0: the descriptor is no eventfd, pipe or Unix socket"));
     }
   }
   int pipe[2] = {-1, -1};
   ASSERT_EQ(pipe2(pipe, O_CLOEXEC), 0);
   const UniqueFd reader(pipe[0]);
   const UniqueFd writer(pipe[1]);
-  EXPECT_EQ(front_.Ack(Request::kSetVringCall, uint64_t{0}, {writer.get()}), 0);
+  EXPECT_EQ(front_.Ack(Request::kSetVringCall, uint64_t{0}, {writer.get()}), 1);
   // What user-mode Linux calls a pipe is a pair of sockets.
   int pair[2] = {-1, -1};
   ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);

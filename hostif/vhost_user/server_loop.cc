@@ -1,0 +1,224 @@
+#include "hostif/vhost_user/server_loop.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <exception>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "framework/base/status.h"
+
+namespace virtbay::vhost_user {
+namespace {
+
+// How long the listener is left alone when the process has no descriptors for a new connection.
+constexpr int kRetryMs = 1000;
+
+// "pid P, uid U" of the other end.
+std::string Peer(int socket) {
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return "unknown peer";
+  return absl::StrCat("pid ", peer.pid, ", uid ", peer.uid);
+}
+
+// Signals of the process are the embedder's and go to its threads; and a front-end that closes a
+// pipe must not raise SIGPIPE here. Faults stay deliverable, blocked ones would end the process.
+sigset_t BlockedSignals() {
+  sigset_t set;
+  sigfillset(&set);
+  for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS}) {
+    sigdelset(&set, fault);
+  }
+  return set;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<ServerLoop>> ServerLoop::Create(AttachFunction attach,
+                                                               ServerOptions options) {
+  if (options.socket_path.empty() == !options.socket.valid()) {
+    return absl::InvalidArgumentError("a server needs either a socket path or a socket");
+  }
+  const std::string path = options.socket_path;
+  const mode_t mode = options.socket_mode;
+  UniqueFd inherited = std::move(options.socket);
+  std::shared_ptr<ServerLoop> self(new ServerLoop(std::move(attach), std::move(options)));
+  if (inherited) {
+    VIRTBAY_ASSIGN_OR_RETURN(const SocketRole role, InspectSocket(inherited));
+    (role == SocketRole::kListening ? self->listener_ : self->first_) = std::move(inherited);
+  } else {
+    VIRTBAY_ASSIGN_OR_RETURN(ListeningSocket socket, ListenAt(path, mode));
+    self->listener_ = std::move(socket.fd);
+    self->file_ = std::move(socket.file);
+  }
+  VIRTBAY_RETURN_IF_ERROR(Start(self));
+  return self;
+}
+
+ServerLoop::ServerLoop(AttachFunction attach, ServerOptions options)
+    : attach_(std::move(attach)),
+      log_(std::move(options.log)),
+      limited_(log_),
+      on_connect_(std::move(options.on_connect)),
+      on_disconnect_(std::move(options.on_disconnect)),
+      on_ended_(std::move(options.on_ended)) {}
+
+absl::Status ServerLoop::Start(const std::shared_ptr<ServerLoop>& self) {
+  self->wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!self->wake_) return ErrnoStatus(errno, "eventfd");
+  // A thread begins with its maker's mask, so there is no moment in which a signal could reach it.
+  const sigset_t blocked = BlockedSignals();
+  sigset_t before;
+  pthread_sigmask(SIG_BLOCK, &blocked, &before);
+  absl::Status status;
+  try {
+    self->thread_ = std::thread([self] { self->Run(); });
+    pthread_setname_np(self->thread_.native_handle(), "vhost-user");
+  } catch (const std::system_error& error) {
+    status = absl::ResourceExhaustedError(absl::StrCat("starting a thread: ", error.what()));
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return status;
+}
+
+bool ServerLoop::AwaitEnd(absl::Duration patience) {
+  if (over_.WaitForNotificationWithTimeout(patience)) {
+    thread_.join();
+    return true;
+  }
+  thread_.detach();
+  absl::MutexLock lock(&callbacks_mutex_);
+  abandoned_ = true;
+  return false;
+}
+
+void ServerLoop::CallBack(const std::function<void()>& function) {
+  if (!function) return;
+  absl::MutexLock lock(&callbacks_mutex_);
+  if (!abandoned_) function();
+}
+
+void ServerLoop::BeginStop() {
+  file_.Remove();
+  stop_.store(true, std::memory_order_release);
+  if (wake_) eventfd_write(wake_.get(), 1);
+}
+
+void ServerLoop::Run() {
+  while (!stop_.load(std::memory_order_acquire)) {
+    // The control plane may throw (memory, a callback of the embedder); that costs the connection,
+    // not the process.
+    try {
+      if (!Turn()) break;
+    } catch (const std::exception& error) {
+      log_.Error(absl::StrCat("closing the connection: ", error.what()));
+      Disconnect();
+    }
+  }
+  Disconnect();
+  ended_.store(true, std::memory_order_release);
+  if (!stop_.load(std::memory_order_acquire)) CallBack(on_ended_);
+  over_.Notify();
+}
+
+bool ServerLoop::Turn() {
+  if (first_) Connect(std::move(first_));
+  if (!listener_ && connection_ == nullptr) return false;
+
+  // poll skips negative fds.
+  enum { kWake, kListener, kSocket, kBackend, kCount };
+  std::array<pollfd, kCount> fds{};
+  fds[kWake] = {wake_.get(), POLLIN, 0};
+  fds[kListener] = {out_of_fds_ ? -1 : listener_.get(), POLLIN, 0};
+  fds[kSocket] = {connection_ ? connection_->fd() : -1,
+                  connection_ ? connection_->events() : short{0}, 0};
+  fds[kBackend] = {connection_ ? connection_->backend_fd() : -1, POLLIN, 0};
+  if (poll(fds.data(), fds.size(), out_of_fds_ ? kRetryMs : -1) < 0 && errno != EINTR) {
+    log_.Error(absl::StrCat("poll: ", ErrnoStatus(errno, "server").message()));
+    return false;
+  }
+  out_of_fds_ = false;
+
+  if (fds[kWake].revents != 0) {
+    eventfd_t count = 0;
+    static_cast<void>(eventfd_read(wake_.get(), &count));
+    if (stop_.load(std::memory_order_acquire)) return false;
+    if (connection_ != nullptr) connection_->OnWake();
+  }
+  // Before the socket, whose messages may replace the channel.
+  if (fds[kBackend].revents != 0) connection_->OnBackendReady(fds[kBackend].revents);
+  if (fds[kSocket].revents != 0 && !connection_->OnReady()) Disconnect();
+  if (fds[kListener].revents != 0) Accept();
+  return true;
+}
+
+void ServerLoop::Accept() {
+  UniqueFd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (!socket) {
+    switch (errno) {
+      case EAGAIN:
+      case EINTR:
+      case ECONNABORTED:
+        return;
+      case EMFILE:
+      case ENFILE:
+      case ENOBUFS:
+      case ENOMEM:
+        log_.Error(ErrnoStatus(errno, "a front-end has to wait").message());
+        out_of_fds_ = true;
+        return;
+      default:
+        log_.Error(ErrnoStatus(errno, "accept; no longer listening").message());
+        listener_.reset();
+        return;
+    }
+  }
+  // A front-end that reconnects has closed its old connection first, but both may be seen at once.
+  if (connection_ != nullptr && connection_->PeerGone()) {
+    limited_.Info("the front-end disconnected");
+    Disconnect();
+  }
+  if (connection_ != nullptr) {
+    limited_.Warn(absl::StrCat("refused a second front-end (", Peer(socket.get()),
+                               "): the device is in use"));
+    return;
+  }
+  Connect(std::move(socket));
+}
+
+void ServerLoop::Connect(UniqueFd socket) {
+  const std::string peer = Peer(socket.get());
+  auto connection = Connection::Create(std::move(socket), attach_, wake_.get(), &limited_);
+  if (!connection.ok()) {
+    limited_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
+                               "): ", connection.status().message()));
+    return;
+  }
+  limited_.Info(absl::StrCat("a front-end connected (", peer, ")"));
+  connection_ = *std::move(connection);
+  connected_.store(true, std::memory_order_release);
+  CallBack(on_connect_);
+}
+
+void ServerLoop::Disconnect() {
+  if (connection_ == nullptr) return;
+  connection_.reset();
+  connected_.store(false, std::memory_order_release);
+  try {
+    CallBack(on_disconnect_);
+  } catch (const std::exception& error) {
+    log_.Error(absl::StrCat("on_disconnect: ", error.what()));
+  }
+}
+
+}  // namespace virtbay::vhost_user
