@@ -299,7 +299,8 @@ uint32_t Device::RoomToKeep() const {
   constexpr uint32_t kOfThread = 2;
   const auto queues = static_cast<uint32_t>(core_->queues.size());
   if (!session_) {
-    const uint32_t threads = Loop::NeedsDescriptors() ? (queue_parallel_ ? queues : 1) : 0;
+    const auto threads =
+        Loop::NeedsDescriptors() ? static_cast<uint32_t>(ThreadShares().size()) : 0;
     return kOfFrontEnd + queues * kOfQueue + threads * kOfThread;
   }
   const auto waiting = std::count_if(core_->queues.begin(), core_->queues.end(),
@@ -308,7 +309,7 @@ uint32_t Device::RoomToKeep() const {
   return 1 + static_cast<uint32_t>(waiting) * kOfLateQueue;
 }
 
-absl::Status Device::StartThreads() {
+std::vector<std::vector<Queue*>> Device::ThreadShares() const {
   // Queues that may run in parallel get a thread each, or one for those of a group; otherwise one
   // thread serves them all.
   std::vector<std::vector<Queue*>> shares;
@@ -321,8 +322,12 @@ absl::Status Device::StartThreads() {
     if (share == shares.size()) shares.emplace_back();
     shares[share].push_back(queue.get());
   }
+  return shares;
+}
+
+absl::Status Device::StartThreads() {
   std::vector<std::unique_ptr<QueueThread>> threads;
-  for (std::vector<Queue*>& queues : shares) {
+  for (std::vector<Queue*>& queues : ThreadShares()) {
     const std::string name = absl::StrCat("vb-", core_->spec.name, "-", queues.front()->index());
     VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<QueueThread> thread,
                              QueueThread::Start(core_.get(), name, std::move(queues)));

@@ -84,6 +84,8 @@ class Device : public std::enable_shared_from_this<Device> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Descriptors that this device's session may still open, see DescriptorBudget.
   uint32_t RoomToKeep() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The queues of each thread.
+  std::vector<std::vector<Queue*>> ThreadShares() const;
   absl::Status StartThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Runs a task on the thread; one that does not come to it is stuck in a callback of the plugin.

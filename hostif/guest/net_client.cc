@@ -20,6 +20,8 @@ absl::StatusOr<std::unique_ptr<NetClient>> NetClient::Create(std::unique_ptr<Tra
   driver.queue_size = options.queue_size;
   driver.indirect_max = options.indirect ? 128 : 0;
   driver.event_idx = options.event_idx;
+  driver.packed = options.packed;
+  driver.in_order = options.in_order;
   driver.device_features = options.features;
   VIRTBAY_ASSIGN_OR_RETURN(client->driver_,
                            Driver::Create(std::move(transport), std::move(options.memory), driver));

@@ -96,6 +96,8 @@ struct NetClientOptions {
   uint16_t queue_size = 256;
   bool indirect = true;
   bool event_idx = true;
+  bool packed = false;
+  bool in_order = false;
   uint32_t rx_buffer = 2048;            // bytes of a receive buffer, header included
   uint32_t rx_buffers = 64;             // posted per pair; 0: none
   uint32_t rx_pairs = 1;                // pairs that get any

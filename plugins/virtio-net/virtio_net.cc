@@ -283,4 +283,4 @@ class VirtioNet final : public NetDevice {
 
 }  // namespace
 
-VIRTBAY_PLUGIN(VirtioNet, "virtio-net", sdk::kVirtioNetId, 0);
+VIRTBAY_PLUGIN(VirtioNet, "virtio-net", sdk::kVirtioNetId, VIRTBAY_DEVICE_QUEUE_PARALLEL);

@@ -112,10 +112,7 @@ bool NetDevice::State::Execute(uint8_t group, uint8_t command, std::span<const s
           !Take(&data, &count) || count < 1 || count > config.queue_pairs) {
         return false;
       }
-      if (!device->OnPairs(count).ok()) return false;
-      active_pairs.store(count, std::memory_order_relaxed);
-      pairs_set.store(true, std::memory_order_relaxed);
-      return true;
+      return UsePairs(count, /*set=*/true);
     }
     case kClassGuestOffloads: {
       uint64_t bits = 0;

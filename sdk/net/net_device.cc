@@ -239,6 +239,7 @@ Status NetDevice::Init() {
   offer(guest.csum && guest.uso6, kGuestUso6);
   offer(guest.mergeable, kMergeable);
   offer(config.queue_pairs > 1, kMq);
+  offer(config.in_order, kInOrder);
   state.offered = offered;
   return {};
 }
@@ -257,6 +258,8 @@ QueueProperties NetDevice::GetQueueProperties(uint32_t queue) const {
   properties.max_size = state_->config.queue_size;
   properties.in_view = transmit ? net::kVnetHeader + kHeaderView : 0;
   properties.out_view = 0;
+  // The control queue has little to do: a thread of its own would be one too many.
+  properties.thread_group = queue == 2 * state_->config.queue_pairs ? 1 : queue / 2 + 1;
   return properties;
 }
 
@@ -368,6 +371,22 @@ void NetDevice::State::StartPair(uint32_t index) {
   device->OnRxBuffers(index);
 }
 
+bool NetDevice::State::UsePairs(uint32_t count, bool set) {
+  const std::lock_guard lock(pairs_mutex);
+  // Buffers of a pair count only until the guest has said how many it uses.
+  if (!set && (pairs_set.load(std::memory_order_relaxed) ||
+               count <= active_pairs.load(std::memory_order_relaxed))) {
+    return true;
+  }
+  const uint32_t before = active_pairs.exchange(count, std::memory_order_release);
+  if (!device->OnPairs(count).ok()) {
+    active_pairs.store(before, std::memory_order_release);
+    return false;
+  }
+  if (set) pairs_set.store(true, std::memory_order_relaxed);
+  return true;
+}
+
 void NetDevice::State::StopPair(uint32_t index) {
   Pair& pair = pairs[index];
   pair.tx_quiesced = true;
@@ -468,7 +487,7 @@ void NetDevice::OnOffload(uint32_t queue, void* argument, uint64_t cookie) {
 
 // ---- GuestLink ----------------------------------------------------------------------------------
 
-uint32_t NetDevice::pairs() const { return state_->active_pairs.load(std::memory_order_relaxed); }
+uint32_t NetDevice::pairs() const { return state_->active_pairs.load(std::memory_order_acquire); }
 uint32_t NetDevice::mtu() const { return state_->config.mtu; }
 GuestOffloads NetDevice::offloads() const { return state_->guest(); }
 bool NetDevice::link_up() const { return state_->link_up.load(std::memory_order_relaxed); }
@@ -481,14 +500,16 @@ void NetDevice::State::CountBackEndDrop(BackEndDrops* drops, const char* prefix,
   // Reasons are literals, few, and each is looked up once.
   for (BackEndDrop& drop : *drops) {
     const char* known = drop.reason.load(std::memory_order_acquire);
-    if (known == nullptr && drop.reason.compare_exchange_strong(known, reason)) {
-      const std::string name = std::string(prefix) + reason;
-      drop.cell.store(host().Counter(name.c_str(), "Frames that the back-end could not deliver"),
-                      std::memory_order_release);
-      known = reason;
-    }
+    if (known == nullptr && drop.reason.compare_exchange_strong(known, reason)) known = reason;
     if (known != reason) continue;
-    Host::Add(drop.cell.load(std::memory_order_acquire), frames);
+    uint64_t* cell = drop.cell.load(std::memory_order_acquire);
+    if (cell == nullptr) {
+      // Another pair may look it up as well: a name has one cell.
+      const std::string name = std::string(prefix) + reason;
+      cell = host().Counter(name.c_str(), "Frames that the back-end could not deliver");
+      drop.cell.store(cell, std::memory_order_release);
+    }
+    Host::Add(cell, frames);
     return;
   }
 }

@@ -58,8 +58,7 @@ void NetDevice::State::OnReceiveBuffers(uint32_t index, std::span<Request> reque
   }
   if (!pairs_set.load(std::memory_order_relaxed) && (features & net_feature::kMq) != 0 &&
       index >= active_pairs.load(std::memory_order_relaxed)) {
-    active_pairs.store(index + 1, std::memory_order_relaxed);
-    if (!device->OnPairs(index + 1).ok()) active_pairs.store(index, std::memory_order_relaxed);
+    UsePairs(index + 1, /*set=*/false);
   }
   StartPair(index);
   if (!pair.started || !std::exchange(pair.starved, false)) return;

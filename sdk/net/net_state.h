@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,7 @@ inline constexpr uint64_t kGuestAnnounce = uint64_t{1} << 21;
 inline constexpr uint64_t kMq = uint64_t{1} << 22;
 inline constexpr uint64_t kCtrlMacAddr = uint64_t{1} << 23;
 inline constexpr uint64_t kVersion1 = uint64_t{1} << 32;
+inline constexpr uint64_t kInOrder = uint64_t{1} << 35;
 inline constexpr uint64_t kGuestUso4 = uint64_t{1} << 54;
 inline constexpr uint64_t kGuestUso6 = uint64_t{1} << 55;
 inline constexpr uint64_t kHostUso = uint64_t{1} << 56;
@@ -89,7 +91,8 @@ struct NetDevice::State {
   // How the payload of the open frame comes: into the guest's buffers, or into `scratch` first.
   enum class Mode : uint8_t { kUndecided, kDirect, kStaged };
 
-  struct Pair {
+  // In cache lines of its own: pairs may have a thread each.
+  struct alignas(64) Pair {
     Buffers buffers;
     std::unique_ptr<std::byte[]> scratch;  // a whole frame
     bool started = false;
@@ -136,6 +139,7 @@ struct NetDevice::State {
   std::atomic<uint64_t> guest_bits{0};  // of kGuestOffloadBits
   std::atomic<uint32_t> active_pairs{1};
   std::atomic<bool> pairs_set{false};  // by the control queue; else as the buffers show
+  std::mutex pairs_mutex;              // held while their number changes
   std::atomic<bool> link_up{true};
   std::atomic<bool> announce{false};
   net::RxFilter filter;
@@ -173,6 +177,8 @@ struct NetDevice::State {
     return OffloadsOf(guest_bits.load(std::memory_order_relaxed) |
                       (features & net_feature::kMergeable));
   }
+  // The guest uses so many pairs. False: it keeps what it had.
+  bool UsePairs(uint32_t count, bool set);
   void StartPair(uint32_t pair);
   void StopPair(uint32_t pair);
   void ArmWatch(uint32_t pair);

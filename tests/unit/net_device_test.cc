@@ -6,8 +6,10 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -123,6 +125,19 @@ class NetDeviceTest : public DeviceTest {
       record.csum_offset = needs_csum->csum_offset;
     }
     return record;
+  }
+
+  // The first queues of the device's threads, which their names end with.
+  static std::set<std::string> QueueThreads(const std::string& device) {
+    std::set<std::string> queues;
+    const std::string prefix = absl::StrCat("vb-", device, "-");
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+      std::ifstream file(task.path() / "comm");
+      std::string name;
+      std::getline(file, name);
+      if (name.starts_with(prefix)) queues.insert(name.substr(prefix.size()));
+    }
+    return queues;
   }
 
   TempDir dir_;
@@ -704,6 +719,64 @@ TEST_F(NetDeviceTest, QueuePairsAndWhereTheControlQueueIs) {
   ASSERT_OK_AND_ASSIGN(const uint8_t ack, client_->Command(0, 1, Number(1, 1)));
   EXPECT_EQ(ack, 0);
   EXPECT_EQ(set(1), 1);
+}
+
+// Each pair's burst waits for the others': with one thread for several pairs they would not meet.
+TEST_F(NetDeviceTest, PairsOfAParallelDeviceHaveAThreadEach) {
+  constexpr uint32_t kPairs = 3;
+  ASSERT_OK_AND_ASSIGN(
+      device_, host_->Add(Spec("parallel", {{"fd", "-1"}, {"queue-pairs", "3"}, {"meet", "true"}},
+                               VIRTBAY_NET_RELAY_PARALLEL)));
+  NetClientOptions options;
+  options.rx_pairs = kPairs;
+  Connect(std::move(options));
+  // A pair's two queues share a thread, and the control queue has the first one's.
+  EXPECT_EQ(QueueThreads("parallel"), (std::set<std::string>{"0", "2", "4"}));
+  const TestFrame frame = MakeFrame({.payload = 100});
+  for (uint32_t pair = 0; pair < kPairs; ++pair) ASSERT_OK(client_->Send(pair, {}, frame.bytes));
+  for (uint32_t pair = 0; pair < kPairs; ++pair) ASSERT_OK(client_->WaitSent(pair));
+  EXPECT_EQ(Count("met"), kPairs);
+  ASSERT_OK_AND_ASSIGN(const uint8_t ack, client_->Command(4, 0, Number(2, 2)));
+  EXPECT_EQ(ack, 0);
+  EXPECT_EQ(Count("pairs_set"), 2u);
+}
+
+// Frames that are dropped and frames that are sent, in one burst: they end in another order than
+// they came in, and go back in that.
+TEST_F(NetDeviceTest, FramesGoBackInOrderWhereTheDriverWantsIt) {
+  for (const bool packed : {false, true}) {
+    NetClientOptions options;
+    options.packed = packed;
+    options.in_order = true;
+    Start({}, std::move(options));
+    ASSERT_NE(client_->features() & Bit(35), 0u);
+    const TestFrame frame = MakeFrame({.payload = 100});
+    const TestFrame large = MakeFrame({.payload = 30'000});
+    uint64_t given = 0;
+    for (int i = 0; i < 300; ++i) {
+      ASSERT_OK(client_->Send(0, {}, frame.bytes));
+      ASSERT_OK(client_->SendRaw(0, std::string(20, 'x')));
+      ASSERT_OK_AND_ASSIGN(const FromDevice from, Take());
+      EXPECT_EQ(from.frame, frame.bytes);
+      // To it, every third over several buffers.
+      const bool merged = i % 3 == 0;
+      RelayRecord record = merged ? Record(54, &large) : Record(54);
+      if (merged) {
+        record.gso = 1;
+        record.gso_size = 1448;
+        record.hdr_len = large.headers;
+      }
+      Give(record, merged ? large.bytes : frame.bytes);
+      ++given;
+      ASSERT_OK_AND_ASSIGN(const NetFrame got, client_->Receive(0));
+      EXPECT_EQ(got.data, merged ? large.bytes : frame.bytes);
+    }
+    ASSERT_OK(client_->WaitSent(0));
+    WaitHandled(given);
+    EXPECT_EQ(Count("committed"), given);
+    EXPECT_EQ(Count("tx_drops_short"), 300u);
+    EXPECT_EQ(Count("tx_frames"), 300u);
+  }
 }
 
 TEST_F(NetDeviceTest, GuestOffloadsChangeAtRunTime) {

@@ -1,5 +1,6 @@
 // A network device whose other end is a socket of the test's (net_relay.h). Options: fd, and what
-// every network device has; hold=true keeps frames until the device stops.
+// every network device has; hold=true keeps frames until the device stops; meet=true has each burst
+// wait until every pair is in one. Built twice: VIRTBAY_RELAY_FLAGS are those of its device type.
 #include "tests/unit/net_relay.h"
 
 #include <poll.h>
@@ -7,9 +8,12 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,9 +42,13 @@ class NetRelay final : public NetDevice {
   static constexpr auto kOptions = virtbay::sdk::NetOptions(std::array{
       virtbay::sdk::MakeOption("fd", VIRTBAY_OPTION_INTEGER),
       virtbay::sdk::MakeOption("hold", VIRTBAY_OPTION_BOOLEAN),
+      virtbay::sdk::MakeOption("meet", VIRTBAY_OPTION_BOOLEAN),
   });
 
-  Status Configure(NetConfig*) override {
+  Status Configure(NetConfig* config) override {
+    meet_ = host().Option("meet").value_or("false") == "true";
+    expected_ = config->queue_pairs;
+    met_ = host().Counter("met", "pairs that were in a burst with all others");
     fd_ = std::atoi(host().Option("fd").value_or("-1").c_str());
     hold_ = host().Option("hold").value_or("false") == "true";
     starts_ = host().Counter("pair_starts", "calls");
@@ -79,6 +87,7 @@ class NetRelay final : public NetDevice {
   }
 
   void OnFrames(uint32_t pair, std::span<TxFrame> frames) override {
+    if (meet_) return Meet();
     for (TxFrame& frame : frames) {
       if (hold_) {
         held_.push_back(std::move(frame));
@@ -118,6 +127,15 @@ class NetRelay final : public NetDevice {
   }
 
  private:
+  void Meet() {
+    std::unique_lock lock(mutex_);
+    ++present_;
+    present_changed_.notify_all();
+    const bool all = present_changed_.wait_for(lock, std::chrono::seconds(60),
+                                               [this] { return present_ >= expected_; });
+    if (all) Host::Add(met_);
+  }
+
   void Receive(uint32_t pair) {
     for (;;) {
       RelayRecord record;
@@ -175,8 +193,14 @@ class NetRelay final : public NetDevice {
   uint64_t* refused_ = nullptr;
   uint64_t* held_frames_ = nullptr;
   uint64_t* alarms_ = nullptr;
+  bool meet_ = false;
+  uint32_t expected_ = 1;
+  uint32_t present_ = 0;
+  std::mutex mutex_;
+  std::condition_variable present_changed_;
+  uint64_t* met_ = nullptr;
 };
 
 }  // namespace
 
-VIRTBAY_PLUGIN(NetRelay, "net-relay", virtbay::sdk::kVirtioNetId, 0);
+VIRTBAY_PLUGIN(NetRelay, "net-relay", virtbay::sdk::kVirtioNetId, VIRTBAY_RELAY_FLAGS);

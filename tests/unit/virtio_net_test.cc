@@ -17,9 +17,11 @@
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -191,6 +193,48 @@ TEST_F(VirtioNetTest, TheLoopGivesFramesBackWithTheirOffloads) {
       EXPECT_EQ(got.header.flags, header.flags);
     }
   }
+}
+
+TEST_F(VirtioNetTest, EveryPairHasAThread) {
+  DeviceHandle device;
+  ASSERT_OK(Add("mq", {{"backend", "loop"}, {"queue-pairs", "2"}}, &device));
+  ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+  std::set<std::string> threads;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream file(task.path() / "comm");
+    std::string name;
+    std::getline(file, name);
+    if (name.starts_with("vb-mq-")) threads.insert(name);
+  }
+  EXPECT_EQ(threads, (std::set<std::string>{"vb-mq-0", "vb-mq-2"}));
+}
+
+// The frames of both pairs come back whole and in order while both threads are busy.
+TEST_F(VirtioNetTest, PairsServeTheirQueuesAtTheSameTime) {
+  constexpr uint32_t kFrames = 10'000;
+  DeviceHandle device;
+  ASSERT_OK(Add("both", {{"backend", "loop"}, {"queue-pairs", "2"}}, &device));
+  NetClientOptions options;
+  options.rx_pairs = 2;
+  options.rx_buffers = 200;
+  options.in_order = true;
+  ASSERT_OK_AND_ASSIGN(auto client, Connect(device, std::move(options)));
+  std::vector<TestFrame> frames;
+  for (uint32_t i = 0; i < 97; ++i) frames.push_back(MakeFrame({.payload = 64 + 5 * i}));
+  std::array<uint32_t, 2> sent{}, came{};
+  while (came[0] < kFrames || came[1] < kFrames) {
+    for (uint32_t pair = 0; pair < 2; ++pair) {
+      if (sent[pair] < kFrames && sent[pair] - came[pair] < 100) {
+        ASSERT_OK(client->Send(pair, {}, frames[sent[pair]++ % frames.size()].bytes));
+      }
+      while (client->HasFrame(pair)) {
+        ASSERT_OK_AND_ASSIGN(const NetFrame got, client->Receive(pair));
+        ASSERT_EQ(got.data, frames[came[pair]++ % frames.size()].bytes);
+      }
+    }
+  }
+  EXPECT_EQ(Count(device, "tx_frames"), 2 * kFrames);
+  EXPECT_EQ(Count(device, "rx_frames"), 2 * kFrames);
 }
 
 TEST_F(VirtioNetTest, ARateHoldsFramesBackAndDropsNone) {

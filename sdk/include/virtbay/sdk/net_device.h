@@ -2,7 +2,11 @@
 // checks of the guest's headers, receive buffers, control queue, capture, counters. A plugin
 // derives from it and writes the back-end. In the static library virtbay::sdk_net. Owned by the
 // host between create and destroy, as every Device. A queue pair has one thread for both its
-// queues; what is tagged [queue] runs on the thread of the pair named.
+// queues; what is tagged [queue] runs on the thread of the pair named. A device type with
+// VIRTBAY_DEVICE_QUEUE_PARALLEL has a thread per pair, and a back-end that shares between pairs
+// only what may be; without that flag one thread serves them all. The control queue has the first
+// pair's thread; with a driver that knows no VIRTIO_NET_F_MQ, whose control queue comes sooner, the
+// second pair's, which it does not use.
 #ifndef VIRTBAY_SDK_NET_DEVICE_H_
 #define VIRTBAY_SDK_NET_DEVICE_H_
 
@@ -39,6 +43,10 @@ struct NetConfig {
   uint32_t queue_size = 1024;        ///< largest ring, a power of two
   bool link_up = true;               ///< when the guest sees it first
   uint32_t speed_mbps = UINT32_MAX;  ///< unknown
+  /// Whether VIRTIO_F_IN_ORDER is offered. Receive buffers are used in order in any case; a
+  /// back-end that holds a frame of the guest's for long, and takes later ones meanwhile, turns it
+  /// off, since none would go back to the guest before the one that is held.
+  bool in_order = true;
 
   /// What the back-end takes from the guest: frames that need a checksum, and large ones. A
   /// segmentation needs csum, ecn needs a TCP one.
@@ -95,8 +103,8 @@ class NetDevice : public Device, public GuestLink {
   /// [control or queue] What the guest takes was settled, or changed at run time by its control
   /// queue (virtio 1.3 5.1.6.5.7). With a failure the guest keeps what it had.
   virtual Status OnOffloads(const GuestOffloads& /*offloads*/) { return {}; }
-  /// [queue, of the control queue] The guest uses so many pairs (virtio 1.3 5.1.6.5.6). With a
-  /// failure it keeps what it had.
+  /// [queue, of any] The guest uses so many pairs (virtio 1.3 5.1.6.5.6); one call at a time. With
+  /// a failure it keeps what it had. Frames to it go to the first so many from now on.
   virtual Status OnPairs(uint32_t /*pairs*/) { return {}; }
   /// [queue, of the control queue] The guest has set another MAC address.
   virtual void OnMac(const MacAddress& /*mac*/) {}
