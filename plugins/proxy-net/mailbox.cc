@@ -35,7 +35,15 @@ void Mailbox::OnReady() {
 void Mailbox::SetServing(bool serving) {
   std::unique_lock lock(mutex_);
   serving_ = serving;
+  serves_.store(serving, std::memory_order_release);
   DoAll(lock);
+}
+
+bool Mailbox::RunIfIdle(const std::function<void()>& work) {
+  std::unique_lock lock(mutex_);
+  if (serving_) return false;
+  work();
+  return true;
 }
 
 bool Mailbox::Run(std::function<void()> work, std::chrono::milliseconds patience) {

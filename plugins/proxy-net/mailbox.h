@@ -4,6 +4,7 @@
 #ifndef VIRTBAY_PLUGINS_PROXY_NET_MAILBOX_H_
 #define VIRTBAY_PLUGINS_PROXY_NET_MAILBOX_H_
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -26,6 +27,11 @@ class Mailbox {
   void OnReady();
   // [queue] The thread begins or ends to serve; ending does what is left.
   void SetServing(bool serving);
+  // [any] Whether it serves.
+  bool serving() const { return serves_.load(std::memory_order_acquire); }
+  // [any] Does `work` now, and keeps the thread from beginning to serve meanwhile. False: it
+  // serves, and nothing was done.
+  bool RunIfIdle(const std::function<void()>& work);
 
   // [control] Has `work` done and waits for it, at most `patience`. False: it was not done in time,
   // and will not be.
@@ -45,6 +51,7 @@ class Mailbox {
   std::condition_variable done_;
   std::vector<std::shared_ptr<Job>> jobs_;
   bool serving_ = false;
+  std::atomic<bool> serves_{false};  // the same, to be looked at without the lock
 };
 
 }  // namespace virtbay::proxy_net

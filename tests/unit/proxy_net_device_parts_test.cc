@@ -1,12 +1,16 @@
-// What joins the parts of proxy-net: its flow options and its mailbox.
+// What joins the parts of proxy-net: its flow options, its mailbox, and the inbox of a queue pair.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 
+#include <array>
 #include <atomic>
+#include <memory>
 #include <thread>
+#include <vector>
 
 #include "plugins/proxy-net/flow_options.h"
+#include "plugins/proxy-net/inbox.h"
 #include "plugins/proxy-net/mailbox.h"
 
 namespace virtbay::proxy_net {
@@ -83,6 +87,73 @@ TEST(MailboxTest, WorkIsDoneByWhoServes) {
   }
   stop = true;
   server.join();
+}
+
+TEST(MailboxTest, SomebodyElseStandsInOnlyWhileNobodyServes) {
+  Mailbox mailbox;
+  int done = 0;
+  EXPECT_FALSE(mailbox.serving());
+  EXPECT_TRUE(mailbox.RunIfIdle([&] { ++done; }));
+  mailbox.SetServing(true);
+  EXPECT_TRUE(mailbox.serving());
+  EXPECT_FALSE(mailbox.RunIfIdle([&] { ++done; }));
+  mailbox.SetServing(false);
+  EXPECT_TRUE(mailbox.RunIfIdle([&] { ++done; }));
+  EXPECT_EQ(done, 2);
+}
+
+TEST(InboxTest, MessagesOfOneSenderKeepTheirOrderAndFindARoomOfBoundedSize) {
+  Inbox inbox(2);
+  uint32_t posted = 0;
+  for (;; ++posted) {
+    auto message = std::make_unique<Message>();
+    message->sender = 1;
+    message->fd = static_cast<int>(posted);
+    if (inbox.Post(&message)) continue;
+    EXPECT_NE(message, nullptr);
+    break;
+  }
+  EXPECT_EQ(posted, 256u);
+  EXPECT_FALSE(inbox.HasRoom(1));
+  EXPECT_TRUE(inbox.HasRoom(0));
+  pollfd look = {inbox.fd(), POLLIN, 0};
+  EXPECT_EQ(poll(&look, 1, 0), 1);
+  EXPECT_TRUE(inbox.MayHave());
+  inbox.Quiet();
+  EXPECT_EQ(poll(&look, 1, 0), 0);
+  for (uint32_t i = 0; i < posted; ++i) {
+    const auto message = inbox.Take();
+    ASSERT_NE(message, nullptr);
+    EXPECT_EQ(message->fd, static_cast<int>(i));
+  }
+  EXPECT_EQ(inbox.Take(), nullptr);
+  EXPECT_FALSE(inbox.MayHave());
+}
+
+// The receiver sleeps on the descriptor alone: a message that it was not woken for would stay.
+TEST(InboxTest, NoMessageIsOverlooked) {
+  constexpr int kEach = 20'000;
+  constexpr uint32_t kSenders = 2;
+  Inbox inbox(kSenders);
+  std::vector<std::thread> senders;
+  for (uint32_t sender = 0; sender < kSenders; ++sender) {
+    senders.emplace_back([&inbox, sender] {
+      for (int i = 0; i < kEach; ++i) {
+        auto message = std::make_unique<Message>();
+        message->sender = sender;
+        message->fd = i;
+        while (!inbox.Post(&message)) std::this_thread::yield();
+      }
+    });
+  }
+  std::array<int, kSenders> next{};
+  while (next[0] < kEach || next[1] < kEach) {
+    pollfd look = {inbox.fd(), POLLIN, 0};
+    ASSERT_EQ(poll(&look, 1, 60'000), 1);
+    inbox.Quiet();
+    while (const auto message = inbox.Take()) EXPECT_EQ(message->fd, next[message->sender]++);
+  }
+  for (std::thread& sender : senders) sender.join();
 }
 
 TEST(MailboxTest, WhatWasGivenUpIsNeverDone) {

@@ -89,6 +89,7 @@ class FlowTest : public testing::Test {
 
   // Called by a test that wants others; the first use of shard() makes it.
   FlowLimits limits;
+  uint32_t shards = 1;
   tests::FakeGuestLink link;
   FakeFlowHost host;
   EventCounters counters;
@@ -96,13 +97,16 @@ class FlowTest : public testing::Test {
 
   Shard& shard() {
     if (shard_ == nullptr) {
-      shard_ = std::make_unique<Shard>(&link, 0, &host, &counters, limits, SipKey{1, 2});
+      shared_ = std::make_unique<SharedFlows>(limits, shards, SipKey{1, 2});
+      shard_ = std::make_unique<Shard>(&link, 0, &host, &counters, shared_.get());
       EXPECT_TRUE(shard_->ok());
       shard_->SetMacs({{2, 0, 0, 0, 0, 1}}, {{2, 0, 0, 0, 0, 2}});
     }
     return *shard_;
   }
   void DropShard() { shard_.reset(); }
+  // Of the shard that there is.
+  SharedFlows* shared() { return shared_.get(); }
 
   IpAddress GuestAddress() const { return *host.GuestAddress(v6); }
   IpAddress RemoteAddress() const { return *IpAddress::Parse(v6 ? "2001:db8::9" : "192.0.2.9"); }
@@ -223,6 +227,9 @@ class FlowTest : public testing::Test {
       const Parsed<Frame> parsed =
           ParseFrame(headers, frame.size(), offload.gso != sdk::Gso::kNone);
       ASSERT_TRUE(parsed.ok());
+      if (const auto place = shard().PlaceOf(*parsed)) {
+        ASSERT_TRUE(shard().core().Claim(place->hash));
+      }
       shard().OnPacket(frame, *parsed);
     }
     shard().EndBurst();
@@ -345,6 +352,10 @@ class FlowTest : public testing::Test {
     EXPECT_EQ(totals.spill_chunks, 0u);
     EXPECT_EQ(totals.reserved_chunks, 0u);
     EXPECT_EQ(totals.timers, 0u);
+    EXPECT_EQ(shared_->tcp.used(), 0u);
+    EXPECT_EQ(shared_->datagram.used(), 0u);
+    EXPECT_EQ(shared_->chunks.used(), 0u);
+    EXPECT_EQ(shared_->half_open.load(), 0u);
     EXPECT_EQ(link.held_frames, 0u);
     EXPECT_EQ(host.descriptors, 1 << 20);
   }
@@ -358,6 +369,7 @@ class FlowTest : public testing::Test {
   uint32_t ours = 0;
 
  private:
+  std::unique_ptr<SharedFlows> shared_;
   std::unique_ptr<Shard> shard_;
 };
 

@@ -14,13 +14,16 @@ class StateTest : public FlowTest {
   }
   // The next generation takes over.
   RestoredFlows Move() {
-    const SavedFlows saved = SaveFlows(&shard());
+    Shard* const old = &shard();
+    const SavedFlows saved = SaveFlows({&old, 1});
     const std::vector<int> fds = Duplicates(saved.fds);
     shard().Forget();
     ExpectNothingLeft();
     DropShard();
     auto restored = RestoreFlows(&shard(), saved.bytes, fds);
     EXPECT_TRUE(restored.ok());
+    shard().Continue();
+    RunContinues();
     return restored.value();
   }
 };
@@ -108,7 +111,8 @@ TEST_F(StateTest, BytesThatAreCutOrWrongDoNoHarm) {
   link.send_limit = 0;
   Say(kAck, ours, theirs, "held");
   Say(kAck, ours + 8, theirs, "late");
-  const SavedFlows saved = SaveFlows(&shard());
+  Shard* const old = &shard();
+  const SavedFlows saved = SaveFlows({&old, 1});
   const std::vector<int> keep = Duplicates(saved.fds);
   shard().Forget();
   DropShard();

@@ -6,7 +6,7 @@
 
 namespace virtbay::proxy_net {
 
-ChunkPool::ChunkPool(uint64_t bytes) {
+ChunkPool::ChunkPool(uint64_t bytes, Budget* budget) : budget_(budget) {
   const auto count = static_cast<uint32_t>(std::min<uint64_t>(bytes >> kShift, UINT16_MAX));
   if (count == 0) return;
   void* memory = mmap(nullptr, size_t{count} << kShift, PROT_READ | PROT_WRITE,

@@ -10,6 +10,8 @@
 #include <span>
 #include <vector>
 
+#include "plugins/proxy-net/flow/shared_flows.h"
+
 namespace virtbay::proxy_net {
 
 class ChunkPool {
@@ -17,9 +19,9 @@ class ChunkPool {
   static constexpr uint32_t kShift = 13;
   static constexpr uint32_t kSize = 1u << kShift;
 
-  // [control] At most `bytes`, rounded down to chunks, at most 65535 of them. ok() tells whether
-  // the address space was there.
-  explicit ChunkPool(uint64_t bytes);
+  // [control] At most `bytes`, rounded down to chunks, at most 65535 of them, and in all pools of
+  // that budget together what it allows. ok() tells whether the address space was there.
+  ChunkPool(uint64_t bytes, Budget* budget);
   ~ChunkPool();
   ChunkPool(const ChunkPool&) = delete;
   ChunkPool& operator=(const ChunkPool&) = delete;
@@ -27,12 +29,17 @@ class ChunkPool {
 
   // [queue] Sets n chunks aside; false when there are not that many.
   bool Reserve(uint32_t n) {
-    if (n > count_ - reserved_) return false;
+    if (n > count_ - reserved_ || !budget_->Take(n)) return false;
     reserved_ += n;
     return true;
   }
   // [queue] The opposite of Reserve.
-  void Unreserve(uint32_t n) { reserved_ -= n; }
+  void Unreserve(uint32_t n) {
+    reserved_ -= n;
+    budget_->Give(n);
+  }
+  // [queue] Whether more than so many eighths of the budget are reserved.
+  bool IsBeyond(uint32_t eighths) const { return budget_->used() > budget_->limit() / 8 * eighths; }
   // [queue] One chunk of those reserved. Its contents are what the last user left.
   uint16_t Take();
   // [queue] Gives a chunk back.
@@ -45,6 +52,7 @@ class ChunkPool {
   uint32_t used() const { return used_; }
 
  private:
+  Budget* const budget_;
   uint8_t* base_ = nullptr;
   uint32_t count_ = 0;
   uint32_t reserved_ = 0;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "plugins/proxy-net/packet/checksum.h"
 
@@ -18,37 +19,26 @@ std::span<std::byte> AsBytes(std::span<uint8_t> bytes) { return std::as_writable
 
 }  // namespace
 
-bool TokenBucket::Take(uint64_t now_ns) {
-  constexpr uint64_t kSecond = 1'000'000'000;
-  if (filled_ns_ == 0) filled_ns_ = now_ns;
-  const uint64_t passed = std::min(now_ns - filled_ns_, kSecond);
-  const uint64_t fresh = passed * per_second_ / kSecond;
-  if (fresh > 0) {
-    tokens_ = std::min(tokens_ + fresh, per_second_);
-    filled_ns_ = passed == kSecond ? now_ns : filled_ns_ + fresh * kSecond / per_second_;
-  }
-  if (tokens_ == 0) return false;
-  --tokens_;
-  return true;
-}
-
 FlowCore::FlowCore(sdk::GuestLink* guest_link, uint32_t queue_pair, FlowHost* flow_host,
-                   EventCounters* event_counters, const FlowLimits& flow_limits, const SipKey& key)
+                   EventCounters* event_counters, SharedFlows* shared_flows)
     : link(guest_link),
       pair(queue_pair),
       host(flow_host),
       counters(event_counters),
-      limits(flow_limits),
-      index(limits.tcp_flows + limits.datagram_flows, key),
+      shared(shared_flows),
+      limits(shared->limits),
+      index(limits.tcp_flows + limits.datagram_flows, shared->key),
       wheel(limits.tcp_flows + limits.datagram_flows + limits.listeners, flow_host->NowNs()),
-      pool(limits.buffer_bytes),
-      new_flows(limits.new_flows_per_second),
+      pool(limits.buffer_bytes, &shared->chunks),
       scratch(kScratch) {
   tcp_ids.capacity = limits.tcp_flows;
   datagram_ids.first = limits.tcp_flows;
   datagram_ids.capacity = limits.datagram_flows;
   listener_ids.first = limits.tcp_flows + limits.datagram_flows;
   listener_ids.capacity = limits.listeners;
+  tcp_ids.budget = &shared->tcp;
+  datagram_ids.budget = &shared->datagram;
+  listener_ids.budget = &shared->listeners;
   for (Table* table : {&tcp_ids, &datagram_ids, &listener_ids}) {
     table->free.reserve(table->capacity);
   }
@@ -64,7 +54,7 @@ FlowCore::~FlowCore() {
 }
 
 uint32_t FlowCore::TakeId(Table* table) {
-  if (table->used == table->capacity) return kNoFlow;
+  if (table->used == table->capacity || !table->budget->Take()) return kNoFlow;
   ++table->used;
   if (table->free.empty()) return table->first + table->fresh++;
   const uint32_t id = table->free.back();
@@ -74,7 +64,38 @@ uint32_t FlowCore::TakeId(Table* table) {
 
 void FlowCore::GiveId(Table* table, uint32_t id) {
   --table->used;
+  table->budget->Give();
   table->free.push_back(id);
+}
+
+void FlowCore::Enter(const Flow& flow) { index.Insert(flow.hash, flow.id); }
+
+void FlowCore::Leave(const Flow& flow) {
+  index.Erase(flow.hash, flow.id);
+  if (!moving) Unclaim(flow.hash);
+}
+
+bool FlowCore::Claim(uint32_t hash) {
+  if (!shared->sharded()) return true;
+  const uint32_t bucket = SharedFlows::BucketOf(hash);
+  const uint8_t owner = shared->OwnerOf(bucket);
+  // The order matters: what made it this one's was sent before.
+  if (owner == pair) return host->TakeGiven(), true;
+  return owner == SharedFlows::kNobody && shared->TakeFree(bucket, pair);
+}
+
+void FlowCore::Unclaim(uint32_t hash) {
+  if (!shared->sharded()) return;
+  const uint32_t bucket = SharedFlows::BucketOf(hash);
+  if (shared->OwnerOf(bucket) != pair) return;
+  bool empty = true;
+  bool pinned = false;
+  EachInBucket(bucket, [&](uint32_t id) {
+    empty = false;
+    pinned = pinned || At(id)->stays;
+  });
+  if (empty) return shared->PassTo(bucket, SharedFlows::kNobody);
+  shared->Pin(bucket, pair, pinned);
 }
 
 void FlowCore::Age(Flow* flow, AgeList list) {
@@ -90,11 +111,13 @@ void FlowCore::Age(Flow* flow, AgeList list) {
   }
   ages.newest = flow->id;
   ++ages.count;
+  if (list == AgeList::kHalfOpen) shared->half_open.fetch_add(1, std::memory_order_relaxed);
 }
 
 void FlowCore::Unlist(Flow* flow) {
   if (flow->list == AgeList::kNone) return;
   Ages& ages = ages_[static_cast<size_t>(flow->list)];
+  if (flow->list == AgeList::kHalfOpen) shared->half_open.fetch_sub(1, std::memory_order_relaxed);
   flow->list = AgeList::kNone;
   --ages.count;
   (flow->older == kNoFlow ? ages.oldest : At(flow->older)->newer) = flow->newer;
@@ -125,6 +148,11 @@ void FlowCore::CloseSocket(Flow* flow, bool reset) {
   close(flow->fd);
   flow->fd = -1;
   host->GiveDescriptor();
+}
+
+int FlowCore::TakeSocket(Flow* flow) {
+  if (flow->fd >= 0) epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, flow->fd, nullptr);
+  return std::exchange(flow->fd, -1);
 }
 
 bool FlowCore::Watch(const Flow& flow, uint32_t events) {
@@ -181,7 +209,7 @@ bool FlowCore::SendIcmpError(const IpAddress& source, uint8_t type, uint8_t code
 }
 
 bool FlowCore::InboundTuple(uint8_t protocol, const Endpoint& guest, const Endpoint& peer,
-                            Tuple* tuple, uint32_t* existing) const {
+                            Tuple* tuple, uint32_t* existing) {
   constexpr int kTries = 128;
   IpAddress seen = peer.address.Canonical();
   if (seen.is_v6() != guest.address.is_v6() || seen.IsLoopback() || seen.IsUnspecified() ||
@@ -191,9 +219,13 @@ bool FlowCore::InboundTuple(uint8_t protocol, const Endpoint& guest, const Endpo
   uint16_t port = peer.port;
   for (int i = 0; i < kTries; ++i) {
     *tuple = {protocol, guest, {seen, port}};
-    *existing = Find(*tuple, [this](uint32_t id) { return At(id); });
-    if (*existing == kNoFlow) return true;
-    if (protocol == kProtocolUdp && At(*existing)->host == peer) return true;
+    const uint32_t hash = index.HashOf(*tuple);
+    // One that another shard may have a flow of is not free either.
+    if (Claim(hash)) {
+      *existing = Find(*tuple, hash);
+      if (*existing == kNoFlow) return true;
+      if (protocol == kProtocolUdp && At(*existing)->host == peer) return true;
+    }
     port = port == UINT16_MAX ? 1024 : static_cast<uint16_t>(port + 1);
   }
   *existing = kNoFlow;

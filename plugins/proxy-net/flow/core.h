@@ -14,6 +14,7 @@
 #include "plugins/proxy-net/flow/events.h"
 #include "plugins/proxy-net/flow/flow.h"
 #include "plugins/proxy-net/flow/flow_index.h"
+#include "plugins/proxy-net/flow/shared_flows.h"
 #include "plugins/proxy-net/flow/timer_wheel.h"
 #include "plugins/proxy-net/packet/build.h"
 #include "plugins/proxy-net/packet/headers.h"
@@ -46,24 +47,12 @@ class EventCounters {
   std::array<uint64_t*, kEvents> cells_{};
 };
 
-// Rate of new flows: so many per second, as many at once (token bucket).
-class TokenBucket {
- public:
-  explicit TokenBucket(uint32_t per_second) : per_second_(per_second), tokens_(per_second) {}
-  bool Take(uint64_t now_ns);
-
- private:
-  const uint64_t per_second_;
-  uint64_t tokens_;
-  uint64_t filled_ns_ = 0;
-};
-
 class FlowCore {
  public:
   static constexpr uint32_t kRoomForHeaders = 128;
 
   FlowCore(sdk::GuestLink* link, uint32_t pair, FlowHost* host, EventCounters* counters,
-           const FlowLimits& limits, const SipKey& key);
+           SharedFlows* shared);
   ~FlowCore();
   FlowCore(const FlowCore&) = delete;
   FlowCore& operator=(const FlowCore&) = delete;
@@ -75,17 +64,35 @@ class FlowCore {
     uint32_t first = 0;
     uint32_t capacity = 0;
     uint32_t used = 0;
+    Budget* budget = nullptr;  // of all shards
     std::vector<uint32_t> free;
     uint32_t fresh = 0;
   };
-  // The next free id of a table, or kNoFlow.
+  // The next free id of a table, or kNoFlow: it is full, or those of all shards together are.
   uint32_t TakeId(Table* table);
   void GiveId(Table* table, uint32_t id);
 
-  // The flow of a tuple among those that `at` gives, or kNoFlow.
+  // The flow of a tuple, whose hash it is, or kNoFlow.
+  uint32_t Find(const Tuple& tuple, uint32_t hash) const {
+    return index.Find(hash, [&](uint32_t id) { return At(id)->tuple == tuple; });
+  }
+  uint32_t Find(const Tuple& tuple) const { return Find(tuple, index.HashOf(tuple)); }
+
+  // Has others find the flow, whose tuple and hash are set. Where there are several shards its
+  // bucket has to be this one's.
+  void Enter(const Flow& flow);
+  // The opposite; a bucket without flows is nobody's.
+  void Leave(const Flow& flow);
+  // The bucket is this shard's now, and all its flows are here: it was, or was nobody's.
+  bool Claim(uint32_t hash);
+  // Lets go of a bucket of this shard's that has no flow.
+  void Unclaim(uint32_t hash);
+  // Calls visit(id) for each flow of the bucket; it may not add or remove any.
   template <typename F>
-  uint32_t Find(const Tuple& tuple, F&& at) const {
-    return index.Find(index.HashOf(tuple), [&](uint32_t id) { return at(id)->tuple == tuple; });
+  void EachInBucket(uint32_t bucket, F&& visit) const {
+    index.EachNear(bucket, [&](uint32_t hash, uint32_t id) {
+      if (SharedFlows::BucketOf(hash) == bucket) visit(id);
+    });
   }
 
   // [queue] The flow with that id, used or not.
@@ -101,6 +108,8 @@ class FlowCore {
   void Unlist(Flow* flow);
   uint32_t Oldest(AgeList list) const { return ages_[static_cast<size_t>(list)].oldest; }
   uint32_t Count(AgeList list) const { return ages_[static_cast<size_t>(list)].count; }
+  // Half-open ones of all shards.
+  uint32_t HalfOpen() const { return shared->half_open.load(std::memory_order_relaxed); }
 
   // Has the end of the burst look at the flow.
   void MarkDirty(Flow* flow) {
@@ -131,6 +140,8 @@ class FlowCore {
   int OpenSocket(int family, int type, int protocol);
   // Closes the flow's socket; `reset`: with a TCP RST.
   void CloseSocket(Flow* flow, bool reset);
+  // Takes the socket away from the flow; it stays open and counted.
+  int TakeSocket(Flow* flow);
   // Edge-triggered; the event carries the flow's id and generation.
   bool Watch(const Flow& flow, uint32_t events);
   int epoll_fd() const { return epoll_fd_; }
@@ -150,10 +161,10 @@ class FlowCore {
 
   // The tuple under which the guest sees a host's connection or datagrams from `peer`: with the
   // peer's own address where the guest can answer it, the gateway's otherwise, and the peer's port
-  // or the next one that is free. `existing`: a datagram flow of that very peer, or kNoFlow. False:
-  // no port is free.
+  // or the next one that is free and whose bucket this shard can have; it has it then. `existing`:
+  // a datagram flow of that very peer, or kNoFlow. False: no port is free.
   bool InboundTuple(uint8_t protocol, const Endpoint& guest, const Endpoint& peer, Tuple* tuple,
-                    uint32_t* existing) const;
+                    uint32_t* existing);
 
   void Count(Event event, uint64_t n = 1) { counters->Add(event, n); }
 
@@ -168,8 +179,8 @@ class FlowCore {
   const uint32_t pair;
   FlowHost* const host;
   EventCounters* const counters;
+  SharedFlows* const shared;
   const FlowLimits limits;
-  const SipKey isn_key = SipKey::Random();
 
   uint64_t now_ns = 0;
   sdk::GuestOffloads offloads;
@@ -179,7 +190,9 @@ class FlowCore {
   FlowIndex index;
   TimerWheel wheel;
   ChunkPool pool;
-  TokenBucket new_flows;
+  // Flows come from another shard, or go to one: they neither begin nor end, their sockets stay
+  // counted, and what becomes of their buckets is decided by who moves them.
+  bool moving = false;
   Table tcp_ids;
   Table datagram_ids;
   Table listener_ids;

@@ -72,7 +72,7 @@ bool FindControl(std::span<std::byte> control, int level, int type, T* value) {
 Datagrams::Datagrams(FlowCore* core) : core_(core), flows_(core->limits.datagram_flows) {}
 
 DatagramFlow* Datagrams::Create(const Tuple& tuple) {
-  if (!core_->new_flows.Take(core_->now_ns)) {
+  if (!core_->moving && !core_->shared->new_flows.Take(core_->now_ns)) {
     core_->Count(Event::kNewFlowRate);
     return nullptr;
   }
@@ -84,6 +84,7 @@ DatagramFlow* Datagrams::Create(const Tuple& tuple) {
   }
   if (id == kNoFlow) {
     core_->Count(Event::kTooManyFlows);
+    core_->host->WantRoom(/*tcp=*/false);
     return nullptr;
   }
   DatagramFlow* flow =
@@ -92,10 +93,12 @@ DatagramFlow* Datagrams::Create(const Tuple& tuple) {
   flow->tuple = tuple;
   flow->hash = core_->index.HashOf(tuple);
   flow->created_ns = flow->active_ns = flow->aged_ns = core_->now_ns;
-  core_->index.Insert(flow->hash, id);
+  core_->Enter(*flow);
   core_->Age(flow, AgeList::kDatagram);
   core_->Arm(flow, core_->now_ns + IdleNs(*flow));
-  core_->Count(flow->kind == FlowKind::kUdp ? Event::kUdpOpened : Event::kEchoOpened);
+  if (!core_->moving) {
+    core_->Count(flow->kind == FlowKind::kUdp ? Event::kUdpOpened : Event::kEchoOpened);
+  }
   return flow;
 }
 
@@ -104,10 +107,11 @@ void Datagrams::Remove(DatagramFlow* flow) {
   core_->CloseSocket(flow, /*reset=*/false);
   core_->Unlist(flow);
   core_->Disarm(flow);
-  core_->index.Erase(flow->hash, flow->id);
+  flow->stays = false;
+  core_->Leave(*flow);
   flow->kind = FlowKind::kNone;
   ++flow->generation;
-  core_->Count(Event::kFlowsClosed);
+  if (!core_->moving) core_->Count(Event::kFlowsClosed);
   core_->GiveId(&core_->datagram_ids, flow->id);
 }
 
@@ -228,7 +232,7 @@ void Datagrams::OnPacket(const GuestDatagram& packet) {
                          packet.packet);
     return;
   }
-  const uint32_t id = Find(packet.tuple);
+  const uint32_t id = core_->Find(packet.tuple, packet.hash);
   DatagramFlow* flow = id == kNoFlow ? Open(packet) : At(id);
   if (flow == nullptr) return;
   Touch(flow);
@@ -266,8 +270,7 @@ int64_t Datagrams::Send(DatagramFlow* flow, const GuestDatagram& packet) {
                              flow->shared ? name.get() : nullptr, flow->shared ? name.size : 0);
     return n < 0 ? -errno : n;
   }
-  const sdk::TxSlice slice = {packet.frame, packet.offset, packet.length};
-  return core_->link->Send(core_->pair, fd, {&slice, 1}, options);
+  return packet.frame->SendTo(fd, packet.offset, packet.length, options);
 }
 
 void Datagrams::OnEvents(DatagramFlow* flow, uint32_t events) {
@@ -425,10 +428,16 @@ Datagrams::Outcome Datagrams::Pass(int fd, DatagramFlow* flow, const Flow* liste
 
 DatagramFlow* Datagrams::Inbound(const Tuple& tuple, const Endpoint& peer, const Flow& listener) {
   DatagramFlow* flow = Create(tuple);
-  if (flow == nullptr) return nullptr;
+  if (flow == nullptr) {
+    core_->Unclaim(core_->index.HashOf(tuple));
+    return nullptr;
+  }
   flow->host = peer;
-  flow->inbound = flow->shared = true;
+  flow->inbound = flow->shared = flow->stays = true;
   flow->listener = listener.id;
+  if (core_->shared->sharded()) {
+    core_->shared->Pin(SharedFlows::BucketOf(flow->hash), core_->pair, true);
+  }
   return flow;
 }
 

@@ -30,6 +30,7 @@ struct DatagramFlow : Flow {
 struct GuestDatagram {
   const sdk::TxFrame* frame = nullptr;
   Tuple tuple;  // the port of both ends of an echo is its identifier
+  uint32_t hash = 0;
   uint8_t hop_limit = 64;
   bool dont_fragment = true;
   uint32_t offset = 0;  // in the frame: of the payload; with an echo, of its ICMP header
@@ -58,9 +59,7 @@ class Datagrams {
   void Remove(DatagramFlow* flow);
 
   DatagramFlow* At(uint32_t id) const { return flows_.At(id - core_->datagram_ids.first); }
-  uint32_t Find(const Tuple& tuple) const {
-    return core_->Find(tuple, [this](uint32_t id) { return core_->At(id); });
-  }
+  uint32_t Find(const Tuple& tuple) const { return core_->Find(tuple); }
   std::string Describe(const DatagramFlow& flow) const;
 
   enum class Outcome : uint8_t { kSent, kEmpty, kNoBuffers, kDropped, kError };

@@ -28,6 +28,7 @@ struct Flow {
   FlowKind kind = FlowKind::kNone;
   AgeList list = AgeList::kNone;
   bool inbound = false;
+  bool stays = false;     // its socket is a listener's: it cannot go to another shard
   bool dirty = false;     // in the list of what the end of the burst looks at
   bool waits_rx = false;  // in the list of what receive buffers are wanted for
   int fd = -1;
@@ -87,6 +88,11 @@ class FlowHost {
   // The gateway's address: source of ICMP errors, and of connections whose other end has an address
   // that the guest cannot answer.
   virtual IpAddress GatewayAddress(bool v6) const = 0;
+  // A new flow found no room because of those that other shards have: the oldest of them that may
+  // go should. `tcp`: a TCP flow.
+  virtual void WantRoom(bool /*tcp*/) {}
+  // Takes in flows that other shards have sent.
+  virtual void TakeGiven() {}
   // Calls Shard::Continue from the thread's loop soon, after other events had their turn.
   virtual void ContinueSoon() = 0;
   // Something that an administrator should know, once.

@@ -48,6 +48,14 @@ class FlowIndex {
       if (slot.hash == hash && matches(slot.id)) return slot.id;
     }
   }
+  // [queue] Calls visit(hash, id) for all whose hash ends in the bits of `low` that name a place,
+  // and for some others.
+  template <typename F>
+  void EachNear(uint32_t low, F&& visit) const {
+    for (uint32_t at = low & mask(); slots_[at].id != kNone; at = (at + 1) & mask()) {
+      visit(slots_[at].hash, slots_[at].id);
+    }
+  }
   // [queue] Precondition: not in the index, and fewer than capacity are.
   void Insert(uint32_t hash, uint32_t id);
   // [queue] Nothing when it is not there.

@@ -126,8 +126,7 @@ uint32_t Listeners::AcceptBatch(Listener* listener, uint32_t most) {
   uint32_t accepted = 0;
   while (accepted < most) {
     // What finds no room stays in the kernel's backlog until there is some.
-    if (core_->Count(AgeList::kHalfOpen) >= core_->limits.half_open ||
-        !core_->host->TakeDescriptor()) {
+    if (core_->HalfOpen() >= core_->limits.half_open || !core_->host->TakeDescriptor()) {
       core_->Arm(listener, core_->now_ns + kRetryNs);
       return accepted;
     }

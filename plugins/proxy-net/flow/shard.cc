@@ -20,8 +20,8 @@ constexpr uint64_t kOther = uint64_t{UINT32_MAX} << 32;
 }  // namespace
 
 Shard::Shard(sdk::GuestLink* link, uint32_t pair, FlowHost* host, EventCounters* counters,
-             const FlowLimits& limits, const SipKey& key)
-    : core_(link, pair, host, counters, limits, key),
+             SharedFlows* shared)
+    : core_(link, pair, host, counters, shared),
       tcp_(&core_),
       datagrams_(&core_),
       listeners_(&core_, &tcp_, &datagrams_) {
@@ -40,15 +40,50 @@ Flow* Shard::At(uint32_t id) const {
 
 void Shard::BeginBurst() { core_.Refresh(); }
 
-void Shard::OnPacket(const sdk::TxFrame& frame, const Frame& parsed) {
-  if (!parsed.ip.has_value()) return;
+std::optional<Shard::Place> Shard::PlaceOf(const Frame& parsed) const {
+  if (!parsed.ip.has_value() || parsed.ip->fragment) return std::nullopt;
   const IpHeader& ip = *parsed.ip;
-  if (ip.fragment) return core_.Count(Event::kFragments);
+  Place place;
+  if (const TcpHeader* tcp = parsed.tcp()) {
+    place.tuple = {
+        kProtocolTcp, {ip.source, tcp->source_port}, {ip.destination, tcp->destination_port}};
+  } else if (const UdpHeader* udp = parsed.udp()) {
+    place.tuple = {
+        kProtocolUdp, {ip.source, udp->source_port}, {ip.destination, udp->destination_port}};
+  } else if (const IcmpHeader* icmp = parsed.icmp()) {
+    const bool request = ip.is_v4() ? icmp->type == IcmpHeader::kEchoRequest
+                                    : icmp->type == IcmpHeader::kV6EchoRequest;
+    if (!request || icmp->code != 0) return std::nullopt;
+    const uint16_t identifier = icmp->identifier();
+    place.tuple = {ip.is_v4() ? kProtocolIcmp : kProtocolIcmpv6,
+                   {ip.source, identifier},
+                   {ip.destination, identifier}};
+  } else {
+    return std::nullopt;
+  }
+  place.hash = core_.index.HashOf(place.tuple);
+  return place;
+}
+
+void Shard::OnPacket(const sdk::TxFrame& frame, const Frame& parsed) {
+  if (const std::optional<Place> place = PlaceOf(parsed)) {
+    OnPacket(frame, parsed, *place);
+    return;
+  }
+  if (!parsed.ip.has_value()) return;
+  const bool icmp = parsed.icmp() != nullptr;
+  core_.Count(parsed.ip->fragment ? Event::kFragments
+              : icmp              ? Event::kIcmpIgnored
+                                  : Event::kOtherProtocol);
+}
+
+void Shard::OnPacket(const sdk::TxFrame& frame, const Frame& parsed, const Place& place) {
+  const IpHeader& ip = *parsed.ip;
   if (const TcpHeader* tcp = parsed.tcp()) {
     TcpSegment segment;
     segment.frame = &frame;
-    segment.tuple = {
-        kProtocolTcp, {ip.source, tcp->source_port}, {ip.destination, tcp->destination_port}};
+    segment.tuple = place.tuple;
+    segment.hash = place.hash;
     segment.header = *tcp;
     segment.payload_offset = static_cast<uint32_t>(parsed.payload_offset);
     segment.payload_length = static_cast<uint32_t>(parsed.payload_length);
@@ -61,27 +96,17 @@ void Shard::OnPacket(const sdk::TxFrame& frame, const Frame& parsed) {
   packet.dont_fragment = ip.dont_fragment || !ip.is_v4();
   packet.packet = Bytes(reinterpret_cast<const uint8_t*>(headers.data()), headers.size())
                       .subspan(parsed.network_offset);
-  if (const UdpHeader* udp = parsed.udp()) {
-    packet.tuple = {
-        kProtocolUdp, {ip.source, udp->source_port}, {ip.destination, udp->destination_port}};
+  packet.tuple = place.tuple;
+  packet.hash = place.hash;
+  if (parsed.udp() != nullptr) {
     packet.offset = static_cast<uint32_t>(parsed.payload_offset);
     packet.length = static_cast<uint32_t>(parsed.payload_length);
     if (frame.offload().gso == sdk::Gso::kUdp) packet.segment_size = frame.offload().gso_size;
-    return datagrams_.OnPacket(packet);
-  }
-  if (const IcmpHeader* icmp = parsed.icmp()) {
-    const bool request = ip.is_v4() ? icmp->type == IcmpHeader::kEchoRequest
-                                    : icmp->type == IcmpHeader::kV6EchoRequest;
-    if (!request || icmp->code != 0) return core_.Count(Event::kIcmpIgnored);
-    const uint16_t identifier = icmp->identifier();
-    packet.tuple = {ip.is_v4() ? kProtocolIcmp : kProtocolIcmpv6,
-                    {ip.source, identifier},
-                    {ip.destination, identifier}};
+  } else {
     packet.offset = static_cast<uint32_t>(parsed.transport_offset);
     packet.length = static_cast<uint32_t>(kIcmpSize + parsed.payload_length);
-    return datagrams_.OnPacket(packet);
   }
-  core_.Count(Event::kOtherProtocol);
+  datagrams_.OnPacket(packet);
 }
 
 void Shard::EndBurst() {
@@ -228,6 +253,16 @@ uint32_t Shard::Recheck() {
   }
   core_.Count(Event::kPolicyCut, cut);
   return cut;
+}
+
+bool Shard::Evict(bool tcp) {
+  core_.Refresh();
+  if (tcp) return tcp_.Evict();
+  const uint32_t oldest = core_.Oldest(AgeList::kDatagram);
+  if (oldest == kNoFlow) return false;
+  core_.Count(Event::kFlowsEvicted);
+  datagrams_.Remove(datagrams_.At(oldest));
+  return true;
 }
 
 void Shard::DropFlows() {

@@ -1,11 +1,12 @@
 // Shard: every flow of one queue pair. The device gives it the IP packets that are for others than
-// the gateway; it gives the guest what comes back. Shards share nothing: a flow lives on the pair
-// that its hash names.
-// Owned by the device; [queue] of its pair, unless said otherwise.
+// the gateway; it gives the guest what comes back. Shards share budgets, and who has which bucket
+// of flows (shared_flows.h); nothing else, and no lock. Owned by the device; [queue] of its pair,
+// unless said otherwise.
 #ifndef VIRTBAY_PLUGINS_PROXY_NET_FLOW_SHARD_H_
 #define VIRTBAY_PLUGINS_PROXY_NET_FLOW_SHARD_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "plugins/proxy-net/flow/core.h"
@@ -19,8 +20,9 @@ namespace virtbay::proxy_net {
 
 class Shard {
  public:
+  // `shared` is that of all shards of the device.
   Shard(sdk::GuestLink* link, uint32_t pair, FlowHost* host, EventCounters* counters,
-        const FlowLimits& limits, const SipKey& key);
+        SharedFlows* shared);
   ~Shard();
   Shard(const Shard&) = delete;
   Shard& operator=(const Shard&) = delete;
@@ -38,6 +40,15 @@ class Shard {
   // stay until End has returned.
   void BeginBurst();
   void OnPacket(const sdk::TxFrame& frame, const Frame& parsed);
+  // Which flow a packet is of, or would be. Nothing: it is of none.
+  struct Place {
+    Tuple tuple;
+    uint32_t hash = 0;
+  };
+  std::optional<Place> PlaceOf(const Frame& parsed) const;
+  // The same with what PlaceOf said. Where there are several shards the bucket has to be this
+  // one's.
+  void OnPacket(const sdk::TxFrame& frame, const Frame& parsed, const Place& place);
   void EndBurst();
   // Readable: OnReady is due.
   int epoll_fd() const { return core_.epoll_fd(); }
@@ -59,6 +70,8 @@ class Shard {
   uint32_t RemoveListener(uint32_t forward);
   // Ends every flow that the rules now forbid; how many.
   uint32_t Recheck();
+  // Ends the flow that matters least. False: none may be.
+  bool Evict(bool tcp);
   // Ends every flow, with a reset to the host: the guest is gone. Listeners stay.
   void DropFlows();
   // Lets go of every flow and listener: the sockets live on elsewhere.

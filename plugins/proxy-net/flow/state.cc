@@ -24,8 +24,9 @@ class StateWriter {
   template <typename T>
   void Put(const T& value) {
     static_assert(std::is_arithmetic_v<T> || std::is_enum_v<T>);
-    const auto* at = reinterpret_cast<const uint8_t*>(&value);
-    bytes_.insert(bytes_.end(), at, at + sizeof(value));
+    const size_t at = bytes_.size();
+    bytes_.resize(at + sizeof(value));
+    std::memcpy(bytes_.data() + at, &value, sizeof(value));
   }
   void PutBytes(Bytes bytes) { bytes_.insert(bytes_.end(), bytes.begin(), bytes.end()); }
   void Put(const Endpoint& endpoint) {
@@ -138,7 +139,8 @@ bool GetHeld(FlowCore* core, TcpFlow* flow, uint32_t from, uint32_t to, StateRea
 class TcpState {
  public:
   static void Save(Shard* shard, TcpFlow* flow, SavedFlows* saved, StateWriter* out) {
-    if (flow->kind == FlowKind::kNone || flow->service) return;
+    // What serves a service of the device's own does not go further than the device.
+    if (flow->kind == FlowKind::kNone || (flow->service && !shard->core().moving)) return;
     out->Begin(kTagTcp);
     uint32_t fd = kNoFd;
     if (flow->fd >= 0) {
@@ -158,6 +160,7 @@ class TcpState {
     for (uint32_t i = 0; i < flow->range_count; ++i) {
       PutHeld(&shard->core(), *flow, flow->ranges[i].left, flow->ranges[i].right, out);
     }
+    out->Put(flow->service);
     out->End();
   }
 
@@ -193,7 +196,12 @@ class TcpState {
     tuple.protocol = kProtocolTcp;
     if (!in->Get(&tuple.guest) || !in->Get(&tuple.remote) || !in->Get(&host)) return nullptr;
     if (index != kNoFd && (index >= fds.size() || (*used)[index])) return nullptr;
-    if (tcp.Find(tuple) != kNoFlow || core.tcp_ids.used == core.tcp_ids.capacity) return nullptr;
+    // What another shard gives is this one's from the moment on that it says so.
+    const uint32_t hash = core.index.HashOf(tuple);
+    if (core.Find(tuple, hash) != kNoFlow || core.tcp_ids.used == core.tcp_ids.capacity ||
+        (!core.moving && !core.Claim(hash))) {
+      return nullptr;
+    }
     TcpFlow record;
     EachTcpField(record, [&](auto& value) { in->Get(&value); });
     const uint32_t ranges = std::min<uint32_t>(record.range_count, TcpFlow::kMaxRanges);
@@ -235,6 +243,9 @@ class TcpState {
       tcp.Remove(flow);
       return nullptr;
     }
+    in->Get(&flow->service);
+    flow->ack_now =
+        !waits && flow->phase == TcpPhase::kOpen && flow->last_ack_sent != flow->received;
     if (waits) {
       core.pool.Unreserve(flow->reserved);
       flow->reserved = 0;
@@ -259,67 +270,142 @@ class TcpState {
   }
 };
 
-SavedFlows SaveFlows(Shard* shard) {
-  SavedFlows saved;
+namespace {
+
+// `listeners`: the ids of those that were saved, in their order.
+void SaveDatagram(const DatagramFlow* flow, const std::vector<uint32_t>& listeners,
+                  SavedFlows* saved, StateWriter* out) {
+  out->Begin(kTagDatagram);
+  uint32_t fd = kNoFd;
+  uint32_t listener = kNoFlow;
+  if (flow->shared) {
+    const auto at = std::find(listeners.begin(), listeners.end(), flow->listener);
+    listener = static_cast<uint32_t>(at - listeners.begin());
+  } else {
+    fd = static_cast<uint32_t>(saved->fds.size());
+    saved->fds.push_back(flow->fd);
+  }
+  out->Put(fd);
+  out->Put(flow->tuple.protocol);
+  out->Put(flow->tuple.guest);
+  out->Put(flow->tuple.remote);
+  out->Put(flow->host);
+  out->Put(listener);
+  out->Put(flow->preserved);
+  out->Put(flow->dont_fragment);
+  out->Put(flow->hop_limit);
+  out->Put(flow->active_ns);
+  out->Put(flow->to_host_bytes);
+  out->Put(flow->to_guest_bytes);
+  out->End();
+}
+
+StateWriter Begin() {
   StateWriter out;
   out.Put(kMagic);
   out.Put(kVersion);
+  return out;
+}
+
+// Listeners first: flows refer to them by their place among the records. Flows of a listener are in
+// its own shard.
+void SaveShard(Shard* shard, SavedFlows* saved, StateWriter* out,
+               std::vector<uint32_t>* listeners) {
   FlowCore& core = shard->core();
-  // Listeners first: flows refer to them by their place among the records.
-  std::vector<uint32_t> listeners;
   for (const uint32_t id : shard->listeners().ids()) {
     const Listener* listener = shard->listeners().At(id);
-    listeners.push_back(id);
-    out.Begin(kTagListener);
-    out.Put(static_cast<uint32_t>(saved.fds.size()));
-    saved.fds.push_back(listener->fd);
-    out.Put(listener->protocol);
-    out.Put(listener->host);
-    out.Put(listener->guest_port);
-    out.Put(listener->forward);
-    out.End();
+    listeners->push_back(id);
+    out->Begin(kTagListener);
+    out->Put(static_cast<uint32_t>(saved->fds.size()));
+    saved->fds.push_back(listener->fd);
+    out->Put(listener->protocol);
+    out->Put(listener->host);
+    out->Put(listener->guest_port);
+    out->Put(listener->forward);
+    out->End();
   }
   for (uint32_t i = 0; i < core.tcp_ids.fresh; ++i) {
-    TcpState::Save(shard, shard->tcp().At(i), &saved, &out);
+    TcpState::Save(shard, shard->tcp().At(i), saved, out);
   }
   for (uint32_t i = 0; i < core.datagram_ids.fresh; ++i) {
     const DatagramFlow* flow = shard->datagrams().At(core.datagram_ids.first + i);
-    if (flow->kind == FlowKind::kNone) continue;
-    out.Begin(kTagDatagram);
-    uint32_t fd = kNoFd;
-    uint32_t listener = kNoFlow;
-    if (flow->shared) {
-      const auto at = std::find(listeners.begin(), listeners.end(), flow->listener);
-      listener = static_cast<uint32_t>(at - listeners.begin());
-    } else {
-      fd = static_cast<uint32_t>(saved.fds.size());
-      saved.fds.push_back(flow->fd);
-    }
-    out.Put(fd);
-    out.Put(flow->tuple.protocol);
-    out.Put(flow->tuple.guest);
-    out.Put(flow->tuple.remote);
-    out.Put(flow->host);
-    out.Put(listener);
-    out.Put(flow->preserved);
-    out.Put(flow->dont_fragment);
-    out.Put(flow->hop_limit);
-    out.Put(flow->active_ns);
-    out.Put(flow->to_host_bytes);
-    out.Put(flow->to_guest_bytes);
-    out.End();
+    if (flow->kind != FlowKind::kNone) SaveDatagram(flow, *listeners, saved, out);
   }
+}
+
+}  // namespace
+
+SavedFlows TakeOut(Shard* shard, std::span<const uint32_t> buckets) {
+  SavedFlows saved;
+  StateWriter out = Begin();
+  FlowCore& core = shard->core();
+  core.moving = true;
+  std::vector<uint32_t> ids;
+  for (const uint32_t bucket : buckets) {
+    core.EachInBucket(bucket, [&](uint32_t id) { ids.push_back(id); });
+  }
+  for (const uint32_t id : ids) {
+    Flow* flow = core.At(id);
+    if (flow->kind == FlowKind::kTcp) {
+      TcpFlow* tcp = shard->tcp().At(id);
+      TcpState::Save(shard, tcp, &saved, &out);
+      core.TakeSocket(tcp);
+      shard->tcp().LetGo(tcp);
+    } else {
+      SaveDatagram(shard->datagrams().At(id), {}, &saved, &out);
+      core.TakeSocket(flow);
+      shard->datagrams().Remove(shard->datagrams().At(id));
+    }
+  }
+  core.moving = false;
   saved.bytes = out.Take();
   return saved;
+}
+
+std::vector<uint32_t> BucketsOf(Shard* shard) {
+  FlowCore& core = shard->core();
+  std::vector<uint32_t> buckets;
+  const auto add = [&](const Flow& flow) {
+    const uint32_t bucket = SharedFlows::BucketOf(flow.hash);
+    if (flow.kind != FlowKind::kNone && !core.shared->IsPinned(bucket)) buckets.push_back(bucket);
+  };
+  for (uint32_t i = 0; i < core.tcp_ids.fresh; ++i) add(*shard->tcp().At(i));
+  for (uint32_t i = 0; i < core.datagram_ids.fresh; ++i) {
+    add(*shard->datagrams().At(core.datagram_ids.first + i));
+  }
+  std::sort(buckets.begin(), buckets.end());
+  buckets.erase(std::unique(buckets.begin(), buckets.end()), buckets.end());
+  return buckets;
+}
+
+SavedFlows SaveFlows(std::span<Shard* const> shards) {
+  SavedFlows saved;
+  StateWriter out = Begin();
+  std::vector<uint32_t> listeners;
+  for (Shard* shard : shards) SaveShard(shard, &saved, &out, &listeners);
+  saved.bytes = out.Take();
+  return saved;
+}
+
+RestoredFlows Adopt(Shard* shard, const SavedFlows& taken) {
+  FlowCore& core = shard->core();
+  core.moving = true;
+  const auto result = RestoreFlows(shard, taken.bytes, taken.fds);
+  core.moving = false;
+  return result.ok() ? result.value() : RestoredFlows();
 }
 
 sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<const int> fds) {
   RestoredFlows result;
   FlowCore& core = shard->core();
   core.Refresh();
+  // Between shards of a device descriptors stay counted.
+  const bool counted = core.moving;
   const auto close_all = [&](const std::vector<bool>& used) {
     for (size_t i = 0; i < fds.size(); ++i) {
-      if (!used[i]) close(fds[i]);
+      if (used[i]) continue;
+      close(fds[i]);
+      if (counted) core.host->GiveDescriptor();
     }
   };
   std::vector<bool> used(fds.size(), false);
@@ -355,7 +441,10 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
   }
 
   // A descriptor is counted before it is taken; without one the flow ends.
-  const auto count = [&] { return core.host->TakeDescriptor(); };
+  const auto count = [&] { return counted || core.host->TakeDescriptor(); };
+  const auto uncount = [&] {
+    if (!counted) core.host->GiveDescriptor();
+  };
   std::vector<uint32_t> listeners;
   for (const Record& record : records) {
     StateReader in(record.bytes);
@@ -386,8 +475,8 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
       }
       const std::vector<bool> before = used;
       TcpFlow* flow = TcpState::Restore(shard, &in, fds, &used);
-      if (flow == nullptr && before == used) core.host->GiveDescriptor();
-      if (flow != nullptr && flow->fd < 0) core.host->GiveDescriptor();
+      if (flow == nullptr && before == used) uncount();
+      if (flow != nullptr && flow->fd < 0) uncount();
       ++(flow != nullptr ? result.flows : result.dropped);
     } else if (record.tag == kTagDatagram) {
       uint32_t index = 0;
@@ -408,7 +497,9 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
           (!shared && (tuple.protocol == kProtocolIcmp || tuple.protocol == kProtocolIcmpv6));
       const bool possible =
           known && whole && (shared ? owner != nullptr : index < fds.size() && !used[index]);
-      if (!possible || shard->datagrams().Find(tuple) != kNoFlow || (!shared && !count())) {
+      const uint32_t hash = core.index.HashOf(tuple);
+      if (!possible || core.Find(tuple, hash) != kNoFlow || (!core.moving && !core.Claim(hash)) ||
+          (!shared && !count())) {
         ++result.dropped;
         continue;
       }
@@ -428,7 +519,6 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
     }
   }
   close_all(used);
-  shard->Continue();
   return result;
 }
 

@@ -26,13 +26,23 @@ struct RestoredFlows {
   uint32_t dropped = 0;  // found no room, or were of another kind than can go on
 };
 
-// Connections with their sequence numbers and what they hold, UDP and echo flows, listeners.
+// Connections with their sequence numbers and what they hold, UDP and echo flows, listeners, of all
+// shards of a device.
 // Streams to services of the device are left out: the guest's next segment is answered with a
 // reset.
-SavedFlows SaveFlows(Shard* shard);
+SavedFlows SaveFlows(std::span<Shard* const> shards);
 // Takes over what SaveFlows gave, and the descriptors, each counted anew, whatever becomes of them.
-// An Error when the bytes are not well formed; nothing was made then.
+// An Error when the bytes are not well formed; nothing was made then. What the flows have to say to
+// the guest they say at the next Continue.
 sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<const int> fds);
+
+// From one shard of a device to another, whose buckets become the other's (SharedFlows::PassTo):
+// all flows of these buckets, none of which is pinned. Their sockets stay counted.
+SavedFlows TakeOut(Shard* shard, std::span<const uint32_t> buckets);
+// The buckets that have flows and are not pinned.
+std::vector<uint32_t> BucketsOf(Shard* shard);
+// Takes over what TakeOut gave, whatever becomes of it. Continue is due then as well.
+RestoredFlows Adopt(Shard* shard, const SavedFlows& taken);
 
 }  // namespace virtbay::proxy_net
 

@@ -20,6 +20,7 @@ namespace virtbay::proxy_net {
 struct TcpSegment {
   const sdk::TxFrame* frame = nullptr;
   Tuple tuple;
+  uint32_t hash = 0;
   TcpHeader header;
   uint32_t payload_offset = 0;  // in the frame
   uint32_t payload_length = 0;
@@ -53,9 +54,7 @@ class Tcp {
   bool Evict();
 
   TcpFlow* At(uint32_t id) const { return flows_.At(id - core_->tcp_ids.first); }
-  uint32_t Find(const Tuple& tuple) const {
-    return core_->Find(tuple, [this](uint32_t id) { return core_->At(id); });
-  }
+  uint32_t Find(const Tuple& tuple) const { return core_->Find(tuple); }
   // A line for people: both ends, state, windows, stall.
   std::string Describe(const TcpFlow& flow) const;
 

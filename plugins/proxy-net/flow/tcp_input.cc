@@ -30,7 +30,7 @@ void Tcp::OnSegment(const TcpSegment& segment) {
   if ((syn && (fin || rst)) || (!syn && !rst && !ack)) {
     return core_->Count(Event::kTcpMalformed);
   }
-  const uint32_t id = Find(segment.tuple);
+  const uint32_t id = core_->Find(segment.tuple, segment.hash);
   if (id == kNoFlow) {
     if (rst) return;
     if (syn && !ack) return Open(segment);

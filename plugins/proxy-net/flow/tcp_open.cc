@@ -41,6 +41,7 @@ TcpFlow* Tcp::Create(const Tuple& tuple) {
   if (id == kNoFlow && Evict()) id = core_->TakeId(&core_->tcp_ids);
   if (id == kNoFlow) {
     core_->Count(Event::kTooManyFlows);
+    core_->host->WantRoom(/*tcp=*/true);
     return nullptr;
   }
   const uint32_t chunks = Spill::ChunksFor(kFirstWindow);
@@ -57,12 +58,12 @@ TcpFlow* Tcp::Create(const Tuple& tuple) {
   flow->created_ns = flow->active_ns = core_->now_ns;
   flow->reserved = chunks;
   flow->receive_window = kFirstWindow;
-  const uint64_t secret = SipHash(core_->isn_key, tuple.Serialize());
-  flow->iss = InitialSequence(core_->isn_key, tuple, core_->now_ns);
+  const uint64_t secret = SipHash(core_->shared->isn_key, tuple.Serialize());
+  flow->iss = InitialSequence(core_->shared->isn_key, tuple, core_->now_ns);
   flow->ts_offset = static_cast<uint32_t>(secret >> 32);
   flow->una = flow->next = flow->max = flow->recover = flow->discarded = flow->iss;
-  core_->index.Insert(flow->hash, id);
-  core_->Count(Event::kTcpOpened);
+  core_->Enter(*flow);
+  if (!core_->moving) core_->Count(Event::kTcpOpened);
   return flow;
 }
 
@@ -92,16 +93,17 @@ void Tcp::Settle(TcpFlow* flow, const TcpHeader& syn) {
 
 // The guest's SYN: the host connects first, and the guest gets its answer when that has ended.
 void Tcp::Open(const TcpSegment& segment) {
-  if (!core_->new_flows.Take(core_->now_ns)) return core_->Count(Event::kNewFlowRate);
-  if (core_->Count(AgeList::kHalfOpen) >= core_->limits.half_open) {
+  if (!core_->shared->new_flows.Take(core_->now_ns)) return core_->Count(Event::kNewFlowRate);
+  if (core_->HalfOpen() >= core_->limits.half_open) {
     // The oldest gives way only when it has had time to be answered: a flood would end every
     // connection that is being made.
-    TcpFlow* oldest = At(core_->Oldest(AgeList::kHalfOpen));
-    if (core_->now_ns - oldest->created_ns < 5 * kSecond) {
+    const uint32_t oldest = core_->Oldest(AgeList::kHalfOpen);
+    if (oldest == kNoFlow) core_->host->WantRoom(/*tcp=*/true);
+    if (oldest == kNoFlow || core_->now_ns - At(oldest)->created_ns < 5 * kSecond) {
       return core_->Count(Event::kTooManyHalfOpen);
     }
     core_->Count(Event::kFlowsEvicted);
-    Drop(oldest);
+    Drop(At(oldest));
   }
   const Route route = core_->host->RouteOf(kProtocolTcp, segment.tuple.remote);
   if (!route.allowed) {
@@ -198,12 +200,13 @@ void Tcp::OnConnectFailed(TcpFlow* flow, int error) {
 
 bool Tcp::Accept(int fd, const Tuple& tuple, const Endpoint& peer, uint32_t listener) {
   TcpFlow* flow = nullptr;
-  if (core_->new_flows.Take(core_->now_ns)) {
+  if (core_->shared->new_flows.Take(core_->now_ns)) {
     flow = Create(tuple);
   } else {
     core_->Count(Event::kNewFlowRate);
   }
   if (flow == nullptr) {
+    core_->Unclaim(core_->index.HashOf(tuple));
     Flow closing;
     closing.fd = fd;
     core_->CloseSocket(&closing, /*reset=*/true);
@@ -240,11 +243,11 @@ void Tcp::Remove(TcpFlow* flow) {
   flow->reserved = 0;
   core_->Unlist(flow);
   core_->Disarm(flow);
-  core_->index.Erase(flow->hash, flow->id);
+  core_->Leave(*flow);
   flow->phase = TcpPhase::kClosed;
   flow->kind = FlowKind::kNone;
   ++flow->generation;
-  core_->Count(Event::kFlowsClosed);
+  if (!core_->moving) core_->Count(Event::kFlowsClosed);
   core_->GiveId(&core_->tcp_ids, flow->id);
 }
 

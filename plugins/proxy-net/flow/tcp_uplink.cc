@@ -126,14 +126,14 @@ void Tcp::AdvanceWindow(TcpFlow* flow) {
   ChunkPool& pool = core_->pool;
   if (flow->received - flow->grown_at >= window / 2) {
     flow->grown_at = flow->received;
-    if (flows && window < kLargestWindow && pool.reserved() < pool.count() / 4 * 3) {
+    if (flows && window < kLargestWindow && !pool.IsBeyond(6)) {
       const uint32_t larger = std::min((window + 32) * 4 - 32, kLargestWindow);
       const uint32_t chunks = std::max(Spill::ChunksFor(larger), flow->reserved);
       if (pool.Reserve(chunks - flow->reserved)) {
         flow->reserved = chunks;
         flow->receive_window = larger;
       }
-    } else if (window > kFirstWindow && pool.reserved() > pool.count() / 8 * 7) {
+    } else if (window > kFirstWindow && pool.IsBeyond(7)) {
       flow->receive_window = std::max(kFirstWindow, (window + 32) / 2 - 32);
     }
   }
