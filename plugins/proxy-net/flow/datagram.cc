@@ -321,6 +321,7 @@ Datagrams::Outcome Datagrams::Pass(int fd, DatagramFlow* flow, const Flow* liste
   if (size == 0) {
     const ssize_t n = recv(fd, nullptr, 0, MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
     if (n < 0) return errno == EAGAIN ? Outcome::kEmpty : Outcome::kError;
+    size = static_cast<int>(n);  // one that came in between has a size
   }
   const auto expected = static_cast<uint32_t>(size);
   const bool too_big = expected > kMostPayload;
