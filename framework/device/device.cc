@@ -78,10 +78,13 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        std::shared_ptr<Plugin> plugin,
                                                        const Log& log,
                                                        std::shared_ptr<SlotPool> shared_pool,
-                                                       std::shared_ptr<DescriptorBudget> budget) {
+                                                       std::shared_ptr<DescriptorBudget> budget,
+                                                       std::optional<DeviceState> state) {
   std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
+  device->core_->restores = state.has_value();
   device->core_->descriptors.emplace(std::move(budget));
   VIRTBAY_RETURN_IF_ERROR(device->Init(std::move(shared_pool)));
+  if (state.has_value()) VIRTBAY_RETURN_IF_ERROR(device->Restore(*std::move(state)));
   {
     absl::MutexLock lock(&device->mutex_);
     device->core_->descriptors->SetRoom(device->RoomToKeep());
@@ -244,7 +247,7 @@ absl::Status Device::BeginSession() {
   return absl::OkStatus();
 }
 
-void Device::EndSession(bool forget) {
+void Device::EndSession(bool forget, absl::AnyInvocable<void()> quiesced) {
   if (!session_) return;
   // All queues end their requests at the same time, within one deadline.
   const absl::Time deadline = absl::Now() + core_->spec.stop_deadline;
@@ -273,6 +276,7 @@ void Device::EndSession(bool forget) {
   }
   EndThreads();
   for (const auto& queue : core_->queues) queue->EndSession();
+  if (quiesced) quiesced();
   if (core_->ops.stop != nullptr) {
     CallOnControl(core_.get(), "stop", [&](virtbay_error*) {
       core_->ops.stop(core_->device);

@@ -9,11 +9,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -34,7 +36,8 @@ class Device : public std::enable_shared_from_this<Device> {
   // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
   static absl::StatusOr<std::shared_ptr<Device>> Create(
       const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
-      std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors);
+      std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors,
+      std::optional<DeviceState> state = std::nullopt);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
@@ -42,6 +45,7 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status Stop();
   absl::Status Start();
   absl::StatusOr<std::string> Control(const std::string& command, absl::string_view text);
+  absl::StatusOr<DeviceState> Save();
   // Ends service for good and destroys the plugin's device. DeadlineExceeded when something of it
   // does not end, and so may still write to guest memory: it is leaked then.
   absl::Status Retire();
@@ -79,7 +83,11 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CreateQueues();
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void EndSession(bool forget) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `quiesced` is called when every queue has stopped and no thread of the device runs any more.
+  void EndSession(bool forget, absl::AnyInvocable<void()> quiesced = nullptr)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of a device that no front-end has had yet.
+  absl::Status Restore(DeviceState state);
   absl::StatusOr<uint32_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Descriptors that this device's session may still open, see DescriptorBudget.
@@ -94,6 +102,10 @@ class Device : public std::enable_shared_from_this<Device> {
   // Frees threads that the front-end holds up in a notification.
   void ReleaseNotifiers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   bool AnyQueueRunning() const;
+  // The plugin's table with that id, or nullptr.
+  const void* Extension(const char* id);
+  // The plugin's table of what saves and restores the device, or nullptr.
+  const virtbay_device_state* StateTable();
   // The plugin's table of commands, or nullptr.
   const virtbay_device_control* ControlTable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The memory that a ring at this place and its requests may use; FailedPrecondition naming the

@@ -17,14 +17,19 @@ static_assert(kFirstAnswer >= VIRTBAY_CONTROL_ANSWER_MIN);
 
 }  // namespace
 
-const virtbay_device_control* Device::ControlTable() {
+const void* Device::Extension(const char* id) {
   if (core_->ops.extension == nullptr) return nullptr;
   const void* found = nullptr;
   CallOnControl(core_.get(), "extension", [&](virtbay_error*) {
-    found = core_->ops.extension(core_->device, VIRTBAY_EXTENSION_CONTROL);
+    found = core_->ops.extension(core_->device, id);
     return VIRTBAY_OK;
   }).IgnoreError();
-  const auto* table = static_cast<const virtbay_device_control*>(found);
+  return found;
+}
+
+const virtbay_device_control* Device::ControlTable() {
+  const auto* table =
+      static_cast<const virtbay_device_control*>(Extension(VIRTBAY_EXTENSION_CONTROL));
   if (table == nullptr || table->struct_size < sizeof(*table) || table->control == nullptr) {
     return nullptr;
   }

@@ -48,6 +48,7 @@ class DeviceCore {
   const DeviceSpec spec;
   const Log log;
   std::vector<std::string> option_keys;
+  bool restores = false;  // it will be given a state before anything else
   virtbay_device* device = nullptr;
   virtbay_device_ops ops{};        // members beyond the plugin's struct_size are null
   std::shared_ptr<SlotPool> pool;  // its own, or the one that it shares

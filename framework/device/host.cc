@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <thread>
@@ -70,6 +71,12 @@ class HostImpl final : public Host {
   }
 
   absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override {
+    return AddDevice(spec, std::nullopt);
+  }
+  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState state) override {
+    return AddDevice(spec, std::move(state));
+  }
+  absl::StatusOr<DeviceHandle> AddDevice(const DeviceSpec& spec, std::optional<DeviceState> state) {
     VIRTBAY_RETURN_IF_ERROR(CheckName(spec.name));
     const std::string name = spec.name;
     {
@@ -79,7 +86,7 @@ class HostImpl final : public Host {
         return absl::AlreadyExistsError(absl::StrCat("there is a device '", name, "' already"));
       }
     }
-    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec);
+    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec, std::move(state));
     absl::MutexLock lock(&mutex_);
     adding_.erase(name);
     if (!device.ok()) return Annotate(device.status(), absl::StrCat("device '", name, "'"));
@@ -125,14 +132,16 @@ class HostImpl final : public Host {
     return absl::NotFoundError(absl::StrCat("there is no device '", name, "'"));
   }
 
-  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec) {
+  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec,
+                                                     std::optional<DeviceState> state) {
     VIRTBAY_ASSIGN_OR_RETURN(std::filesystem::path path, FindPlugin(spec.plugin, search_));
     VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> plugin, LoadImage(path));
     std::shared_ptr<SlotPool> shared;
     if (spec.arena_policy == ArenaPolicy::kShared) {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
-    return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_);
+    return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_,
+                          std::move(state));
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {
@@ -233,6 +242,11 @@ absl::StatusOr<std::string> DeviceHandle::Control(const std::string& command,
                                                   absl::string_view text) const {
   VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
   return device->Control(command, text);
+}
+
+absl::StatusOr<DeviceState> DeviceHandle::Save() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Save();
 }
 
 }  // namespace virtbay

@@ -225,6 +225,9 @@ int32_t GetOption(virtbay_host_device* host, const char* key, char* buffer, uint
   if (absl::string_view(key) == VIRTBAY_OPTION_MAX_MAPPING) {
     if (!bounces) return -1;
     own = absl::StrCat(MaxMapping(spec));
+  } else if (absl::string_view(key) == VIRTBAY_OPTION_RESTORES) {
+    if (!host->core->restores) return -1;
+    own = "true";
   } else {
     const auto found = spec.options.find(key);
     if (found == spec.options.end()) return -1;

@@ -5,10 +5,12 @@
 #include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -183,10 +185,41 @@ Status Tap::SetPairs(uint32_t pairs) {
   return {};
 }
 
-uint32_t Tap::Mtu() const {
-  if (!by_name_) return 0;
+sdk::Status Tap::Restore(const std::string& name, const std::vector<int>& fds, uint32_t pairs) {
+  fds_ = fds;
+  name_ = name;
+  by_name_ = true;
+  if (fds.size() != pairs || fds.size() > attached_.size()) {
+    return sdk::InvalidArgument(
+        absl::StrCat("the state has ", fds.size(), " queues of the interface, not ", pairs));
+  }
+  for (size_t i = 0; i < fds.size(); ++i) {
+    ifreq request{};
+    if (ioctl(fds[i], TUNGETIFF, &request) != 0 || (request.ifr_flags & IFF_TAP) == 0) {
+      return sdk::InvalidArgument("a descriptor of the state is no TAP interface");
+    }
+    // Those that the guest did not use are detached.
+    attached_[i].store((request.ifr_flags & IFF_DETACH_QUEUE) == 0, std::memory_order_release);
+  }
+  has_uso_ = ioctl(fds[0], TUNSETOFFLOAD, TUN_F_CSUM | kUso4 | kUso6) == 0;
+  if (ioctl(fds[0], TUNSETOFFLOAD, 0) != 0) return sdk::Errno(errno, "TUNSETOFFLOAD");
+  return {};
+}
+
+bool Tap::KernelHasUso() {
+  utsname kernel{};
+  int major = 0;
+  int minor = 0;
+  if (uname(&kernel) != 0 || std::sscanf(kernel.release, "%d.%d", &major, &minor) != 2)
+    return false;
+  return major > 6 || (major == 6 && minor >= 2);
+}
+
+uint32_t Tap::Mtu() const { return by_name_ ? MtuOf(name_) : 0; }
+
+uint32_t Tap::MtuOf(const std::string& name) {
   const Socket look;
-  ifreq request = Request(name_, 0);
+  ifreq request = Request(name, 0);
   if (look.get() < 0 || ioctl(look.get(), SIOCGIFMTU, &request) != 0) return 0;
   return static_cast<uint32_t>(request.ifr_mtu);
 }

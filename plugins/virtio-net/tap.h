@@ -28,6 +28,13 @@ class Tap {
   // Takes inherited descriptors, one per pair; keeps duplicates of them.
   sdk::Status Adopt(const std::vector<int>& fds);
 
+  // Takes the queues of an interface that another one had open, one per pair, whatever comes of it.
+  sdk::Status Restore(const std::string& name, const std::vector<int>& fds, uint32_t pairs);
+  // Whether interfaces of this kernel know segmentation of UDP (Linux 6.2).
+  static bool KernelHasUso();
+  // An interface's MTU by its name, or 0.
+  static uint32_t MtuOf(const std::string& name);
+
   // What the kernel may give: TUNSETOFFLOAD.
   sdk::Status SetOffloads(const sdk::GuestOffloads& offloads);
   // Whether the kernel knows segmentation of UDP (Linux 6.2).

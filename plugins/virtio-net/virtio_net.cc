@@ -103,6 +103,25 @@ class VirtioNet final : public NetDevice {
     cookie == kTxAlarm ? SendHeld(index) : Receive(index);
   }
 
+  // The interface's queues, with the frames that wait in them.
+  Status OnSave(sdk::StateWriter* state) override {
+    for (uint32_t i = 0; i < tap_.pairs(); ++i) state->AddFd(kTapRole, tap_.fd(i));
+    state->Add(kTapSection, tap_.name().data(), tap_.name().size());
+    return {};
+  }
+  Status OnRestore(sdk::StateReader* state) override {
+    if (options_.back_end != BackEnd::kTap) return {};
+    const auto name = state->Find(kTapSection);
+    if (!name.has_value()) return sdk::InvalidArgument("the state has no TAP interface");
+    Status status =
+        tap_.Restore(std::string(reinterpret_cast<const char*>(name->data()), name->size()),
+                     state->TakeFds(kTapRole), config().queue_pairs);
+    if (status.ok() && config().uso && !tap_.HasUso()) {
+      return sdk::InvalidArgument("the kernel's interface has no segmentation of UDP");
+    }
+    return status;
+  }
+
   std::string OnShow() override {
     static constexpr std::array kNames = {"tap", "null", "loop"};
     std::string text =
@@ -112,6 +131,8 @@ class VirtioNet final : public NetDevice {
   }
 
  private:
+  static constexpr uint32_t kTapSection = 1;
+  static constexpr uint32_t kTapRole = 1;
   static constexpr uint64_t kTxAlarm = 1;
   static constexpr uint64_t kRxAlarm = 2;
 
@@ -132,6 +153,13 @@ class VirtioNet final : public NetDevice {
       return sdk::InvalidArgument("option queue-pairs: is not the number of descriptors in tap-fd");
     }
     if (!by_name) config->queue_pairs = static_cast<uint32_t>(options_.tap_fds.size());
+    if (restores()) {
+      // The interface comes with the state, and is somebody else's until then.
+      if (!Tap::KernelHasUso()) config->uso = config->guest.uso4 = config->guest.uso6 = false;
+      const uint32_t mtu = by_name ? Tap::MtuOf(options_.tap) : 0;
+      if (!host().Option("mtu") && mtu >= 68 && mtu <= 65535) config->mtu = mtu;
+      return {};
+    }
     Status status =
         by_name ? tap_.Open(options_.tap, config->queue_pairs) : tap_.Adopt(options_.tap_fds);
     if (!status.ok()) return status;

@@ -170,18 +170,21 @@ void NetDevice::State::MakeCounters() {
 }
 
 Status NetDevice::State::OpenCapture(const std::string& path) {
+  // A device that goes on goes on with the file.
+  const int fresh = device->restores() ? 0 : O_TRUNC;
   capture_fd =
-      open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
+      open(path.c_str(), O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
   if (capture_fd < 0) {
     const int error = errno;
     return Errno(error, "option pcap: " + path);
   }
+  for (Pair& pair : pairs) pair.capture = std::make_unique<net::CaptureBuffer>(capture_fd);
+  if (lseek(capture_fd, 0, SEEK_END) > 0) return {};
   std::vector<std::byte> header;
   net::AppendFileHeader("virtio-net", config.mac, snaplen, &header);
   if (write(capture_fd, header.data(), header.size()) != static_cast<ssize_t>(header.size())) {
     return Errno(errno, "option pcap: " + path);
   }
-  for (Pair& pair : pairs) pair.capture = std::make_unique<net::CaptureBuffer>(capture_fd);
   return {};
 }
 
@@ -547,6 +550,36 @@ void NetDevice::State::FlushCapture(uint32_t index) {
     Host::Add(capture_drops);
   }
 }
+
+// ---- state --------------------------------------------------------------------------------------
+
+namespace {
+constexpr uint32_t kLinkSection = uint32_t{1} << 31;
+}  // namespace
+
+bool NetDevice::restores() const { return host().Option(VIRTBAY_OPTION_RESTORES) == "true"; }
+
+Status NetDevice::Save(StateWriter* state) {
+  std::array<uint8_t, 7> link{};
+  std::copy(config().mac.begin(), config().mac.end(), link.begin());
+  link[6] = link_up() ? 1 : 0;
+  state->Add(kLinkSection, link.data(), link.size());
+  return OnSave(state);
+}
+
+Status NetDevice::Restore(StateReader* state) {
+  const auto link = state->Find(kLinkSection);
+  if (!link.has_value() || link->size() < 7) {
+    return InvalidArgument("the state is none of a network device");
+  }
+  // The guest knows its interface by it.
+  std::memcpy(state_->config.mac.data(), link->data(), 6);
+  state_->filter.Reset(net::MacKey(state_->config.mac), false);
+  state_->link_up.store(std::to_integer<uint8_t>((*link)[6]) != 0, std::memory_order_relaxed);
+  return OnRestore(state);
+}
+
+void NetDevice::Release() { OnRelease(); }
 
 // ---- commands of the host's ---------------------------------------------------------------------
 

@@ -195,6 +195,25 @@ int main(void) {
   MEMBER(virtbay_device_control, struct_size);
   MEMBER(virtbay_device_control, reserved);
   MEMBER(virtbay_device_control, control);
+  STRUCT(virtbay_state_fd);
+  MEMBER(virtbay_state_fd, role);
+  MEMBER(virtbay_state_fd, fd);
+  STRUCT(virtbay_state);
+  MEMBER(virtbay_state, struct_size);
+  MEMBER(virtbay_state, version);
+  MEMBER(virtbay_state, bytes);
+  MEMBER(virtbay_state, size);
+  MEMBER(virtbay_state, fds);
+  MEMBER(virtbay_state, fd_count);
+  MEMBER(virtbay_state, reserved);
+  STRUCT(virtbay_device_state);
+  MEMBER(virtbay_device_state, struct_size);
+  MEMBER(virtbay_device_state, version);
+  MEMBER(virtbay_device_state, oldest);
+  MEMBER(virtbay_device_state, reserved);
+  MEMBER(virtbay_device_state, save);
+  MEMBER(virtbay_device_state, restore);
+  MEMBER(virtbay_device_state, release);
   STRUCT(virtbay_device_factory);
   MEMBER(virtbay_device_factory, struct_size);
   MEMBER(virtbay_device_factory, count);
@@ -276,6 +295,7 @@ int main(void) {
   printf("VIRTBAY_SERVICE_DESCRIPTORS %s\n", VIRTBAY_SERVICE_DESCRIPTORS);
   printf("VIRTBAY_SERVICE_MESSAGE %s\n", VIRTBAY_SERVICE_MESSAGE);
   printf("VIRTBAY_EXTENSION_CONTROL %s\n", VIRTBAY_EXTENSION_CONTROL);
+  printf("VIRTBAY_EXTENSION_STATE %s\n", VIRTBAY_EXTENSION_STATE);
   printf("VIRTBAY_FACTORY_DEVICE %s\n", VIRTBAY_FACTORY_DEVICE);
   return 0;
 }

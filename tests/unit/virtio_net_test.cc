@@ -26,6 +26,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "hostif/guest/in_process_transport.h"
 #include "hostif/guest/net_client.h"
@@ -483,6 +484,91 @@ TEST_F(TapTest, QueuesComeAndGoWithTheGuestsPairs) {
   set(2);
   const std::array<int, 2> again = spread();
   EXPECT_GT(again[1], 0);
+}
+
+TEST_F(TapTest, TheInterfaceGoesOnWithAnotherDevice) {
+  for (const char* pairs : {"1", "2"}) {
+    const std::string tap = absl::StrCat("vbst", pairs);
+    const std::string subnet = absl::StrCat("10.77.", 8 + pairs[0] - '0');
+    const DeviceSpec spec =
+        Spec("goes-on", {{"tap", tap}, {"queue-pairs", pairs}}, VIRTBAY_VIRTIO_NET);
+    ASSERT_OK_AND_ASSIGN(DeviceHandle device, host_->Add(spec));
+    BringUp(tap.c_str(), (subnet + ".1").c_str());
+    const unsigned index = if_nametoindex(tap.c_str());
+    ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+    ASSERT_OK_AND_ASSIGN(const guest::NetConfigSpace before, client->ReadConfig());
+    const uint64_t features = client->features();
+    const UniqueFd udp(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    const int on = 1;
+    ASSERT_EQ(setsockopt(udp.get(), SOL_SOCKET, SO_BROADCAST, &on, sizeof(on)), 0);
+    const auto say = [&](const std::string& text) {
+      sockaddr_in all{};
+      all.sin_family = AF_INET;
+      all.sin_port = htons(5000);
+      inet_pton(AF_INET, (subnet + ".255").c_str(), &all.sin_addr);
+      EXPECT_EQ(sendto(udp.get(), text.data(), text.size(), 0, reinterpret_cast<sockaddr*>(&all),
+                       sizeof(all)),
+                static_cast<ssize_t>(text.size()));
+    };
+    const auto hear = [&](const std::string& text) {
+      for (;;) {
+        const absl::StatusOr<NetFrame> got = client->Receive(0);
+        if (!got.ok()) return false;
+        if (absl::EndsWith(got->data, text)) return true;
+      }
+    };
+    say("before");
+    EXPECT_TRUE(hear("before"));
+    ASSERT_OK(device.Control("link", "down").status());
+    ASSERT_OK(device.Control("link", "up").status());
+    ASSERT_OK_AND_ASSIGN(DeviceState state, device.Save());
+    client.reset();
+    ASSERT_OK(host_->Remove("goes-on"));
+    // Nobody has it, but it is there, and what it gets it keeps.
+    EXPECT_EQ(if_nametoindex(tap.c_str()), index);
+    say("meanwhile");
+    ASSERT_OK_AND_ASSIGN(device, host_->Add(spec, std::move(state)));
+    ASSERT_OK_AND_ASSIGN(client, Connect(device));
+    EXPECT_TRUE(hear("meanwhile"));
+    EXPECT_EQ(if_nametoindex(tap.c_str()), index);
+    EXPECT_EQ(client->features(), features);
+    ASSERT_OK_AND_ASSIGN(const guest::NetConfigSpace after, client->ReadConfig());
+    EXPECT_EQ(std::memcmp(before.mac, after.mac, 6), 0);
+    EXPECT_EQ(after.mtu, before.mtu);
+    say("after");
+    EXPECT_TRUE(hear("after"));
+    EXPECT_THAT(*device.Control("show", ""), HasSubstr("\"tap\": \"" + tap));
+    // And the last one to have it takes it along.
+    client.reset();
+    ASSERT_OK(host_->Remove("goes-on"));
+    EXPECT_EQ(if_nametoindex(tap.c_str()), 0u);
+  }
+}
+
+TEST_F(VirtioNetTest, OnlyAStateOfItsKindIsTaken) {
+  DeviceHandle device;
+  ASSERT_OK(Add("saved", {{"backend", "loop"}}, &device));
+  ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+  ASSERT_OK(device.Control("link", "down").status());
+  ASSERT_OK_AND_ASSIGN(DeviceState state, device.Save());
+  EXPECT_EQ(state.type, "virtio-net");
+  // It serves nobody any more.
+  EXPECT_TRUE(device.Inspect()->needs_reset);
+  client.reset();
+  EXPECT_FALSE(Connect(device).ok());
+  DeviceState other;
+  other.type = "proxy-net";
+  other.version = state.version;
+  other.bytes = state.bytes;
+  const DeviceSpec spec = Spec("restored", {{"backend", "loop"}}, VIRTBAY_VIRTIO_NET);
+  EXPECT_EQ(host_->Add(spec, std::move(other)).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  ASSERT_OK_AND_ASSIGN(device, host_->Add(spec, std::move(state)));
+  ASSERT_OK_AND_ASSIGN(client, Connect(device));
+  EXPECT_EQ(client->ReadConfig()->status, 0);  // the link is still down
+  // Devices of other types have no state.
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle op, host_->Add(Spec("op", {})));
+  EXPECT_EQ(op.Save().status().code(), absl::StatusCode::kUnimplemented);
 }
 
 TEST_F(TapTest, TcpBetweenTwoKernelsOverTwoDevices) {

@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "framework/base/log.h"
+#include "framework/base/unique_fd.h"
 #include "virtbay/aperture.h"
 #include "virtbay/device_port.h"
 
@@ -61,9 +62,9 @@ struct DeviceSpec {
   Aperture aperture;  // kAperture: all of guest memory that is mapped for the device, rings apart
   RingPlacement rings = RingPlacement::kAnywhere;
   ArenaPolicy arena_policy = ArenaPolicy::kPrivate;  // kShared: not with kAperture
-  uint64_t arena_size = 64u << 20;     // kPrivate: bytes, rounded up to 2 MiB
-  uint16_t queue_size_max = 1024;      // power of two
-  bool offer_packed_ring = true;       // VIRTIO_F_RING_PACKED (virtio 1.3 2.8)
+  uint64_t arena_size = 64u << 20;                   // kPrivate: bytes, rounded up to 2 MiB
+  uint16_t queue_size_max = 1024;                    // power of two
+  bool offer_packed_ring = true;                     // VIRTIO_F_RING_PACKED (virtio 1.3 2.8)
   bool offer_access_platform = false;  // VIRTIO_F_ACCESS_PLATFORM (virtio 1.3 6); kAperture: always
   // Adaptive polling: a queue thread keeps looking at its rings for up to this long after work
   // while requests keep arriving; zero turns polling off.
@@ -139,6 +140,19 @@ struct DeviceInfo {
   std::map<std::string, std::string> options;
 };
 
+// What a device was, for another one of its type to go on with: its own bytes and descriptors (TAP
+// interfaces, sockets of connections ...). Descriptors are this one's own.
+struct DeviceState {
+  struct Fd {
+    uint32_t role = 0;
+    UniqueFd fd;
+  };
+  std::string type;
+  uint32_t version = 0;  // of the plugin's, of the bytes
+  std::string bytes;
+  std::vector<Fd> fds;
+};
+
 class Device;  // framework/device
 
 // A device of a Host: a copyable reference that outlives the device harmlessly (its functions then
@@ -159,6 +173,10 @@ class DeviceHandle {
   // its answer. Unimplemented when the type takes no commands or not this one, else what the plugin
   // says.
   absl::StatusOr<std::string> Control(const std::string& command, absl::string_view text) const;
+  // Stops serving for good and returns the device's state, which another one goes on with; this one
+  // lets go of it without a word to anybody, and is to be removed. Unimplemented when devices of
+  // its type have none. With an error the device is stopped as with Stop.
+  absl::StatusOr<DeviceState> Save() const;
 
  private:
   std::weak_ptr<Device> device_;
@@ -172,6 +190,9 @@ class Host {
   // Loads the plugin and makes the device; ready for a front-end on return. AlreadyExists,
   // NotFound (plugin), InvalidArgument (spec, the plugin's own refusal) with the device's name.
   virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) = 0;
+  // The same, going on with the state of another device, which is used up. FailedPrecondition: the
+  // state is of another type, or of a version that the plugin does not take.
+  virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState state) = 0;
   // Ends the device: rings stopped, plugin's device destroyed, image unloaded if it was the last.
   // NotFound. DeadlineExceeded when it is gone from here, but a callback of its plugin does not
   // return or I/O of it does not end: guest memory that it could reach may still be written.

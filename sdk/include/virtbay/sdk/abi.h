@@ -545,6 +545,59 @@ typedef struct virtbay_device_control {
 } virtbay_device_control;
 #define VIRTBAY_EXTENSION_CONTROL "virtbay.device.control/1"
 
+/** A file descriptor of a saved state. */
+typedef struct virtbay_state_fd {
+  uint32_t role; /**< the device type's own numbers */
+  int32_t fd;
+} virtbay_state_fd;
+
+/** What a device was: bytes, and file descriptors by role. */
+typedef struct virtbay_state {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t version;     /**< of the bytes' form */
+  const uint8_t* bytes;
+  uint64_t size; /**< of `bytes` */
+  const virtbay_state_fd* fds;
+  uint32_t fd_count;
+  uint32_t reserved; /**< zero */
+} virtbay_state;
+
+/**
+ * Option that the host answers itself: "true" for a device that will be restored. What comes with
+ * the state is not to be opened by init: another device may still have it. Since ABI 1.2.
+ */
+#define VIRTBAY_OPTION_RESTORES "host.restores"
+
+/**
+ * Extension `virtbay.device.state/1` of a device, since ABI 1.2: what another device of its type
+ * needs to go on where it is, in the same process or another one of this machine. What the driver
+ * has set is not part of it: the host has its rings, and the driver that comes sets the rest.
+ */
+typedef struct virtbay_device_state {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t version;     /**< that save writes, and the newest that restore takes */
+  uint32_t oldest;      /**< that restore takes */
+  uint32_t reserved;    /**< zero */
+  /**
+   * [control & QUIESCED|READY] Fills `state`. Nothing is consumed: the device can go on. Bytes and
+   * descriptors stay the device's, until the next call of one of these functions or of destroy; the
+   * host duplicates descriptors.
+   */
+  int32_t (*save)(virtbay_device* device, virtbay_state* state, virtbay_error* error);
+  /**
+   * [control & READY, once, before the first activate] Goes on with a state. The bytes are hostile
+   * as far as they came from elsewhere. The descriptors are the device's from here on, also when it
+   * fails. With an error the device is of no use, and is destroyed.
+   */
+  int32_t (*restore)(virtbay_device* device, const virtbay_state* state, virtbay_error* error);
+  /**
+   * [control & QUIESCED|READY, after save] Another one goes on with what was saved: the device lets
+   * go of it without a word to anybody (no reset, no farewell). It is deactivated and destroyed.
+   */
+  void (*release)(virtbay_device* device);
+} virtbay_device_state;
+#define VIRTBAY_EXTENSION_STATE "virtbay.device.state/1"
+
 /** Factory `virtbay.device-factory/1`. */
 typedef struct virtbay_device_factory {
   uint32_t struct_size; /**< bytes of this struct that its maker knows */

@@ -19,6 +19,7 @@
 #include "virtbay/sdk/host.h"
 #include "virtbay/sdk/request.h"
 #include "virtbay/sdk/result.h"
+#include "virtbay/sdk/state.h"
 
 #ifndef VIRTBAY_SDK_CHECKS
 #define VIRTBAY_SDK_CHECKS 0
@@ -91,6 +92,19 @@ class Device {
   virtual Result<std::string> Control(std::string_view /*command*/, std::string_view /*text*/) {
     return Error{VIRTBAY_UNIMPLEMENTED, 0, "the device takes no commands"};
   }
+  /// [control & QUIESCED|READY] What another device of this type needs to go on. Nothing is
+  /// consumed. A class that overrides this, Restore and Release has the extension
+  /// VIRTBAY_EXTENSION_STATE; it may have a static constexpr uint32_t kStateVersion (1) and
+  /// kOldestState (1).
+  virtual Status Save(StateWriter* /*state*/) {
+    return Error{VIRTBAY_UNIMPLEMENTED, 0, "the device does not save its state"};
+  }
+  /// [control & READY, before the first Activate] Goes on with what another one saved.
+  virtual Status Restore(StateReader* /*state*/) {
+    return Error{VIRTBAY_UNIMPLEMENTED, 0, "the device does not save its state"};
+  }
+  /// [control & QUIESCED|READY] What was saved lives on elsewhere: lets go of it silently.
+  virtual void Release() {}
   /// [any] Extension tables by id.
   virtual const void* Extension(const char* /*id*/) { return nullptr; }
 
@@ -142,6 +156,7 @@ template <typename T>
 struct DeviceGlue {
   virtbay_device base;  // first: the host's pointer is a pointer to this
   std::unique_ptr<T> device;
+  StateWriter saved;
 
   static constexpr uint32_t kBatch = 64;
 
@@ -299,10 +314,44 @@ struct DeviceGlue {
       return {};
     });
   }
+  static int32_t Save(virtbay_device* d, virtbay_state* out, virtbay_error* e) noexcept {
+    return Guard(e, [&]() -> Status {
+      StateWriter& saved = From(d)->saved = StateWriter();
+      Status status = From(d)->device->Save(&saved);
+      if (!status.ok()) return status;
+      out->version = kStateVersion;
+      out->bytes = reinterpret_cast<const uint8_t*>(saved.bytes().data());
+      out->size = saved.bytes().size();
+      out->fds = saved.fds().data();
+      out->fd_count = static_cast<uint32_t>(saved.fds().size());
+      return {};
+    });
+  }
+  static int32_t Restore(virtbay_device* d, const virtbay_state* in, virtbay_error* e) noexcept {
+    return Guard(e, [&]() -> Status {
+      StateReader state(in->version, {reinterpret_cast<const std::byte*>(in->bytes), in->size},
+                        {in->fds, in->fd_count});
+      if (!state.ok()) return InvalidArgument("the state is not well formed");
+      return From(d)->device->Restore(&state);
+    });
+  }
+  static void Release(virtbay_device* d) noexcept {
+    Guard(nullptr, [&]() -> Status { return From(d)->device->Release(), Status(); });
+  }
+  static constexpr uint32_t kStateVersion = [] {
+    if constexpr (requires { T::kStateVersion; }) return uint32_t{T::kStateVersion};
+    return uint32_t{1};
+  }();
+  static constexpr uint32_t kOldestState = [] {
+    if constexpr (requires { T::kOldestState; }) return uint32_t{T::kOldestState};
+    return uint32_t{1};
+  }();
   static const void* Extension(virtbay_device* d, const char* id) noexcept {
     constexpr bool kTakesCommands =
         !std::is_same_v<decltype(&T::Control), decltype(&Device::Control)>;
     if (kTakesCommands && std::string_view(id) == VIRTBAY_EXTENSION_CONTROL) return &kControl;
+    constexpr bool kSaves = !std::is_same_v<decltype(&T::Save), decltype(&Device::Save)>;
+    if (kSaves && std::string_view(id) == VIRTBAY_EXTENSION_STATE) return &kState;
     const void* table = nullptr;
     Guard(nullptr, [&]() -> Status {
       table = From(d)->device->Extension(id);
@@ -318,6 +367,8 @@ struct DeviceGlue {
   }
 
   static constexpr virtbay_device_control kControl = {sizeof(virtbay_device_control), 0, &Control};
+  static constexpr virtbay_device_state kState = {
+      sizeof(virtbay_device_state), kStateVersion, kOldestState, 0, &Save, &Restore, &Release};
 
   static constexpr virtbay_device_ops kOps = {sizeof(virtbay_device_ops),
                                               0,

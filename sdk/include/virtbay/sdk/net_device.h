@@ -132,6 +132,12 @@ class NetDevice : public Device, public GuestLink {
   virtual Result<std::string> OnControl(std::string_view /*command*/, std::string_view /*text*/);
   /// [control] Members of a JSON object, e.g. `"flows": 3`, or nothing.
   virtual std::string OnShow() { return {}; }
+  /// [control & QUIESCED|READY] Device::Save for the back-end: tags and roles below 2^31 are its.
+  virtual Status OnSave(StateWriter* /*state*/) { return {}; }
+  /// [control & READY, before the first OnActivate] Device::Restore for the back-end.
+  virtual Status OnRestore(StateReader* /*state*/) { return {}; }
+  /// [control & QUIESCED|READY] Device::Release for the back-end.
+  virtual void OnRelease() {}
 
   // ---- what a back-end calls --------------------------------------------------------------------
 
@@ -163,6 +169,8 @@ class NetDevice : public Device, public GuestLink {
   void SetLink(bool up);
   /// [any] Asks the guest to announce itself (virtio 1.3 5.1.6.5.4): e.g. after it has moved.
   void Announce();
+  /// [control & CREATED] Whether OnRestore will be called: what comes with it is not to be opened.
+  bool restores() const;
   /// [control & not CREATED, queue] As it was configured.
   const NetConfig& config() const;
 
@@ -193,6 +201,9 @@ class NetDevice : public Device, public GuestLink {
   void Quiesce(uint32_t queue) final;
   void Resume(uint32_t queue) final;
   Result<std::string> Control(std::string_view command, std::string_view text) final;
+  Status Save(StateWriter* state) final;
+  Status Restore(StateReader* state) final;
+  void Release() final;
 
  protected:
   NetDevice();
