@@ -165,6 +165,47 @@ void Gateway::OnOther(uint32_t token) {
   if (options_->deny_host_addresses) rules_changed_();
 }
 
+// ---- state --------------------------------------------------------------------------------------
+
+namespace {
+constexpr uint32_t kLanSection = 1;
+constexpr uint32_t kGuestSection = 2;
+constexpr size_t kGuestSize = 6 + 1 + 4 + 1 + 16;
+}  // namespace
+
+void Gateway::Save(sdk::StateWriter* state) const {
+  const std::vector<uint8_t> lan = lan_.Save(NowNs());
+  state->Add(kLanSection, lan.data(), lan.size());
+  std::array<uint8_t, kGuestSize> guest{};
+  Writer writer(guest);
+  writer.Put(Mac().bytes);
+  writer.U8(guest4_.has_value() ? 1 : 0);
+  writer.Put(guest4_.value_or(Ipv4Address{}).bytes());
+  writer.U8(guest6_.has_value() ? 1 : 0);
+  writer.Put(guest6_.value_or(Ipv6Address{}).bytes());
+  state->Add(kGuestSection, guest.data(), guest.size());
+}
+
+sdk::Status Gateway::Restore(const sdk::StateReader& state) {
+  const auto lan = state.Find(kLanSection);
+  const auto guest = state.Find(kGuestSection);
+  if (!lan.has_value() || !guest.has_value() || guest->size() < kGuestSize) {
+    return sdk::InvalidArgument("the state has no link");
+  }
+  sdk::Status status = lan_.Restore(AsBytes(*lan), NowNs());
+  if (!status.ok()) return status;
+  Reader in(AsBytes(*guest));
+  const MacAddress mac = ReadMac(&in);
+  const bool has4 = in.U8() != 0;
+  const IpAddress four = ReadIpv4(&in);
+  const bool has6 = in.U8() != 0;
+  const IpAddress six = ReadIpv6(&in);
+  mac_->store(NumberOf(mac), std::memory_order_relaxed);
+  if (has4 && options_->lan.InSubnet(four.v4())) guest4_ = four;
+  if (has6 && six.v6().InPrefix(options_->lan.prefix6, 64)) guest6_ = six;
+  return {};
+}
+
 // ---- what it knows ------------------------------------------------------------------------------
 
 MacAddress Gateway::Mac() const { return MacOf(mac_->load(std::memory_order_relaxed)); }

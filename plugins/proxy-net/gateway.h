@@ -54,6 +54,11 @@ class Gateway {
   void OnDnsTime() { dns_->OnTime(device_->host().NowNs()); }
   void UpdateMetrics() { metrics_.Update(lan_.counters(), dns_->resolver().counters()); }
 
+  // ---- state [control], while nobody serves the pair ------------------------------------------
+  // Leases, neighbors, and the guest's own addresses.
+  void Save(sdk::StateWriter* state) const;
+  sdk::Status Restore(const sdk::StateReader& state);
+
   // ---- what it knows --------------------------------------------------------------------------
   // [any] Whether the address is the gateway's own.
   bool IsGateway(const IpAddress& address) const { return lan_.IsGateway(address); }

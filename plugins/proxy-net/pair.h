@@ -73,8 +73,8 @@ class Pair final : public FlowHost {
   void RefreshRules();
   // By Run: the guest is gone, and what was for it.
   void DropAll();
-  // By Run, on a stopped pair: takes in what was sent to it.
-  void TakeIn();
+  // By Run, on a stopped pair: takes in the flows that were sent to it.
+  void Settle() { Drain(); }
   // [any] Tells the pair that the guest does not use it any more.
   void AskToLeave(uint32_t sender);
   // To all others: their rules have changed.
@@ -132,6 +132,8 @@ class Pair final : public FlowHost {
   void ServeInbox();
   // Takes flows in and leaves everything else for later.
   void Drain();
+  // By another pair's thread, on a stopped pair: answers for it.
+  void TakeIn();
   void Handle(std::unique_ptr<Message> message);
   void OnWant(std::unique_ptr<Message> message);
   void OnCopiedFrame(const Message& message);

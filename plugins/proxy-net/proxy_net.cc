@@ -13,6 +13,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "plugins/proxy-net/flow/forward.h"
 #include "plugins/proxy-net/flow_options.h"
 #include "plugins/proxy-net/gateway.h"
@@ -87,6 +88,8 @@ class ProxyNet final : public NetDevice {
     Status opened =
         gateway_->Open(options_.dns, &first().shard(), [this] { OnHostAddressesChanged(); });
     if (!opened.ok()) return opened;
+    // With a state come those that there were, and their sockets.
+    if (restores()) return {};
     for (Forward& forward : flow_options_.forwards) {
       const Status added = AddForward(&forward);
       if (!added.ok()) {
@@ -99,6 +102,58 @@ class ProxyNet final : public NetDevice {
 
   void OnDeactivate() override {
     for (const auto& pair : pairs_.all) pair->Run([&pair] { pair->DropAll(); });
+  }
+
+  Status OnSave(sdk::StateWriter* state) override {
+    std::vector<Shard*> shards;
+    const Status settled = OnEvery([&](Pair& pair) {
+      pair.Settle();
+      shards.push_back(&pair.shard());
+    });
+    if (!settled.ok()) return settled;
+    const SavedFlows flows = SaveFlows(shards);
+    for (const int fd : flows.fds) state->AddFd(kFlowRole, fd);
+    state->Add(kFlowSection, flows.bytes.data(), flows.bytes.size());
+    std::string forwards;
+    for (const Forward& forward : forwards_) {
+      absl::StrAppend(&forwards, forward.number, " ", forward.ToString(), "\n");
+    }
+    state->Add(kForwardSection, forwards.data(), forwards.size());
+    gateway_->Save(state);
+    return {};
+  }
+
+  Status OnRestore(sdk::StateReader* state) override {
+    const auto flows = state->Find(kFlowSection);
+    const auto forwards = state->Find(kForwardSection);
+    if (!flows.has_value() || !forwards.has_value()) {
+      return sdk::InvalidArgument("the state is none of proxy-net");
+    }
+    if (Status status = gateway_->Restore(*state); !status.ok()) return status;
+    const absl::string_view lines(reinterpret_cast<const char*>(forwards->data()),
+                                  forwards->size());
+    for (const absl::string_view line : absl::StrSplit(lines, '\n', absl::SkipEmpty())) {
+      const std::pair<absl::string_view, absl::string_view> parts =
+          absl::StrSplit(line, absl::MaxSplits(' ', 1));
+      sdk::Result<Forward> forward = Forward::Parse(std::string(parts.second));
+      if (!forward.ok()) return forward.error();
+      if (!absl::SimpleAtoi(parts.first, &forward->number)) {
+        return sdk::InvalidArgument("a forward of the state has no number");
+      }
+      last_forward_ = std::max(last_forward_, forward->number);
+      forwards_.push_back(*forward);
+    }
+    const std::vector<int> fds = state->TakeFds(kFlowRole);
+    const auto restored = RestoreFlows(
+        &first().shard(), {reinterpret_cast<const uint8_t*>(flows->data()), flows->size()}, fds);
+    if (!restored.ok()) return restored.error();
+    host().Log(VIRTBAY_LOG_INFO, "goes on with %u flows and sockets; %u found no room",
+               restored.value().flows, restored.value().dropped);
+    return {};
+  }
+
+  void OnRelease() override {
+    static_cast<void>(OnEvery([](Pair& pair) { pair.shard().Forget(); }));
   }
 
   void OnMac(const sdk::MacAddress& mac) override {
@@ -160,6 +215,11 @@ class ProxyNet final : public NetDevice {
   }
 
  private:
+  // Beside those of the gateway.
+  static constexpr uint32_t kFlowSection = 16;
+  static constexpr uint32_t kForwardSection = 17;
+  static constexpr uint32_t kFlowRole = 1;
+
   Pair& first() { return *pairs_.all[0]; }
 
   // [queue, of the first pair]

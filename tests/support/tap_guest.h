@@ -78,6 +78,7 @@ class TapGuest {
   void Start(std::unique_ptr<guest::NetClient> client, uint32_t pairs = 1) {
     client_ = std::move(client);
     pairs_ = pairs;
+    stop_ = false;
     stop_fd_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     pump_ = std::thread([this] { Pump(); });
   }
