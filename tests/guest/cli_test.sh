@@ -90,7 +90,8 @@ refuses 2 "--socket-path" serve proxy-net
 refuses 2 "--tap" "${PROXY[@]}" --tap=vm0
 refuses 1 "option forward: 'tcp:80' is no forward" "${PROXY[@]}" --forward=tcp:80
 refuses 1 "option rules" "${PROXY[@]}" --allow=everything
-refuses 1 "option queue-pairs: proxy-net serves one" "${PROXY[@]}" --queue-pairs=2
+refuses 1 "option queue-pairs" "${PROXY[@]}" --queue-pairs=1000
+accepts "${PROXY[@]}" --queue-pairs=2 --check
 refuses 1 "option max-buffer-mib" "${PROXY[@]}" --max-buffer-mib=0
 refuses 1 "option mtu" "${PROXY[@]}" --mtu=1000
 accepts "${PROXY[@]}" --forward=tcp:0:80 --forward=udp:0:53 --deny=10.0.0.0/8 --allow=any --check

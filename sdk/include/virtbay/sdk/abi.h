@@ -548,18 +548,18 @@ typedef struct virtbay_device_control {
 /** A file descriptor of a saved state. */
 typedef struct virtbay_state_fd {
   uint32_t role; /**< the device type's own numbers */
-  int32_t fd;
+  int32_t fd;    /**< the descriptor */
 } virtbay_state_fd;
 
 /** What a device was: bytes, and file descriptors by role. */
 typedef struct virtbay_state {
-  uint32_t struct_size; /**< bytes of this struct that its maker knows */
-  uint32_t version;     /**< of the bytes' form */
-  const uint8_t* bytes;
-  uint64_t size; /**< of `bytes` */
-  const virtbay_state_fd* fds;
-  uint32_t fd_count;
-  uint32_t reserved; /**< zero */
+  uint32_t struct_size;        /**< bytes of this struct that its maker knows */
+  uint32_t version;            /**< of the bytes' form */
+  const uint8_t* bytes;        /**< of the device type's own form */
+  uint64_t size;               /**< of `bytes` */
+  const virtbay_state_fd* fds; /**< what it has open */
+  uint32_t fd_count;           /**< of `fds` */
+  uint32_t reserved;           /**< zero */
 } virtbay_state;
 
 /**
