@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "tests/support/process_state.h"
 #include "tests/unit/virtiofs_share.h"
 
 namespace virtbay::testing {
@@ -91,7 +92,7 @@ void ServeWithoutReturn() {
   // The last one that serves requests; that the hiprio queue's is left is no use to anybody.
   EXPECT_EQ(CreateAsSomebody(share, 1), EIO);
   EXPECT_TRUE(RingStopped(share, 2));
-  EXPECT_TRUE(NeedsReset(share));
+  EXPECT_TRUE(Eventually([&] { return NeedsReset(share); })) << "set when the ring has stopped";
   EXPECT_EQ(share.session().hiprio().Forget(node, 1), 0);
   // A new session begins with new threads.
   share.Connect();
