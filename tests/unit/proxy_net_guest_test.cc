@@ -164,9 +164,8 @@ class ProxyNetGuestTest : public ::testing::Test {
   static UniqueFd Socket(const std::string& address, int type) {
     UniqueFd fd(socket(address.find(':') == std::string::npos ? AF_INET : AF_INET6,
                        type | SOCK_CLOEXEC, 0));
-    const timeval patience = {20, 0};
-    setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-    setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+    // Without time-outs: calls that have one are not begun anew by the kernel when they are
+    // interrupted.
     return fd;
   }
   static UniqueFd Bound(const std::string& address, int type, uint16_t* port) {
