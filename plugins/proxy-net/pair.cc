@@ -27,28 +27,6 @@ Protocol ProtocolOf(uint8_t protocol) {
   return protocol == kProtocolUdp ? Protocol::kUdp : Protocol::kIcmp;
 }
 
-// As metrics are named.
-const char* DropName(Refusal refusal) {
-  switch (refusal) {
-    case Refusal::kTruncated:
-      return "truncated";
-    case Refusal::kLength:
-      return "length";
-    case Refusal::kVersion:
-      return "version";
-    case Refusal::kHeaderLength:
-      return "header_length";
-    case Refusal::kExtensionHeader:
-      return "extension_header";
-    case Refusal::kChecksum:
-      return "ip_checksum";
-    case Refusal::kUnsupported:
-    case Refusal::kNone:
-      break;
-  }
-  return "unsupported";
-}
-
 std::unique_ptr<Message> Make(Message::Kind kind) {
   auto message = std::make_unique<Message>();
   message->kind = kind;
@@ -224,7 +202,7 @@ void Pair::OnFrame(sdk::TxFrame& frame, bool copied) {
   const Bytes headers = AsBytes(frame.headers());
   const Parsed<Frame> parsed =
       ParseFrame(headers, frame.size(), frame.offload().gso != sdk::Gso::kNone);
-  if (!parsed.ok()) return device().CountTxDrop(DropName(parsed.refusal()));
+  if (!parsed.ok()) return device().CountTxDrop(RefusalName(parsed.refusal()));
   if (!pairs_->gateway->IsForUs(*parsed)) return device().CountTxDrop("not_for_gateway");
   Learn(frame, *parsed, headers);
   if (pairs_->gateway->Wants(*parsed)) {

@@ -114,7 +114,7 @@ Refusal WalkExtensions(uint8_t next, Reader* in, IpHeader* ip) {
 
 }  // namespace
 
-std::string_view RefusalName(Refusal refusal) {
+const char* RefusalName(Refusal refusal) {
   switch (refusal) {
     case Refusal::kNone:
       return "none";
@@ -125,11 +125,11 @@ std::string_view RefusalName(Refusal refusal) {
     case Refusal::kVersion:
       return "version";
     case Refusal::kHeaderLength:
-      return "header-length";
+      return "header_length";
     case Refusal::kExtensionHeader:
-      return "extension-header";
+      return "extension_header";
     case Refusal::kChecksum:
-      return "checksum";
+      return "ip_checksum";
     case Refusal::kUnsupported:
       return "unsupported";
   }

@@ -29,8 +29,8 @@ enum class Refusal : uint8_t {
 };
 inline constexpr size_t kRefusals = static_cast<size_t>(Refusal::kUnsupported) + 1;
 
-// [any] A word for counters and logs.
-std::string_view RefusalName(Refusal refusal);
+// [any] A word for counters and logs, with static storage.
+const char* RefusalName(Refusal refusal);
 
 // A header or the reason why there is none.
 template <typename T>
