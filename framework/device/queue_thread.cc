@@ -28,6 +28,8 @@ constexpr uint64_t kStalledLookNs = 1'000'000;
 constexpr uint64_t kKicklessLookNs = 100'000;  // and twice as long after each look in vain
 constexpr uint64_t kKicklessLongestNs = 10'000'000;
 constexpr uint64_t kSpinAloneNs = 5'000;
+// Giving the core up takes longer than this only when somebody else wanted it.
+constexpr uint64_t kYieldAloneNs = 2'000;
 constexpr uint64_t kPreemptedNs = 500'000;
 constexpr absl::Duration kIoDrain = absl::Seconds(5);
 
@@ -171,6 +173,7 @@ void QueueThread::Serve() {
   uint64_t last_look = 0;
   uint64_t kickless_look = kKicklessLookNs;
   bool spun = false;
+  bool shares_core = false;
   while (!stop_.load(std::memory_order_acquire) && !condemned_) {
     bool progress = RunMail();
     progress |= loop_->Poll() > 0;
@@ -197,11 +200,13 @@ void QueueThread::Serve() {
       spun = true;
       last_look = now;
       // A driver that answers at once does so within the first microseconds; after that, whoever
-      // else wants this core (it may be the driver) goes first.
-      if (now - idle_since < kSpinAloneNs) {
+      // else wants this core goes first. A driver on this very core can only answer then, so once
+      // the core has been found shared it is given up without a look.
+      if (now - idle_since < kSpinAloneNs && !shares_core) {
         CpuRelax();
       } else {
         sched_yield();
+        shares_core = MonotonicNs() - now > kYieldAloneNs;
       }
       continue;
     }
