@@ -183,10 +183,8 @@ class ProxyNet final : public NetDevice {
     if (command == "rule-list") return RuleList();
     if (command == "flows") return Flows();
     return sdk::Error{VIRTBAY_UNIMPLEMENTED, 0,
-                      absl::StrCat("no command '", std::string(command),
-                                   "'; there are link, announce, show, flows, forward-add, "
-                                   "forward-remove, forward-list, rule-add, rule-remove and "
-                                   "rule-list")};
+                      "there is no such command, only link, announce, show, flows, forward-add, "
+                      "forward-remove, forward-list, rule-add, rule-remove and rule-list"};
   }
 
   std::string OnShow() override {

@@ -114,26 +114,29 @@ Status Tap::OpenQueue(uint16_t flags) {
 Status Tap::Adopt(const std::vector<int>& fds) {
   for (const int inherited : fds) {
     const std::string what = absl::StrCat("option tap-fd: descriptor ", inherited);
+    // The number is right, but not what was passed with it.
+    const auto wrong = [&what](const std::string& why) {
+      return sdk::Error{VIRTBAY_FAILED_PRECONDITION, 0, what + why};
+    };
     const int fd = fcntl(inherited, F_DUPFD_CLOEXEC, 3);
     if (fd < 0) return sdk::Errno(errno, what);
     fds_.push_back(fd);
     ifreq request{};
     if (ioctl(fd, TUNGETIFF, &request) != 0) {
-      return sdk::InvalidArgument(absl::StrCat(what, " is no TAP interface"));
+      return wrong(" is no TAP interface");
     }
     if ((request.ifr_flags & IFF_TAP) == 0) {
-      return sdk::InvalidArgument(absl::StrCat(what, " is a TUN interface, not TAP"));
+      return wrong(" is a TUN interface, not TAP");
     }
     if ((request.ifr_flags & IFF_VNET_HDR) == 0 || (request.ifr_flags & IFF_NO_PI) == 0) {
-      return sdk::InvalidArgument(
-          absl::StrCat(what, " was not opened with IFF_VNET_HDR and IFF_NO_PI"));
+      return wrong(" was not opened with IFF_VNET_HDR and IFF_NO_PI");
     }
     if (fds.size() > 1 && (request.ifr_flags & IFF_MULTI_QUEUE) == 0) {
-      return sdk::InvalidArgument(absl::StrCat(what, " was not opened with IFF_MULTI_QUEUE"));
+      return wrong(" was not opened with IFF_MULTI_QUEUE");
     }
     const std::string name(request.ifr_name, strnlen(request.ifr_name, IFNAMSIZ));
     if (!name_.empty() && name != name_) {
-      return sdk::InvalidArgument(absl::StrCat(what, " is of interface ", name, ", not ", name_));
+      return wrong(absl::StrCat(" is of interface ", name, ", not ", name_));
     }
     name_ = name;
     const int flags = fcntl(fd, F_GETFL);

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "sdk/net/net_state.h"
+#include "virtbay/sdk/option.h"
 
 namespace virtbay::sdk {
 
@@ -54,10 +55,9 @@ Status ReadNumber(const Host& host, const char* option, uint32_t least, uint32_t
 Status ReadBoolean(const Host& host, const char* option, bool* value) {
   const std::optional<std::string> text = host.Option(option);
   if (!text) return {};
-  if (*text != "true" && *text != "false") {
-    return BadOption(option, Quote(*text, " is neither true nor false"));
-  }
-  *value = *text == "true";
+  const std::optional<bool> flag = BoolOf(*text);
+  if (!flag) return BadOption(option, Quote(*text, " is neither true nor false"));
+  *value = *flag;
   return {};
 }
 
@@ -109,9 +109,8 @@ NetDevice::State::~State() {
   if (capture_fd >= 0) close(capture_fd);
 }
 
-Result<std::string> NetDevice::OnControl(std::string_view command, std::string_view /*text*/) {
-  return Error{VIRTBAY_UNIMPLEMENTED, 0,
-               "no command " + Quote(command, "; there are link, announce and show")};
+Result<std::string> NetDevice::OnControl(std::string_view /*command*/, std::string_view /*text*/) {
+  return Error{VIRTBAY_UNIMPLEMENTED, 0, "there is no such command, only link, announce and show"};
 }
 
 // ---- options and life ---------------------------------------------------------------------------
@@ -587,7 +586,7 @@ Result<std::string> NetDevice::Control(std::string_view command, std::string_vie
   State& state = *state_;
   if (command == "link") {
     if (text != "up" && text != "down") {
-      return InvalidArgument("link: " + Quote(text, " is neither up nor down"));
+      return InvalidArgument(Quote(text, " is neither up nor down"));
     }
     const bool up = text == "up";
     SetLink(up);
@@ -596,7 +595,7 @@ Result<std::string> NetDevice::Control(std::string_view command, std::string_vie
   }
   if (command == "announce") {
     if ((state.features & net_feature::kGuestAnnounce) == 0) {
-      return Error{VIRTBAY_FAILED_PRECONDITION, 0, "announce: the guest's driver does not know it"};
+      return Error{VIRTBAY_FAILED_PRECONDITION, 0, "the guest's driver does not know it"};
     }
     Announce();
     return std::string();

@@ -31,7 +31,8 @@ inline Error Errno(int error, const std::string& what) {
   if (error == ENOENT) code = VIRTBAY_NOT_FOUND;
   if (error == EACCES || error == EPERM) code = VIRTBAY_PERMISSION_DENIED;
   if (error == EMFILE || error == ENFILE || error == ENOMEM) code = VIRTBAY_RESOURCE_EXHAUSTED;
-  if (error == EINVAL || error == ENOTDIR) code = VIRTBAY_INVALID_ARGUMENT;
+  if (error == ENOTDIR) code = VIRTBAY_FAILED_PRECONDITION;
+  if (error == EINVAL) code = VIRTBAY_INVALID_ARGUMENT;
   return Error{code, error, what + ": " + std::strerror(error)};
 }
 
