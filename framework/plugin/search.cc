@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <system_error>
 #include <utility>
@@ -25,15 +26,20 @@ bool RunsFromBuildTree() {
 
 PluginSearch PluginSearch::FromEnvironment(std::vector<std::filesystem::path> extra) {
   PluginSearch search;
+  const auto add = [&search](const std::filesystem::path& directory) {
+    auto& all = search.directories;
+    // What is beside a program in its build tree is that build's.
+    if (std::find(all.begin(), all.end(), directory) == all.end()) all.push_back(directory);
+  };
   if (const char* value = std::getenv("VIRTBAY_PLUGIN_PATH"); value != nullptr) {
     for (const absl::string_view element : absl::StrSplit(value, ':', absl::SkipEmpty())) {
-      search.directories.emplace_back(std::string(element));
+      add(std::string(element));
     }
   }
-  for (std::filesystem::path& directory : extra) search.directories.push_back(std::move(directory));
+  for (const std::filesystem::path& directory : extra) add(directory);
   // A build's own plugins come before those that an earlier version installed.
-  if (RunsFromBuildTree()) search.directories.emplace_back(VIRTBAY_BUILD_DIR "/plugins");
-  search.directories.emplace_back(VIRTBAY_PLUGIN_INSTALL_DIR);
+  if (RunsFromBuildTree()) add(VIRTBAY_BUILD_DIR "/plugins");
+  add(VIRTBAY_PLUGIN_INSTALL_DIR);
   return search;
 }
 

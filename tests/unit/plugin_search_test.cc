@@ -62,6 +62,10 @@ TEST(PluginSearch, EnvironmentThenExtraThenBuiltIn) {
   EXPECT_THAT(search.directories[4].native(), HasSubstr("virtbay/plugins"));
 
   EXPECT_EQ(PluginSearch::FromEnvironment().directories.size(), 2u);
+  // Named once, however often it is given.
+  EXPECT_EQ(
+      PluginSearch::FromEnvironment({"/extra", search.directories[3], "/extra"}).directories.size(),
+      3u);
   EXPECT_THAT(FindPlugin("virtio-rng", PluginSearch::FromEnvironment()),
               IsOkAndHolds(std::filesystem::path(VIRTBAY_RNG_PLUGIN)));
 }
