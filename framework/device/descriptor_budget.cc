@@ -59,7 +59,10 @@ bool DescriptorBudget::Share::Take(Use use) {
   while (Held(word) < guaranteed() + Common(word)) {
     if (word_.compare_exchange_weak(word, word + 1, std::memory_order_relaxed)) return true;
   }
-  if (use == Use::kOwn || !budget_->TakeCommon(use, Common(word))) return false;
+  if (use == Use::kOwn || !budget_->TakeCommon(use, Common(word))) {
+    if (use == Use::kControl) refused_.store(true, std::memory_order_relaxed);
+    return false;
+  }
   word_.fetch_add((uint64_t{1} << 32) + 1, std::memory_order_relaxed);
   return true;
 }
@@ -80,6 +83,18 @@ void DescriptorBudget::Share::SetRoom(uint32_t room) {
   absl::MutexLock lock(&budget_->mutex_);
   room_ = room;
   budget_->Measure();
+}
+
+uint32_t DescriptorBudget::Share::LimitNeeded() const {
+  // A device that was refused some would have gone on asking.
+  const int64_t each = refused() ? kLeastGuaranteed : kNeeded;
+  absl::MutexLock lock(&budget_->mutex_);
+  const Process now = budget_->Look();
+  const auto [others, room] = budget_->Others(now);
+  const auto wanted = each * static_cast<int64_t>(budget_->shares_.size());
+  uint32_t limit = now.limit;
+  while (limit < kHighest && ForDevices(limit, others, room) < wanted) ++limit;
+  return limit;
 }
 
 bool DescriptorBudget::TakeCommon(Share::Use use, uint32_t has) {
@@ -107,8 +122,7 @@ DescriptorBudget::Process DescriptorBudget::Look() const {
   return now;
 }
 
-void DescriptorBudget::Measure() {
-  const Process now = Look();
+std::pair<int64_t, int64_t> DescriptorBudget::Others(const Process& now) const {
   int64_t others = now.open;
   int64_t room = 0;
   for (const Share* share : shares_) {
@@ -116,8 +130,13 @@ void DescriptorBudget::Measure() {
     others -= held - std::clamp<int64_t>(share->kept_.load(std::memory_order_relaxed), 0, held);
     room += share->room_;
   }
-  const int64_t devices =
-      now.limit - std::max<int64_t>(others, 0) - Slack(now.limit) - kOfMessages - room;
+  return {others, room};
+}
+
+void DescriptorBudget::Measure() {
+  const Process now = Look();
+  const auto [others, room] = Others(now);
+  const int64_t devices = ForDevices(now.limit, others, room);
   const auto count = static_cast<int64_t>(std::max<size_t>(shares_.size(), 1));
   const int64_t equal = std::max<int64_t>(devices / count, 0);
   const auto each = static_cast<uint32_t>(

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -53,6 +54,11 @@ class DescriptorBudget {
     uint32_t guaranteed() const { return guaranteed_.load(std::memory_order_relaxed); }
     // There is enough for its guest, beside its front-end and those of all others. [control]
     bool suffices() const { return guaranteed() >= kNeeded; }
+    // The device itself has asked for more than there was. [control]
+    bool refused() const { return refused_.load(std::memory_order_relaxed); }
+    // With which limit on open files it would have enough of both; beside other devices, which keep
+    // what they have, it may take a little more. [control]
+    uint32_t LimitNeeded() const;
 
    private:
     friend class DescriptorBudget;
@@ -68,6 +74,7 @@ class DescriptorBudget {
     // How many of them come out of the common part << 32 | how many are held.
     std::atomic<uint64_t> word_{0};
     std::atomic<int32_t> kept_{0};  // of those that are held
+    std::atomic<bool> refused_{false};
   };
 
   // Descriptors that are left to a process with that limit for whatever it does in between: control
@@ -104,8 +111,15 @@ class DescriptorBudget {
  private:
   // Of what is left of the common part, its own up to `each`.
   void Raise(Share* share, uint32_t each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The descriptors that are for devices' guests with that limit. `others`: open beside those.
+  static int64_t ForDevices(uint32_t limit, int64_t others, int64_t room) {
+    return limit - std::max<int64_t>(others, 0) - Slack(limit) - kOfMessages - room;
+  }
   void Measure() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Process Look() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Descriptors that are open beside those of the shares, and the room that is kept for these.
+  std::pair<int64_t, int64_t> Others(const Process& now) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `has`: what the device has of the common part.
   bool TakeCommon(Share::Use use, uint32_t has);
 

@@ -61,7 +61,7 @@ absl::Status CheckDma(const DeviceSpec& spec) {
   if (spec.arena_policy == ArenaPolicy::kShared) {
     return absl::InvalidArgumentError("an aperture cannot be had together with a shared arena");
   }
-  return Annotate(CheckAperture(aperture),
+  return Annotate(CheckDeviceAperture(aperture),
                   absl::StrFormat("aperture %#x, size %#x", aperture.base, aperture.size));
 }
 
@@ -83,17 +83,23 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
   std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
   device->core_->restores = state.has_value();
   device->core_->descriptors.emplace(std::move(budget));
-  VIRTBAY_RETURN_IF_ERROR(device->Init(std::move(shared_pool)));
+  const DescriptorBudget::Share& descriptors = *device->core_->descriptors;
+  const auto too_few = [&descriptors] {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the limit on open files (RLIMIT_NOFILE) leaves too few for one more device "
+                     "and its front-end; it has to be at least ",
+                     descriptors.LimitNeeded()));
+  };
+  if (const absl::Status made = device->Init(std::move(shared_pool)); !made.ok()) {
+    // The plugin has its own words for it, but not the number.
+    return absl::IsResourceExhausted(made) && descriptors.refused() ? too_few() : made;
+  }
   if (state.has_value()) VIRTBAY_RETURN_IF_ERROR(device->Restore(*std::move(state)));
   {
     absl::MutexLock lock(&device->mutex_);
     device->core_->descriptors->SetRoom(device->RoomToKeep());
   }
-  if (!device->core_->descriptors->suffices()) {
-    return absl::ResourceExhaustedError(
-        "the limit on open files (RLIMIT_NOFILE) leaves too few for one more device and its "
-        "front-end");
-  }
+  if (!descriptors.suffices()) return too_few();
   return device;
 }
 

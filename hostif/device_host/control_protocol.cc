@@ -196,8 +196,9 @@ absl::StatusOr<json> GuestReport(ControlTarget* target, const json& body) {
   VIRTBAY_ASSIGN_OR_RETURN(const std::string pool, StringKey(body, "swiotlb"));
   swiotlb::GuestCapabilities guest;
   if (pool != "none") {
-    VIRTBAY_ASSIGN_OR_RETURN(const Aperture parsed, swiotlb::ParseOption(pool));
-    guest = {parsed.base, parsed.size};
+    const auto parsed = swiotlb::ParsePool(pool);
+    if (!parsed.ok()) return Annotate(parsed.status(), "swiotlb");
+    guest = {parsed->base, parsed->size};
   }
   VIRTBAY_RETURN_IF_ERROR(target->ApplyGuest(guest));
   return json{{"swiotlb", pool}};
@@ -231,6 +232,7 @@ const Command* FindCommand(absl::string_view name) {
 }
 
 absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
+  if (line.empty()) return Invalid("the line is empty");
   ControlRequest request;
   VIRTBAY_ASSIGN_OR_RETURN(request.body, ParseStrictJson(line, kMaxControlLine));
   VIRTBAY_ASSIGN_OR_RETURN(request.command, StringKey(request.body, "command"));

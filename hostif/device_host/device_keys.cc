@@ -1,5 +1,6 @@
 #include "hostif/device_host/device_keys.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -102,12 +103,21 @@ absl::Status SetPool(const KeyValue& value, DeviceConfig* config) {
   }
   if (pool.rfind("pool,", 0) == 0) {
     VIRTBAY_ASSIGN_OR_RETURN(config->slice_size, AsSize(pool.substr(5)));
-    if (config->slice_size == 0) return Invalid("a slice of 0 bytes");
+    if (config->slice_size == 0 || config->slice_size > kMaxArena ||
+        config->slice_size % kAperturePage != 0) {
+      return Invalid(absl::StrCat("'", pool,
+                                  "': a slice has whole 4 KiB pages, at most 4G of them "
+                                  "(rounded up to 2M)"));
+    }
     config->guest_pool = PoolUse::kSlice;
     return absl::OkStatus();
   }
   absl::string_view range = pool;
   config->aperture_shared = absl::ConsumeSuffix(&range, ",all");
+  if (std::count(range.begin(), range.end(), ',') != 1) {
+    return Invalid(
+        absl::StrCat("'", pool, "' is none of 0xBASE,SIZE[,all] and pool[,SIZE] and pool,all"));
+  }
   VIRTBAY_ASSIGN_OR_RETURN(config->spec.aperture, swiotlb::ParseOption(range));
   config->spec.dma_mode = DmaMode::kAperture;
   return absl::OkStatus();
@@ -135,7 +145,10 @@ absl::StatusOr<uint64_t> ParseSize(absl::string_view text) {
     return Invalid(absl::StrCat("'", original, "' is not a size (use K, M, G or T)"));
   }
   uint64_t number = 0;
-  if (!absl::SimpleAtoi(digits, &number)) {
+  if (!absl::SimpleAtoi(digits, &number) && !digits.empty()) {
+    return Invalid(absl::StrCat("'", original, "' is too large"));
+  }
+  if (digits.empty()) {
     return Invalid(absl::StrCat("'", original, "' is not a size (use K, M, G or T)"));
   }
   uint64_t bytes = 0;
@@ -312,9 +325,13 @@ absl::Status FinishDevice(DeviceConfig* config) {
   if (!config->shares.empty()) spec.options.emplace("aggregate", "true");
   // Its request memory is the slice then; this process makes none.
   if (config->guest_pool == PoolUse::kAll && config->arena_given) {
-    return Invalid("arena-size: is the guest's pool's");
+    return Invalid("arena-size: cannot be given together with swiotlb = \"pool,all\"");
   }
-  if (config->guest_pool == PoolUse::kSlice && config->slice_size == 0 && config->arena_given) {
+  if (config->guest_pool == PoolUse::kSlice && config->arena_given) {
+    if (config->slice_size != 0) {
+      return Invalid(
+          "arena-size: cannot be given together with the size in swiotlb = \"pool,SIZE\"");
+    }
     config->slice_size = spec.arena_size;
   }
   const bool pooled = spec.aperture.size != 0 || config->guest_pool != PoolUse::kNone;

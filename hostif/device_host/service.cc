@@ -110,14 +110,12 @@ absl::Status Service::TakePool(DeviceConfig* config) {
     if (spec.aperture.size == 0) return absl::OkStatus();
     return pool_.Claim(spec.name, spec.aperture, config->aperture_shared);
   }
-  pool_.Request();
-  if (!pool_.available()) {
-    log_.Info(
+  if (!pool_.available() && spec.rings == RingPlacement::kPool) {
+    return absl::FailedPreconditionError(
         absl::StrCat("device ", spec.name,
-                     ": no bounce pool of the guest is known, so its requests are bounced here"));
-    spec.rings = RingPlacement::kAnywhere;
-    return absl::OkStatus();
+                     ": rings = \"pool\" needs a pool, and the guest has not reported one"));
   }
+  if (!pool_.Want(spec.name, config->slice_size)) return absl::OkStatus();
   VIRTBAY_ASSIGN_OR_RETURN(spec.aperture, config->guest_pool == PoolUse::kAll
                                               ? pool_.TakeAll(spec.name)
                                               : pool_.Take(spec.name, config->slice_size));

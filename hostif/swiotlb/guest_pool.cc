@@ -61,16 +61,55 @@ absl::Status GuestPool::Apply(const GuestCapabilities& guest) {
                            ", since they are made of whole units of 2 MiB: ",
                            whole_.size - pool_.size, " bytes of it are for \"pool,all\" alone"));
   }
+  TellLatecomers();
   return absl::OkStatus();
 }
 
+void GuestPool::Warn(absl::string_view what) {
+  // Whoever wants to hear it has heard it.
+  if (!std::exchange(warned_, true)) log_.Warn(what);
+}
+
 void GuestPool::WarnIfMissed() {
-  if (!requested_ || warned_ || !none_reported_ || pool_.size != 0) return;
-  warned_ = true;
-  log_.Warn(
+  if (!requested_ || !none_reported_ || pool_.size != 0) return;
+  Warn(
       "the guest's kernel has no bounce pool for virtio devices (hv_pci_swiotlb): its devices "
       "share the kernel's one pool, and every request's header and reply is copied once more "
       "on the host");
+}
+
+bool GuestPool::Want(absl::string_view device, uint64_t size) {
+  absl::MutexLock lock(&mutex_);
+  requested_ = true;
+  WarnIfMissed();
+  if (pool_.size != 0) return true;
+  without_.insert_or_assign(std::string(device), size);
+  Warn(absl::StrCat(
+      "device ", device,
+      ": wants the guest's bounce pool, and the guest has not reported one (guest-channel, or "
+      "virtbay ctl guest): this device, and others until then, reach all of the guest's memory, "
+      "and every request's header and reply is copied once more on the host"));
+  return false;
+}
+
+void GuestPool::TellLatecomers() {
+  uint64_t left = 0, largest = 0;
+  for (const Aperture& hole : Holes()) {
+    left += hole.size;
+    largest = std::max(largest, hole.size);
+  }
+  for (const auto& [device, size] : without_) {
+    if (RoundPoolSize(size) > largest) {
+      log_.Warn(absl::StrFormat(
+          "device %s: does without the guest's bounce pool, in which there are no %d bytes in one "
+          "piece; %d are left",
+          device, size, left));
+    } else {
+      log_.Info(absl::StrCat("device ", device,
+                             ": was added before the guest's bounce pool was known, and does "
+                             "without it until it is removed and added again"));
+    }
+  }
 }
 
 void GuestPool::Request() {
@@ -171,11 +210,15 @@ absl::StatusOr<Aperture> GuestPool::Take(absl::string_view device, uint64_t size
 
 void GuestPool::Release(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
+  if (const auto found = without_.find(device); found != without_.end()) without_.erase(found);
   if (const auto found = rooms_.find(device); found != rooms_.end()) rooms_.erase(found);
 }
 
 void GuestPool::Abandon(absl::string_view device) {
   absl::MutexLock lock(&mutex_);
+  if (const auto without = without_.find(device); without != without_.end()) {
+    without_.erase(without);
+  }
   const auto found = rooms_.find(device);
   if (found == rooms_.end()) return;
   const Room& room = found->second;

@@ -38,9 +38,12 @@ class GuestPool {
   GuestPool(Log log, bool requested, uint32_t shares = 8)
       : log_(std::move(log)), shares_(shares == 0 ? 1 : shares), requested_(requested) {}
 
-  // The guest was started with KernelCommandLine, or a device wants a slice: a kernel without a
-  // pool is worth a warning, one.
+  // The guest was started with KernelCommandLine: a kernel without a pool is worth a warning, one.
   void Request();
+  // The same, for a device that is to have `size` bytes (0: any) when there is a pool. False when
+  // none is known: the device has to do without, which is worth that one warning, and a line in the
+  // log when a pool is reported after all (until Release).
+  bool Want(absl::string_view device, uint64_t size);
 
   // What the guest has reported: the first pool counts. The same again is accepted; AlreadyExists
   // for another one, InvalidArgument for a pool that cannot be one (nothing is applied then). That
@@ -78,6 +81,9 @@ class GuestPool {
     bool shared = false;  // with others of exactly this range
   };
 
+  void Warn(absl::string_view what) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of those that have done without so far.
+  void TellLatecomers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WarnIfMissed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckNew(absl::string_view device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckPool(absl::string_view device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -95,6 +101,8 @@ class GuestPool {
   bool none_reported_ ABSL_GUARDED_BY(mutex_) = false;                 // last of all
   Aperture whole_ ABSL_GUARDED_BY(mutex_);                             // as reported
   Aperture pool_ ABSL_GUARDED_BY(mutex_);                              // whole units of it
+  // Devices that wanted so many bytes before there was a pool.
+  std::map<std::string, uint64_t, std::less<>> without_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Room, std::less<>> rooms_ ABSL_GUARDED_BY(mutex_);
   // Of devices that are gone and may still write there.
   std::vector<std::pair<std::string, Room>> lost_ ABSL_GUARDED_BY(mutex_);

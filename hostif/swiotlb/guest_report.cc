@@ -53,10 +53,10 @@ absl::StatusOr<std::optional<Aperture>> Location(const json& object) {
   if (it == object.end() || !it->is_string()) return Invalid("swiotlb: must be a string");
   const std::string text = Printable(it->get_ref<const std::string&>());
   if (text == "none") return std::optional<Aperture>();
-  const absl::StatusOr<Aperture> pool = ParseOption(text);
-  if (!pool.ok()) return Invalid(pool.status().message());
+  const absl::StatusOr<Aperture> pool = ParsePool(text);
+  if (!pool.ok()) return Invalid(absl::StrCat("swiotlb: ", pool.status().message()));
   if (pool->size > kMaxPool) {
-    return Invalid(absl::StrCat("swiotlb '", text, "': the size is above 4 GiB"));
+    return Invalid(absl::StrCat("swiotlb: '", text, "': the size is above 4 GiB"));
   }
   return std::optional<Aperture>(*pool);
 }

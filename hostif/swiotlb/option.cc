@@ -53,18 +53,30 @@ std::optional<uint64_t> Size(absl::string_view text) {
 
 }  // namespace
 
-absl::StatusOr<Aperture> ParseOption(absl::string_view text) {
+absl::StatusOr<Aperture> ParsePool(absl::string_view text) {
   const auto wrong = [&](absl::string_view why) {
-    return absl::InvalidArgumentError(absl::StrCat("swiotlb '", text, "': ", why));
+    return absl::InvalidArgumentError(absl::StrCat("'", text, "': ", why));
   };
   const size_t comma = text.find(',');
-  if (comma == absl::string_view::npos) return wrong("is not of the form 0xBASE,SIZE");
+  if (comma == absl::string_view::npos || text.rfind(',') != comma) {
+    return wrong("is not of the form 0xBASE,SIZE");
+  }
   const auto base = Hexadecimal(text.substr(0, comma));
   if (!base.has_value()) return wrong("the base is not a hexadecimal number, 0x...");
   const auto size = Size(text.substr(comma + 1));
   if (!size.has_value()) return wrong("the size is not a number of bytes");
   const Aperture pool{*base, *size};
   if (const absl::Status status = CheckAperture(pool); !status.ok()) return wrong(status.message());
+  return pool;
+}
+
+absl::StatusOr<Aperture> ParseOption(absl::string_view text) {
+  absl::StatusOr<Aperture> pool = ParsePool(text);
+  if (!pool.ok()) return pool;
+  const absl::Status status = CheckDeviceAperture(*pool);
+  if (!status.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("'", text, "': ", status.message()));
+  }
   return pool;
 }
 

@@ -16,8 +16,10 @@ namespace virtbay::swiotlb {
 inline constexpr uint64_t kPoolUnit = 2u << 20;
 
 // `0xBASE,SIZE`: base in hexadecimal, size in decimal or hexadecimal bytes, or with a suffix k, m
-// or g. InvalidArgument saying what is wrong: not of that form, empty, not whole 4 KiB pages,
-// wrapping.
+// or g. InvalidArgument quoting the text and saying what is wrong: not of that form, empty, not
+// whole 4 KiB pages, wrapping.
+absl::StatusOr<Aperture> ParsePool(absl::string_view text);
+// The same for the range that one device is given: InvalidArgument below kLeastAperture as well.
 absl::StatusOr<Aperture> ParseOption(absl::string_view text);
 // The same, as ParseOption takes it and a device host of WSL writes it: size in decimal bytes.
 std::string FormatOption(const Aperture& pool);

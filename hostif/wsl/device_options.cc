@@ -13,7 +13,9 @@ absl::StatusOr<bool> SetDeviceOption(const Option& option, DeviceOptions* option
           "swiotlb: 'lowmem' leaves the place of the pool to the guest; give it as 0xBASE,SIZE, as "
           "virtbay-guest tells it");
     }
-    VIRTBAY_ASSIGN_OR_RETURN(options->swiotlb, swiotlb::ParseOption(text));
+    const auto range = swiotlb::ParseOption(text);
+    if (!range.ok()) return Annotate(range.status(), "swiotlb");
+    options->swiotlb = *range;
     return true;
   }
   if (option.key == "vm_id") {

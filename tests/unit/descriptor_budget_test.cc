@@ -106,6 +106,29 @@ TEST_F(DescriptorBudgetTest, WhoComesWhenNothingIsLeftGetsNothing) {
   EXPECT_TRUE(late.Take(Use::kGuest));
 }
 
+TEST_F(DescriptorBudgetTest, TellsTheLimitThatWouldDo) {
+  process_.limit = 24;
+  process_.open = 10;
+  Share& one = Join();
+  ASSERT_FALSE(one.suffices());
+  const uint32_t needed = one.LimitNeeded();
+  process_.limit = needed - 1;
+  one.SetRoom(DescriptorBudget::kFirstRoom);
+  EXPECT_FALSE(one.suffices());
+  process_.limit = needed;
+  one.SetRoom(DescriptorBudget::kFirstRoom);
+  EXPECT_TRUE(one.suffices());
+  // It wants more than that itself.
+  EXPECT_FALSE(one.refused());
+  TakeAll(one, Use::kControl);
+  EXPECT_TRUE(one.refused());
+  GiveAll(one);
+  process_.limit = one.LimitNeeded();
+  EXPECT_GT(process_.limit, needed);
+  one.SetRoom(DescriptorBudget::kFirstRoom);
+  EXPECT_EQ(one.guaranteed(), DescriptorBudget::kLeastGuaranteed);
+}
+
 TEST_F(DescriptorBudgetTest, ManyDevicesHaveSmallParts) {
   process_.limit = 20'000;
   uint32_t before = 0;

@@ -194,8 +194,7 @@ TEST_F(ApertureTest, InspectShowsWhereRunningRingsLie) {
 
 TEST_F(ApertureTest, RequestsAreKeptWellWithinASmallPool) {
   // Linux maps all of a request before it sends it: one that does not fit is never sent.
-  for (const auto& [size, mapping] : {std::pair<uint64_t, uint64_t>{4096, 4096},
-                                      {256 * 1024, 64 * 1024},
+  for (const auto& [size, mapping] : {std::pair<uint64_t, uint64_t>{kLeastAperture, 64 * 1024},
                                       {kMiB - 4096, 252 * 1024},
                                       {kMiB, 256 * 1024},
                                       {64 * kMiB, 256 * 1024}}) {
@@ -215,8 +214,9 @@ TEST_F(ApertureTest, SpecsThatMakeNoSense) {
   for (const auto& [base, size] : {std::pair<uint64_t, uint64_t>{kPool, 0},
                                    {kPool + 1, kMiB},
                                    {kPool, kMiB + 5},
-                                   {UINT64_MAX - 4095, 4096},
-                                   {UINT64_MAX - 4095, 8192}}) {
+                                   {UINT64_MAX - kMiB + 1, kMiB},
+                                   {UINT64_MAX - kMiB + 1, 2 * kMiB},
+                                   {kPool, kLeastAperture - kAperturePage}}) {
     EXPECT_THAT(host_->Add(ApertureSpec(base, size)).status(),
                 StatusIs(absl::StatusCode::kInvalidArgument));
   }

@@ -176,5 +176,18 @@ TEST_F(ServiceTest, AGuestWithoutAPoolIsWorthAWarningWhenADeviceWantsOne) {
   EXPECT_TRUE(log_.Contains(kWarning));
 }
 
+TEST_F(ServiceTest, RingsThatMustLieInAPoolNeedOne) {
+  DeviceConfig config = Sliced("a", "correct", 0);
+  config.spec.rings = RingPlacement::kPool;
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THAT(service_->AddDevice(config),
+                StatusIs(absl::StatusCode::kFailedPrecondition,
+                         "device a: rings = \"pool\" needs a pool, and the guest has not"));
+    ASSERT_OK(service_->ApplyGuest({0, 0}));
+  }
+  ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
+  EXPECT_OK(service_->AddDevice(config));
+}
+
 }  // namespace
 }  // namespace virtbay::device_host

@@ -104,6 +104,34 @@ TEST(GuestPool, ADeviceThatWantsASliceMakesItsLackWorthAWarning) {
   EXPECT_EQ(Warnings(with), 0u);
 }
 
+TEST(GuestPool, DevicesThatComeBeforeThePoolAreWorthOneWarning) {
+  LogCapture log;
+  GuestPool pool(log.log(), /*requested=*/false);
+  EXPECT_FALSE(pool.Want("a", 0));
+  EXPECT_EQ(Count(log, "device a: wants the guest's bounce pool, and the guest has not reported"),
+            1u);
+  EXPECT_EQ(Count(log, "every request's header and reply is copied once more"), 1u);
+  EXPECT_FALSE(pool.Want("huge", 1024 * kMiB));
+  EXPECT_FALSE(pool.Want("gone", 1024 * kMiB));
+  EXPECT_OK(pool.Apply({0, 0}));
+  EXPECT_EQ(Count(log, "warn"), 1u);
+  pool.Release("gone");
+
+  // What comes of them when there is one after all.
+  ASSERT_OK(pool.Apply(kGuest));
+  EXPECT_EQ(Count(log, "device a: was added before the guest's bounce pool was known"), 1u);
+  EXPECT_EQ(Count(log,
+                  "device huge: does without the guest's bounce pool, in which there are no "
+                  "1073741824 bytes in one piece; 67108864 are left"),
+            1u);
+  EXPECT_EQ(Count(log, "device gone"), 0u);
+  EXPECT_TRUE(pool.Want("b", 0));
+  EXPECT_THAT(pool.Take("huge", 1024 * kMiB),
+              StatusIs(kResourceExhausted,
+                       "device huge: no 1073741824 bytes in one piece in the guest's bounce pool; "
+                       "67108864 are left"));
+}
+
 TEST(GuestPool, AnAbandonedSliceIsNobodysAnyMore) {
   LogCapture log;
   GuestPool pool(log.log(), false);

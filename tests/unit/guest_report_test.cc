@@ -57,7 +57,7 @@ TEST(GuestReport, RefusesByKey) {
           {R"({"command":["guest"],"swiotlb":"none"})", "command: "},
           {R"({"command":"guest"})", "swiotlb: "},
           {R"({"command":"guest","swiotlb":0})", "swiotlb: "},
-          {R"({"command":"guest","swiotlb":""})", "swiotlb "},
+          {R"({"command":"guest","swiotlb":""})", "swiotlb: "},
           {R"({"command":"guest","swiotlb":"0x1000,0"})", "size is 0"},
           {R"({"command":"guest","swiotlb":"0x1001,4096"})", "whole 4 KiB pages"},
           {R"({"command":"guest","swiotlb":"0x1000,8G"})", "above 4 GiB"},

@@ -37,28 +37,40 @@ TEST(SwiotlbOption, RefusesEverythingElse) {
                            "lowmem",
                            "0x10000000",
                            "0x10000000,",
-                           ",4096",
-                           "10000000,4096",
-                           "0x,4096",
+                           ",1048576",
+                           "10000000,1048576",
+                           "0x,1048576",
                            "0x1000,0",
-                           "0x1001,4096",
-                           "0x1000,4097",
-                           "0x1000,-4096",
-                           "0x1000,4096 ",
-                           " 0x1000,4096",
-                           "0x1000,4096,4096",
-                           "0x1000,4096mm",
+                           "0x1001,1m",
+                           "0x1000,1048577",
+                           "0x1000,-1048576",
+                           "0x1000,1048576 ",
+                           " 0x1000,1048576",
+                           "0x1000,1m,1m",
+                           "0x1000,1048576mm",
                            "0x1000,m",
-                           "0xg000,4096",
+                           "0xg000,1048576",
                            "0x1000,18014398509481985k",
-                           "0xfffffffffffff000,8192",
-                           "0xfffffffffffff000,4096",
-                           "0x10000000000000000,4096",
+                           "0xfffffffffff00000,2m",
+                           "0xfffffffffff00000,1m",
+                           "0x10000000000000000,1048576",
                            "0x1000,99999999999999999999"}) {
     EXPECT_THAT(ParseOption(text), StatusIs(absl::StatusCode::kInvalidArgument)) << text;
+    EXPECT_THAT(ParsePool(text), StatusIs(absl::StatusCode::kInvalidArgument)) << text;
   }
-  EXPECT_THAT(std::string(ParseOption("0x1001,4096").status().message()),
+  EXPECT_THAT(std::string(ParseOption("0x1001,1m").status().message()),
               HasSubstr("whole 4 KiB pages"));
+  EXPECT_EQ(ParseOption("0x1000,1m,some").status().message(),
+            "'0x1000,1m,some': is not of the form 0xBASE,SIZE");
+}
+
+TEST(SwiotlbOption, RefusesWhatNoDeviceCanWorkWith) {
+  for (const char* small : {"0x1000,4096", "0x1000,252k"}) {
+    EXPECT_TRUE(ParsePool(small).ok()) << small;
+    EXPECT_THAT(ParseOption(small),
+                StatusIs(absl::StatusCode::kInvalidArgument, "is smaller than 256 KiB"));
+  }
+  EXPECT_TRUE(ParseOption("0x1000,256k").ok());
 }
 
 TEST(SwiotlbSize, FollowsTheGuestsMemory) {

@@ -86,7 +86,7 @@ TEST(DeviceString, RefusesWithTheLine) {
             "device-string: client_ip: "},
            {"plugin = \"other\"\ndevice-string = \"e\"\n", "is for the plugins virtiofs and"},
            {"device-string = \"e\"\n", "plugin: is missing"},
-           {"plugin = \"virtiofs\"\ndma = \"direct\"\ndevice-string = \"c;swiotlb=0x1000,4096\"\n",
+           {"plugin = \"virtiofs\"\ndma = \"direct\"\ndevice-string = \"c;swiotlb=0x1000,4M\"\n",
             "dma: cannot be given together with swiotlb"},
        }) {
     EXPECT_THAT(OneDevice(keys), StatusIs(kInvalidArgument, reason)) << keys;
@@ -110,8 +110,8 @@ TEST(ArenaSize, IsThatOfTheSlice) {
                        OneDevice(keys + "swiotlb = \"pool\"\narena = \"16M\"\n"));
   EXPECT_EQ(device.slice_size, 16u << 20);
   EXPECT_EQ(device.spec.arena_size, 16u << 20);
-  ASSERT_OK_AND_ASSIGN(device, OneDevice(keys + "swiotlb = \"pool,8M\"\narena-size = \"16M\"\n"));
-  EXPECT_EQ(device.slice_size, 8u << 20);
+  EXPECT_THAT(OneDevice(keys + "swiotlb = \"pool,8M\"\narena-size = \"16M\"\n"),
+              StatusIs(kInvalidArgument, "arena-size: cannot be given together with the size"));
   ASSERT_OK_AND_ASSIGN(device, OneDevice(keys + "swiotlb = \"pool\"\n"));
   EXPECT_EQ(device.slice_size, 0u) << "an equal share";
   EXPECT_THAT(OneDevice(keys + "arena = \"16M\"\narena-size = \"16M\"\n"),

@@ -108,7 +108,7 @@ TEST(Share, RefusesByName) {
            {"c;xattr=user.a", "xattr: "},
            {"c;xattr==v", "xattr: "},
            {"c;swiotlb=lowmem", "swiotlb: 'lowmem'"},
-           {"c;swiotlb=0x1000", "swiotlb '0x1000'"},
+           {"c;swiotlb=0x1000", "swiotlb: '0x1000'"},
            {"c;vm_id=1", "vm_id: '1' is not a GUID"},
            {"c;shared-dir=", "shared-dir: needs a value"},
        }) {

@@ -16,6 +16,10 @@ struct Aperture {
 };
 
 inline constexpr uint64_t kAperturePage = 4096;  // bytes
+// Below that no device is of use: the unit in which a Linux guest manages a pool, and the largest
+// piece that it maps at once (IO_TLB_SEGSIZE slots of 2 KiB). Two rings of 1024, a quarter of it,
+// fit in besides.
+inline constexpr uint64_t kLeastAperture = 256u << 10;  // bytes
 
 // InvalidArgument when it is empty, not made of whole pages, or reaches the last address (so that
 // its end is an address as well);
@@ -29,6 +33,16 @@ inline absl::Status CheckAperture(const Aperture& aperture) {
     return absl::InvalidArgumentError("reaches the last address");
   }
   return absl::OkStatus();
+}
+
+// The same of what one device is given: InvalidArgument below kLeastAperture as well.
+inline absl::Status CheckDeviceAperture(const Aperture& aperture) {
+  absl::Status status = CheckAperture(aperture);
+  if (status.ok() && aperture.size < kLeastAperture) {
+    status =
+        absl::InvalidArgumentError("is smaller than 256 KiB, the least with which a device works");
+  }
+  return status;
 }
 
 }  // namespace virtbay
