@@ -60,9 +60,6 @@ class Reader {
         return At(key, key.str(), "unknown key");
       }
     }
-    if (config_.devices.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(name_, ":1: device: no [[device]] is given"));
-    }
     return std::move(config_);
   }
 

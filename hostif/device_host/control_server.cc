@@ -44,7 +44,9 @@ ControlServer::ControlServer(ControlTarget* target, vhost_user::ListeningSocket 
     : target_(target),
       listener_(std::move(listener)),
       wake_(std::move(wake)),
-      max_clients_(MostClients()) {
+      max_clients_(MostClients()) {}
+
+void ControlServer::Start() {
   queries_.thread = std::thread([this] { Work(&queries_); });
   changes_.thread = std::thread([this] { Work(&changes_); });
   loop_ = std::thread([this] { Loop(); });
@@ -56,6 +58,7 @@ ControlServer::~ControlServer() {
     absl::MutexLock lock(&mutex_);
     stop_ = true;
   }
+  if (!loop_.joinable()) return;  // never started
   Wake();
   loop_.join();
   for (Lane* lane : {&queries_, &changes_}) {
@@ -304,7 +307,6 @@ void ControlServer::NextRequest(uint64_t id, Client* client) {
     std::string line = client->in.substr(0, end);
     client->in.erase(0, end + 1);
     if (!line.empty() && line.back() == '\r') line.pop_back();
-    if (line.empty()) continue;
     absl::StatusOr<ControlRequest> request = ParseControlLine(line);
     if (!request.ok()) {
       Answer(client, ControlErrorLine(request.status(), nullptr));

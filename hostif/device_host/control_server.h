@@ -34,9 +34,12 @@ class ControlServer {
   // For so long a client keeps its place until its first answer is sent, whoever else comes.
   static constexpr absl::Duration kGrace = absl::Milliseconds(500);
 
-  // [control] Listens at `path` with mode 0600. `target` outlives the server. Errors name the path.
+  // [control] Listens at `path` with mode 0600; who connects is answered from Start on. `target`
+  // outlives the server. Errors name the path.
   static absl::StatusOr<std::unique_ptr<ControlServer>> Create(const std::string& path,
                                                                ControlTarget* target);
+  // [control] Once: answers from now on, those first who have waited.
+  void Start();
   // [control] Finishes the request that is being carried out, drops the clients, removes the path.
   ~ControlServer();
   // [control] Removes the path at once; the destructor does the rest.

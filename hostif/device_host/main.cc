@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "hostif/device_host/arguments.h"
 #include "hostif/device_host/commands.h"
 
 namespace virtbay::device_host {
@@ -38,18 +39,6 @@ std::vector<std::string> Arguments(int argc, char** argv) {
   return arguments;
 }
 
-// The parser would take the next word for the value of `--name=`, even if that is an option.
-absl::Status CheckValues(const std::vector<std::string>& arguments) {
-  for (const std::string& argument : arguments) {
-    const size_t equals = argument.find('=');
-    if (absl::StartsWith(argument, "--") && equals != std::string::npos &&
-        equals + 1 == argument.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(argument.substr(0, equals), ": is empty"));
-    }
-  }
-  return absl::OkStatus();
-}
-
 // A descriptor that is closed here would be given to the next file, which would then get the log.
 void OpenStandardStreams() {
   for (int fd = 0; fd <= 2; ++fd) {
@@ -66,6 +55,7 @@ int Main(int argc, char** argv) {
   // Not require_subcommand(1): that would hide what is wrong with an unknown option.
   app.require_subcommand(0, 1);
   app.set_version_flag("--version,-V", "virtbay " VIRTBAY_VERSION);
+  app.footer("A flag stands alone or has a value: true, yes, on, 1, or false, no, off, 0.");
   std::vector<std::unique_ptr<Command>> commands;
   commands.push_back(AddServeCommand(&app));
   commands.push_back(AddRunCommand(&app));
@@ -73,7 +63,7 @@ int Main(int argc, char** argv) {
   commands.push_back(AddCtlCommand(&app));
 
   std::vector<std::string> arguments = Arguments(argc, argv);
-  if (const absl::Status status = CheckValues(arguments); !status.ok()) {
+  if (const absl::Status status = CheckArguments(app, &arguments); !status.ok()) {
     Complain(absl::StrCat(status.message(), " (see virtbay --help)"));
     return kExitUsage;
   }

@@ -8,12 +8,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "hostif/device_host/arguments.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/config_file.h"
 #include "hostif/device_host/guest_address.h"
-#include "hostif/device_host/process.h"
 #include "hostif/device_host/run_service.h"
+#include "hostif/device_host/serve_options.h"
 #include "hostif/device_host/wsl_service.h"
 
 namespace virtbay::device_host {
@@ -52,37 +54,51 @@ class RunCommand final : public Command {
       option->excludes(file)->allow_extra_args(false)->group(kGroup);
     }
     app_->add_option("--log-level", log_level_, "Overrides the file's log-level");
-    app_->add_option("--control-socket", control_socket_, "Overrides the file's control-socket");
+    app_->add_option(
+        "--control-socket", control_socket_,
+        "Overrides the file's control-socket; enough by itself, for devices that are added "
+        "later");
     app_->add_option("--guest-channel", guest_channel_,
                      "Overrides the file's guest-channel: unix:PATH, vsock:[CID:]PORT or "
                      "tcp:ADDRESS:PORT, where virtbay-guest reports");
     app_->add_option("--rlimit-nofile", rlimit_nofile_,
                      "Overrides the file's rlimit-nofile: open files (0: leave as it is)")
-        ->check(CLI::Range(uint64_t{0}, kMostFileLimit));
-    app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect");
+        ->check(FileLimit());
+    app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
+        ->check(DescriptorNumber());
     app_->add_flag("--check", check_, "Only check the file, its plugins and their options");
   }
 
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
+    std::optional<LogLevel> log_level;
+    std::optional<GuestAddress> guest_channel;
+    if (!log_level_.empty()) {
+      const auto level = ParseLogLevel(log_level_);
+      if (!level.ok()) Usage(absl::StrCat("--log-level: ", level.status().message()));
+      log_level = *level;
+    }
+    if (!guest_channel_.empty()) {
+      const auto address = ParseGuestAddress(guest_channel_);
+      if (!address.ok()) Usage(absl::StrCat("--guest-channel: ", address.status().message()));
+      guest_channel = *address;
+    }
     ServiceConfig config;
     if (!file_.empty()) {
       VIRTBAY_ASSIGN_OR_RETURN(config, ReadConfigFile(file_));
     } else {
       VIRTBAY_ASSIGN_OR_RETURN(config, FromCommandLine());
     }
-    if (!log_level_.empty()) {
-      VIRTBAY_ASSIGN_OR_RETURN(config.log_level, ParseLogLevel(log_level_));
-    }
+    if (log_level.has_value()) config.log_level = *log_level;
     if (!control_socket_.empty()) config.control_socket = control_socket_;
-    if (!guest_channel_.empty()) {
-      const auto address = ParseGuestAddress(guest_channel_);
-      if (!address.ok()) return Annotate(address.status(), "--guest-channel");
-      config.guest_channel = *address;
-    }
+    if (guest_channel.has_value()) config.guest_channel = guest_channel;
     if (rlimit_nofile_.has_value()) config.rlimit_nofile = rlimit_nofile_;
     config.ready_fd = ready_fd_;
+    if (config.devices.empty() && config.control_socket.empty()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file_, ": there is no [[device]], and without a control-socket none can be added"));
+    }
     if (check_) return CheckService(config);
     return RunService(std::move(config));
   }
@@ -90,7 +106,12 @@ class RunCommand final : public Command {
  private:
   absl::StatusOr<ServiceConfig> FromCommandLine() {
     if (request_.shares.empty() && request_.device_strings.empty() && request_.wslconfig.empty()) {
-      throw CLI::RequiredError("file, --share, --device-string or --wslconfig");
+      if (control_socket_.empty()) {
+        throw CLI::RequiredError("file, --share, --device-string, --wslconfig or --control-socket");
+      }
+      ServiceConfig none;  // devices are added later
+      for (const std::string& dir : plugin_path_) none.plugin_dirs.emplace_back(dir);
+      return none;
     }
     if (request_.socket_dir.empty()) throw CLI::RequiredError("--socket-dir");
     request_.host_memory = HostMemory();

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,18 +32,13 @@ absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
   if (const auto origin = status.GetPayload(kOriginPayload); origin.has_value()) {
     return Annotate(status, std::string(*origin));
   }
-  const absl::optional<absl::Cord> payload = status.GetPayload(kOptionPayload);
-  if (!payload.has_value()) return Annotate(status, device.origin);
-  const std::string option(*payload);
-  const auto given = device.option_origins.find(option);
-  const std::string mark = absl::StrCat("option ", option, ": ");
-  absl::string_view reason = status.message();
-  if (const size_t at = reason.find(mark); at != reason.npos)
-    reason = reason.substr(at + mark.size());
+  const std::optional<OptionError> error = OptionErrorOf(status);
+  if (!error.has_value()) return Annotate(status, device.origin);
+  const auto given = device.option_origins.find(error->option);
   return absl::Status(
       status.code(),
       absl::StrCat(given == device.option_origins.end() ? device.origin : given->second,
-                   ": options.", option, ": ", reason));
+                   ": options.", error->option, ": ", error->reason));
 }
 
 // "systemd" is the only socket passed, "systemd:NAME" the one with that FileDescriptorName.
@@ -87,6 +83,20 @@ absl::Status CheckInherited(const std::vector<DeviceConfig>& devices, int ready_
 
 }  // namespace
 
+std::optional<OptionError> OptionErrorOf(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kOptionPayload);
+  if (!payload.has_value()) return std::nullopt;
+  OptionError error;
+  error.option = std::string(*payload);
+  const std::string mark = absl::StrCat("option ", error.option, ": ");
+  absl::string_view reason = status.message();
+  if (const size_t at = reason.find(mark); at != reason.npos) {
+    reason = reason.substr(at + mark.size());
+  }
+  error.reason = std::string(reason);
+  return error;
+}
+
 absl::Status CheckService(const ServiceConfig& config) {
   VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
   if (!config.control_socket.empty()) {
@@ -120,7 +130,8 @@ absl::Status RunService(ServiceConfig config) {
       config.syslog ? Log::ToSyslog("virtbay", config.log_level) : Log::ToStderr(config.log_level);
   VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
                            Service::Create(config.plugin_dirs, log, config.shared_arena_size));
-  // Before the devices: a second process with the same file stops here, not half-way.
+  // Before the devices: a second process with the same file stops here, not half-way. Who connects
+  // already is answered when the devices are there.
   std::unique_ptr<ControlServer> control;
   if (!config.control_socket.empty()) {
     VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service.get()));
@@ -140,6 +151,7 @@ absl::Status RunService(ServiceConfig config) {
   }
   log.Info(absl::StrCat("serving ", config.devices.size(), " device",
                         config.devices.size() == 1 ? "" : "s"));
+  if (control != nullptr) control->Start();
   // Nobody to tell is no reason to stop: the variable may be another service's, inherited.
   const absl::Status announced = AnnounceReady(config.ready_fd);
   if (!announced.ok()) log.Warn(announced.message());

@@ -54,14 +54,18 @@ class ServeCommand final : public Command {
     }
     for (const std::string& list : compat_) ApplyCompat(list);
     const bool many = aggregate_ || !shares_.empty();
-    if (many && !shared_dir_.empty()) Usage("--shared-dir: cannot be given together with --share");
+    if (many && !shared_dir_.empty()) {
+      Usage(absl::StrCat("--shared-dir: cannot be given together with ",
+                         shares_.empty() ? "--aggregate" : "--share"));
+    }
     if (!many && shared_dir_.empty()) throw CLI::RequiredError("--shared-dir");
     DeviceConfig device = common_->Device();
     FillSpec(&device);
     if (many) FillShares(&device);
     // The C virtiofsd's word.
     if (common_->log_level() == "err") common_->log_level() = "error";
-    return RunService(common_->Service(std::move(device), debug_ ? "debug" : "info"));
+    return common_->Outcome(
+        RunService(common_->Service(std::move(device), debug_ ? "debug" : "info")));
   }
 
  private:
@@ -170,6 +174,7 @@ class ServeCommand final : public Command {
              common_->options()[key] = count > 0 ? "true" : "false";
            },
            help)
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
         ->group("Share");
   }
 
@@ -210,6 +215,9 @@ class ServeCommand final : public Command {
           absl::StrSplit(item, absl::MaxSplits('=', 1));
       const std::string key(parts.first);
       const std::string value(parts.second);
+      const bool takes =
+          key == "source" || key == "cache" || key == "timeout" || key == "log_level";
+      if (takes && value.empty()) Usage(absl::StrCat("-o ", key, ": is empty"));
       if (key == "source") {
         if (shared_dir_.empty()) shared_dir_ = value;
       } else if (key == "cache") {
@@ -223,6 +231,8 @@ class ServeCommand final : public Command {
         debug_ = true;
       } else if (!CompatFlag(key) && !CompatIgnored(key)) {
         Usage(absl::StrCat("-o ", key, ": unknown option"));
+      } else if (item.size() > key.size() && key != "sandbox") {
+        Usage(absl::StrCat("-o ", key, ": takes no value"));
       }
     }
   }

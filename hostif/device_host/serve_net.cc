@@ -3,7 +3,6 @@
 #include <array>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "hostif/device_host/run_service.h"
 
 namespace virtbay::device_host {
@@ -76,7 +75,7 @@ ServeNet::ServeNet(CLI::App* serve, const NetType& type)
   common_.AddSocket();
   for (const NetOption& option : type_.options) {
     if (option.word != nullptr) {
-      Ordered(option);
+      common_.Ordered(option.flag, option.key, option.word, option.help, "Back-end");
     } else {
       common_.Text(option.flag, option.key, option.help, "Back-end");
     }
@@ -90,25 +89,12 @@ ServeNet::ServeNet(CLI::App* serve, const NetType& type)
   app_->add_flag("--check", check_, "Make the device and end, without a socket")->group("Host");
 }
 
-void ServeNet::Ordered(const NetOption& option) {
-  app_->add_option_function<std::string>(
-          option.flag,
-          [this, &option](const std::string& text) {
-            std::string& list = common_.options()[option.key];
-            absl::StrAppend(&list, list.empty() ? "" : ",", option.word, " ", text);
-          },
-          option.help)
-      ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
-      ->trigger_on_parse()
-      ->group("Back-end");
-}
-
 absl::Status ServeNet::Run() {
   DeviceConfig device = common_.Device();
   device.spec.options = common_.options();
   ServeOptions::Finish(&device);
   ServiceConfig config = common_.Service(std::move(device), "info");
-  return check_ ? CheckService(config) : RunService(std::move(config));
+  return common_.Outcome(check_ ? CheckService(config) : RunService(std::move(config)));
 }
 
 }  // namespace virtbay::device_host

@@ -42,8 +42,6 @@ class ServeNet {
   absl::Status Run();
 
  private:
-  void Ordered(const NetOption& option);
-
   const NetType& type_;
   CLI::App* const app_;
   ServeOptions common_;

@@ -3,13 +3,28 @@
 #include <cstdlib>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "hostif/device_host/arguments.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/process.h"
+#include "hostif/device_host/run_service.h"
 
 namespace virtbay::device_host {
+
+namespace {
+
+// Decimal digits, whether they fit into a type or not.
+bool IsNumber(absl::string_view text) {
+  if (!absl::ConsumePrefix(&text, "-")) absl::ConsumePrefix(&text, "+");
+  return !text.empty() && text.find_first_not_of("0123456789") == absl::string_view::npos;
+}
+
+}  // namespace
 
 void Usage(const std::string& message) {
   throw CLI::ValidationError(message, CLI::ExitCodes::ValidationError);
@@ -22,6 +37,7 @@ void ServeOptions::AddSocket() {
   constexpr char kGroup[] = "Socket";
   app_->add_option("--socket-path", socket_path_, "Socket to listen on")->group(kGroup);
   app_->add_option("--fd", fd_, "Inherited listening socket (or socket activation, with neither)")
+      ->check(DescriptorNumber())
       ->group(kGroup);
   app_->add_option("--socket-group", socket_group_, "Group that may connect")->group(kGroup);
 }
@@ -35,12 +51,13 @@ void ServeOptions::AddHost() {
   app_->add_flag("--syslog", syslog_, "Log to syslog(3) instead of stderr")->group(kGroup);
   app_->add_option("--rlimit-nofile", rlimit_nofile_,
                    "Open files (default: what is allowed, at most 1000000; 0: leave as it is)")
-      ->check(CLI::Range(uint64_t{0}, kMostFileLimit))
+      ->check(FileLimit())
       ->group(kGroup);
   app_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
       ->allow_extra_args(false)
       ->group(kGroup);
   app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
+      ->check(DescriptorNumber())
       ->group(kGroup);
   app_->add_flag("--access-platform", access_platform_,
                  "Offer VIRTIO_F_ACCESS_PLATFORM (not for user-mode Linux)")
@@ -67,6 +84,7 @@ void ServeOptions::AddOption(const char* group) {
             const std::string key = text.substr(0, equals);
             if (!given_.insert(key).second) Usage(absl::StrCat("--option ", key, ": given twice"));
             options_[key] = text.substr(equals + 1);
+            spelled_[key] = absl::StrCat("--option ", key);
           },
           "KEY=VALUE: any option of the plugin, see docs/usage.md")
       ->type_name("KEY=VALUE")
@@ -78,8 +96,9 @@ void ServeOptions::AddOption(const char* group) {
 void ServeOptions::Text(const char* flag, const char* key, const char* help, const char* group) {
   app_->add_option_function<std::vector<std::string>>(
           flag,
-          [this, key](const std::vector<std::string>& values) {
+          [this, flag, key](const std::vector<std::string>& values) {
             options_[key] = absl::StrJoin(values, ",");
+            spelled_[key] = flag;
           },
           help)
       ->allow_extra_args(false)
@@ -92,7 +111,11 @@ void ServeOptions::Key(const char* flag, const char* key, const char* help) {
           [this, flag, key](const std::string& text) {
             KeyValue value(text);
             int64_t number = 0;
-            if (absl::SimpleAtoi(text, &number)) value = number;
+            if (absl::SimpleAtoi(text, &number)) {
+              value = number;
+            } else if (IsNumber(text)) {
+              Usage(absl::StrCat(flag, ": ", text, " is out of range"));
+            }
             const absl::Status set = SetDeviceKey(key, value, &keys_);
             if (!set.ok()) Usage(absl::StrCat(flag, ": ", set.message()));
           },
@@ -108,7 +131,6 @@ void ServeOptions::FillSocket(DeviceConfig* device) const {
     device->socket_path = socket_path_;
     device->socket_group = socket_group_;
   } else if (fd_.has_value()) {
-    if (*fd_ < 0) Usage("--fd: must not be negative");
     device->socket_fd = *fd_;
   } else if (std::getenv("LISTEN_FDS") != nullptr) {
     device->socket_path = "systemd";
@@ -138,6 +160,36 @@ void ServeOptions::Finish(DeviceConfig* device) {
         "--swiotlb: a pool that the guest reports is for devices that are added after that: "
         "virtbay run and virtbay ctl add");
   }
+}
+
+void ServeOptions::Ordered(const char* flag, const char* key, const char* word, const char* help,
+                           const char* group) {
+  app_->add_option_function<std::string>(
+          flag,
+          [this, flag, key, word](const std::string& text) {
+            std::string& list = options_[key];
+            absl::StrAppend(&list, list.empty() ? "" : ",", word, " ", text);
+            std::string& spelled = spelled_[key];
+            if (spelled.empty()) {
+              spelled = flag;
+            } else if (!absl::StrContains(spelled, flag)) {
+              absl::StrAppend(&spelled, ", ", flag);
+            }
+          },
+          help)
+      ->multi_option_policy(CLI::MultiOptionPolicy::Throw)
+      ->trigger_on_parse()
+      ->group(group);
+}
+
+absl::Status ServeOptions::Outcome(absl::Status status) const {
+  if (!absl::IsInvalidArgument(status)) return status;
+  const std::optional<OptionError> error = OptionErrorOf(status);
+  if (!error.has_value()) return status;
+  const auto spelled = spelled_.find(error->option);
+  Usage(
+      absl::StrCat(spelled == spelled_.end() ? absl::StrCat("--", error->option) : spelled->second,
+                   ": ", error->reason));
 }
 
 ServiceConfig ServeOptions::Service(DeviceConfig device, const std::string& log_level) const {

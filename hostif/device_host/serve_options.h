@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "hostif/device_host/service_config.h"
 
 namespace virtbay::device_host {
@@ -32,6 +33,10 @@ class ServeOptions {
   void AddOption(const char* group);
   // An option of the plugin with a value; given again, the values are joined to a list.
   void Text(const char* flag, const char* key, const char* help, const char* group);
+  // The same, but each value is an item of its own with `word` before it, in the order of all
+  // options of that key.
+  void Ordered(const char* flag, const char* key, const char* word, const char* help,
+               const char* group);
   // A key of the device, checked as in a file.
   void Key(const char* flag, const char* key, const char* help);
 
@@ -45,6 +50,9 @@ class ServeOptions {
   static void Finish(DeviceConfig* device);
   // What serves `device`; `log_level` where none was given.
   ServiceConfig Service(DeviceConfig device, const std::string& log_level) const;
+  // What became of it. A value that the plugin does not take is a mistake of usage, which names the
+  // option as it was given.
+  absl::Status Outcome(absl::Status status) const;
 
  private:
   void FillSocket(DeviceConfig* device) const;
@@ -63,7 +71,8 @@ class ServeOptions {
   std::vector<std::string> plugin_path_;
   bool access_platform_ = false;
   std::map<std::string, std::string> options_;
-  std::set<std::string> given_;  // by --option
+  std::set<std::string> given_;                 // by --option
+  std::map<std::string, std::string> spelled_;  // what each of options_ was given by
   DeviceConfig keys_;
 };
 

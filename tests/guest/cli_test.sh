@@ -22,8 +22,8 @@ refuses 2 "--bogus" "${SERVE[@]}" --bogus
 refuses 2 "--cache" "${SERVE[@]}" --cache=sometimes
 refuses 2 "--request-queues" "${SERVE[@]}" --request-queues=9
 refuses 2 "--arena-size" "${SERVE[@]}" --arena-size=huge
-refuses 2 "--rlimit-nofile: Value -5" "${SERVE[@]}" --rlimit-nofile=-5
-refuses 1 "rlimit-nofile 1 is not from 32" "${SERVE[@]}" --rlimit-nofile=1
+refuses 2 "--rlimit-nofile: '-5'" "${SERVE[@]}" --rlimit-nofile=-5
+refuses 2 "--rlimit-nofile: '1'" "${SERVE[@]}" --rlimit-nofile=1
 refuses 2 "--arena-policy" "${SERVE[@]}" --arena-policy=none
 refuses 2 "--arena-size" "${SERVE[@]}" --arena-policy=shared --arena-size=4M
 refuses 2 "--rings" "${SERVE[@]}" --rings=pool
@@ -54,13 +54,13 @@ for type in virtio-net proxy-net; do
   refuses 2 "--option mtu: given twice" serve $type --socket-path=new.sock --option mtu=1 --option mtu=2
   refuses 2 "--swiotlb: a pool that the guest reports" serve $type --socket-path=new.sock --swiotlb=pool
 done
-refuses 1 "umask" "${SERVE[@]}" --umask=9
+refuses 2 "--umask" "${SERVE[@]}" --umask=9
 refuses 2 "--shared-dir" "${SERVE[@]}" --share=a=share
 refuses 2 "NAME=DIR" serve virtiofs --socket-path=new.sock --share=a
 refuses 1 "share a: " serve virtiofs --socket-path=new.sock --share=a=/missing/dir
 refuses 2 "device" ctl share add
 refuses 2 "subcommand" ctl share
-refuses 1 "map:3:9:1" "${SERVE[@]}" --translate-uid=map:0:1:5 --translate-uid=map:3:9:1
+refuses 2 "map:3:9:1" "${SERVE[@]}" --translate-uid=map:0:1:5 --translate-uid=map:3:9:1
 refuses 2 "file" run
 refuses 2 "b" ctl log-level a b
 refuses 2 "subcommand" serve
@@ -69,18 +69,18 @@ refuses 2 "KEY=VALUE" ctl add virtiofs --name=n --socket-path=s --option=novalue
 
 # A network device.
 NET=(serve virtio-net --socket-path=new.sock)
-refuses 1 "option tap: missing" "${NET[@]}"
+refuses 2 "--tap: missing" "${NET[@]}"
 refuses 2 "--socket-path" serve virtio-net --backend=null
 refuses 2 "--bogus" "${NET[@]}" --bogus
 refuses 2 "--fd" "${NET[@]}" --fd=5
 refuses 2 "--tap: is empty" "${NET[@]}" --tap= --mtu=1500
 refuses 2 "KEY=VALUE" "${NET[@]}" --option=novalue
 refuses 2 "--dma" "${NET[@]}" --backend=null --dma=sideways
-refuses 1 "option backend" "${NET[@]}" --backend=cable
-refuses 1 "option mac" "${NET[@]}" --backend=null --mac=01:00:00:00:00:00
-refuses 1 "option mtu" "${NET[@]}" --backend=null --mtu=20
-refuses 1 "option queue-pairs" "${NET[@]}" --backend=null --queue-pairs=17
-refuses 1 "option tx-rate" "${NET[@]}" --backend=null --tx-rate=fast
+refuses 2 "--backend" "${NET[@]}" --backend=cable
+refuses 2 "--mac" "${NET[@]}" --backend=null --mac=01:00:00:00:00:00
+refuses 2 "--mtu" "${NET[@]}" --backend=null --mtu=20
+refuses 2 "--queue-pairs" "${NET[@]}" --backend=null --queue-pairs=17
+refuses 2 "--tx-rate" "${NET[@]}" --backend=null --tx-rate=fast
 refuses 1 "option tap-fd: descriptor 77" "${NET[@]}" --tap-fd=77
 refuses 1 "option tap-fd: descriptor 0 is no TAP interface" "${NET[@]}" --tap-fd=0
 refuses 1 "option pcap: /missing/dir/file" "${NET[@]}" --backend=null --pcap=/missing/dir/file
@@ -88,12 +88,12 @@ accepts "${NET[@]}" --backend=null --mtu=9000 --queue-pairs=4 --check
 PROXY=(serve proxy-net --socket-path=new.sock)
 refuses 2 "--socket-path" serve proxy-net
 refuses 2 "--tap" "${PROXY[@]}" --tap=vm0
-refuses 1 "option forward: 'tcp:80' is no forward" "${PROXY[@]}" --forward=tcp:80
-refuses 1 "option rules" "${PROXY[@]}" --allow=everything
-refuses 1 "option queue-pairs" "${PROXY[@]}" --queue-pairs=1000
+refuses 2 "--forward: 'tcp:80' is no forward" "${PROXY[@]}" --forward=tcp:80
+refuses 2 "--allow" "${PROXY[@]}" --allow=everything
+refuses 2 "--queue-pairs" "${PROXY[@]}" --queue-pairs=1000
 accepts "${PROXY[@]}" --queue-pairs=2 --check
-refuses 1 "option max-buffer-mib" "${PROXY[@]}" --max-buffer-mib=0
-refuses 1 "option mtu" "${PROXY[@]}" --mtu=1000
+refuses 2 "--max-buffer-mib" "${PROXY[@]}" --max-buffer-mib=0
+refuses 2 "--mtu" "${PROXY[@]}" --mtu=1000
 accepts "${PROXY[@]}" --forward=tcp:0:80 --forward=udp:0:53 --deny=10.0.0.0/8 --allow=any --check
 refuses 2 "device" ctl device
 refuses 2 "command" ctl device net
@@ -129,7 +129,7 @@ refuses 1 "fd 3" serve virtiofs --fd=3 --shared-dir=share
 refuses 1 "fd 0" serve virtiofs --fd=0 --shared-dir=share
 refuses 1 "no-such-group" "${SERVE[@]}" --socket-group=no-such-group
 refuses 1 "/missing/control" "${SERVE[@]}" --control-socket=/missing/control
-refuses 1 "attr-timeout" "${SERVE[@]}" --attr-timeout=soon
+refuses 2 "--attr-timeout" "${SERVE[@]}" --attr-timeout=soon
 refuses 1 "missing.toml" run missing.toml
 refuses 1 "share" run share
 refuses 1 "missing.sock" ctl --control-socket=missing.sock list

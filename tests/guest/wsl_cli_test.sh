@@ -72,8 +72,8 @@ refuses 1 "mode: '9'" run --socket-dir=sockets --share 'a=share;mode=9'
 refuses 1 "--device-string 'a'" run --socket-dir=sockets --device-string a
 refuses 1 "/missing/dir" run --socket-dir=sockets --share a=/missing/dir
 refuses 1 "missing/a.sock" run --socket-dir=missing --share a=share
-refuses 1 "--guest-channel: 'x'" run --socket-dir=sockets --share a=share --guest-channel=x
-refuses 1 "tcp:127.0.0.1:1" run --socket-dir=sockets --share a=share --guest-channel=tcp:127.0.0.1:1x
+refuses 2 "--guest-channel: 'x'" run --socket-dir=sockets --share a=share --guest-channel=x
+refuses 2 "tcp:127.0.0.1:1" run --socket-dir=sockets --share a=share --guest-channel=tcp:127.0.0.1:1x
 refuses 1 "missing/guest.sock" run --socket-dir=sockets --share a=share --guest-channel=unix:missing/guest.sock
 refuses 1 "option mac" run --socket-dir=sockets --device-string 'virtio-net:eth0;client_mac=00:11:22:33:44:55'
 refuses 1 "missing.wslconfig" run --socket-dir=sockets --wslconfig missing.wslconfig

@@ -352,6 +352,7 @@ class ControlServerTest : public ::testing::Test {
     auto server = ControlServer::Create(path_, &target_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = std::move(server).value();
+    server_->Start();
   }
   void TearDown() override {
     if (!target_.slow_release.HasBeenNotified()) target_.slow_release.Notify();
@@ -437,8 +438,37 @@ TEST_F(ControlServerTest, SeveralRequestsInOneWrite) {
   const UniqueFd fd = Connect();
   Send(fd, "{\"command\":\"list\",\"id\":1}\r\n\nnonsense\n{\"command\":\"list\",\"id\":2}\n");
   EXPECT_EQ(Answer(fd)["id"], 1);
+  EXPECT_THAT(Line(fd), HasSubstr("the line is empty")) << "one answer for each line";
   EXPECT_FALSE(Answer(fd)["ok"].get<bool>());
   EXPECT_EQ(Answer(fd)["id"], 2);
+}
+
+TEST_F(ControlServerTest, WhoComesBeforeItStartsIsAnsweredThen) {
+  FakeTarget target;
+  const std::string path = directory_ + "/early";
+  auto server = ControlServer::Create(path, &target);
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto fd = ConnectUnix(path);
+  ASSERT_TRUE(fd.ok()) << fd.status();
+  Send(*fd, "{\"command\":\"list\"}\n");
+  char c = 0;
+  EXPECT_EQ(::recv(fd->get(), &c, 1, MSG_DONTWAIT), -1);
+  DeviceConfig config;
+  config.spec.name = "there";
+  ASSERT_TRUE(target.AddDevice(config).ok());
+  (*server)->Start();
+  EXPECT_THAT(Line(*fd), HasSubstr("there"));
+}
+
+TEST_F(ControlServerTest, NeverStartedItGoesWithItsSocket) {
+  const std::string path = directory_ + "/never";
+  auto server = ControlServer::Create(path, &target_);
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto fd = ConnectUnix(path);
+  ASSERT_TRUE(fd.ok()) << fd.status();
+  server->reset();
+  EXPECT_EQ(Line(*fd), "");
+  EXPECT_FALSE(std::filesystem::exists(path));
 }
 
 TEST_F(ControlServerTest, HalfClosedClientIsAnswered) {
