@@ -43,11 +43,13 @@ struct Watched {
 //   addresses, so that the sanitizer sees no order between two that use the same bytes in turn;
 // - liburing maps and unmaps its queues without libc, so that whatever is mapped there later seems
 //   to race with their last users;
+// - bytes that recv discards (MSG_TRUNC) are written nowhere, whatever its interceptor thinks;
 // - Abseil's lock graph has a spin lock of its own.
 extern "C" __attribute__((visibility("default"))) const char* __tsan_default_suppressions();
 const char* __tsan_default_suppressions() {
   return "race:virtbay::payload_internal::CopyBytes\n"
          "race:^io_uring_\n"
+         "race:virtbay::proxy_net::Tcp::Discard\n"
          "called_from_lib:libabsl_graphcycles_internal\n";
 }
 

@@ -6,39 +6,24 @@
 #include <linux/virtio_ring.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "framework/base/status.h"
 #include "framework/device/account.h"
-#include "framework/device/option_check.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/port.h"
 #include "framework/device/queue.h"
 #include "framework/device/queue_thread.h"
-#include "framework/device/services.h"
 #include "framework/io/loop.h"
 
 namespace virtbay {
 namespace {
 
-constexpr uint32_t kMaxQueues = 256;
-constexpr uint32_t kMaxConfigSize = 4096;
 constexpr uint32_t kOffloadThreads = 16;
 constexpr uint64_t Bit(unsigned n) { return uint64_t{1} << n; }
-
-// Bits 0 to 23 and 50 to 63 belong to the device type (virtio 1.3 2.2). Of the others only
-// VIRTIO_F_IN_ORDER is its to offer: whether a late answer may hold up the others it knows best.
-constexpr uint64_t kDeviceBits = (Bit(24) - 1) | ~(Bit(50) - 1);
-
-// The plugin's table may be older (shorter) or newer (longer) than ours.
-template <typename T>
-void CopySized(T* to, const T* from) {
-  *to = T{};
-  std::memcpy(static_cast<void*>(to), from, std::min<size_t>(from->struct_size, sizeof(T)));
-}
 
 const char* DmaModeName(DmaMode mode) {
   switch (mode) {
@@ -67,10 +52,8 @@ absl::Status CheckDma(const DeviceSpec& spec) {
 
 }  // namespace
 
-Device::Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log)
-    : plugin_(std::move(plugin)),
-      core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))),
-      host_device_{core_.get()} {}
+Device::Device(const DeviceSpec& spec, const Log& log)
+    : core_(std::make_unique<DeviceCore>(spec, log.Named(spec.name))) {}
 
 Device::~Device() { Retire().IgnoreError(); }
 
@@ -80,8 +63,7 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        std::shared_ptr<SlotPool> shared_pool,
                                                        std::shared_ptr<DescriptorBudget> budget,
                                                        std::optional<DeviceState> state) {
-  std::shared_ptr<Device> device(new Device(spec, std::move(plugin), log));
-  device->core_->restores = state.has_value();
+  std::shared_ptr<Device> device(new Device(spec, log));
   device->core_->descriptors.emplace(std::move(budget));
   const DescriptorBudget::Share& descriptors = *device->core_->descriptors;
   const auto too_few = [&descriptors] {
@@ -90,7 +72,9 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                      "and its front-end; it has to be at least ",
                      descriptors.LimitNeeded()));
   };
-  if (const absl::Status made = device->Init(std::move(shared_pool)); !made.ok()) {
+  if (const absl::Status made =
+          device->Init(std::move(plugin), std::move(shared_pool), state.has_value());
+      !made.ok()) {
     // The plugin has its own words for it, but not the number.
     return absl::IsResourceExhausted(made) && descriptors.refused() ? too_few() : made;
   }
@@ -103,14 +87,9 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
   return device;
 }
 
-absl::Status Device::Init(std::shared_ptr<SlotPool> shared_pool) {
+absl::Status Device::Init(std::shared_ptr<Plugin> plugin, std::shared_ptr<SlotPool> shared_pool,
+                          bool restores) {
   const DeviceSpec& spec = core_->spec;
-  uint32_t index = 0;
-  VIRTBAY_ASSIGN_OR_RETURN(const virtbay_device_type* type, plugin_->FindType(spec.type, &index));
-  virtio_id_ = type->virtio_id;
-  queue_parallel_ = (type->flags & VIRTBAY_DEVICE_QUEUE_PARALLEL) != 0;
-  type_ = std::string(type->name, strnlen(type->name, sizeof(type->name)));
-
   if (spec.queue_size_max == 0 || (spec.queue_size_max & (spec.queue_size_max - 1)) != 0 ||
       spec.queue_size_max > 32768) {
     return absl::InvalidArgumentError(
@@ -122,63 +101,36 @@ absl::Status Device::Init(std::shared_ptr<SlotPool> shared_pool) {
   } else {
     VIRTBAY_ASSIGN_OR_RETURN(core_->pool, SlotPool::Create(spec.name, spec.arena_size));
   }
-  core_->offload.emplace(absl::StrCat("vb-off-", spec.name), kOffloadThreads);
-
-  VIRTBAY_RETURN_IF_ERROR(CheckOptionKinds(*plugin_, index, spec));
-  auto created = plugin_->CreateDevice(index, HostTable(), &host_device_);
-  if (!created.ok()) return MarkOption(created.status());
-  core_->device = *created;
-  CopySized(&core_->ops, core_->device->ops);
-  VIRTBAY_RETURN_IF_ERROR(MarkOption(CallOnControl(core_.get(), "init", [&](virtbay_error* error) {
-    return core_->ops.init(core_->device, error);
-  })));
-  VIRTBAY_RETURN_IF_ERROR(CreateQueues());
+  VIRTBAY_ASSIGN_OR_RETURN(generation_, Generation::Make(core_.get(), std::move(plugin), restores));
+  virtio_id_ = generation_->virtio_id();
+  config_size_ = generation_->properties().config_size;
+  UseGeneration(NewOffloadPool());
+  VIRTBAY_RETURN_IF_ERROR(generation_->EarlyFailure());
+  const std::vector<virtbay_queue_properties>& queues = generation_->queues();
+  for (uint32_t i = 0; i < queues.size(); ++i) {
+    core_->queues.push_back(std::make_unique<Queue>(core_.get(), static_cast<uint16_t>(i),
+                                                    queues[i], MaxQueueSize(queues[i])));
+  }
   state_ = "ready";
   return absl::OkStatus();
 }
 
-absl::Status Device::CreateQueues() {
-  properties_.struct_size = sizeof(properties_);
-  VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "properties", [&](virtbay_error*) {
-    core_->ops.properties(core_->device, &properties_);
-    return VIRTBAY_OK;
-  }));
-  if (properties_.queue_count == 0 || properties_.queue_count > kMaxQueues) {
-    return absl::InvalidArgumentError(absl::StrCat("the plugin asks for ", properties_.queue_count,
-                                                   " queues; 1 to ", kMaxQueues, " are possible"));
-  }
-  if (properties_.config_size > kMaxConfigSize) {
-    return absl::InvalidArgumentError(absl::StrCat("the plugin asks for a configuration space of ",
-                                                   properties_.config_size, " bytes"));
-  }
-  for (uint32_t i = 0; i < properties_.queue_count; ++i) {
-    virtbay_queue_properties queue{};
-    queue.struct_size = sizeof(queue);
-    queue.in_view = 1024;
-    queue.out_view = 1024;
-    if (core_->ops.queue_properties != nullptr) {
-      VIRTBAY_RETURN_IF_ERROR(CallOnControl(core_.get(), "queue_properties", [&](virtbay_error*) {
-        core_->ops.queue_properties(core_->device, i, &queue);
-        return VIRTBAY_OK;
-      }));
-    }
-    const uint64_t view = ((uint64_t{queue.in_view} + 15) & ~uint64_t{15}) + queue.out_view;
-    if (view > kMappingMax) {
-      return absl::InvalidArgumentError(absl::StrCat("queue ", i, " asks for views of ", view,
-                                                     " bytes; ", kMappingMax, " are possible"));
-    }
-    uint32_t size = core_->spec.queue_size_max;
-    if (queue.max_size != 0) {
-      if ((queue.max_size & (queue.max_size - 1)) != 0) {
-        return absl::InvalidArgumentError(absl::StrCat("queue ", i, " asks for a size of ",
-                                                       queue.max_size, ", not a power of two"));
-      }
-      size = std::min(size, queue.max_size);
-    }
-    core_->queues.push_back(std::make_unique<Queue>(core_.get(), static_cast<uint16_t>(i), queue,
-                                                    static_cast<uint16_t>(size)));
-  }
-  return absl::OkStatus();
+std::unique_ptr<OffloadPool> Device::NewOffloadPool() const {
+  return std::make_unique<OffloadPool>(absl::StrCat("vb-off-", core_->spec.name), kOffloadThreads);
+}
+
+uint16_t Device::MaxQueueSize(const virtbay_queue_properties& queue) const {
+  const uint32_t limit = core_->spec.queue_size_max;
+  return static_cast<uint16_t>(queue.max_size == 0 ? limit : std::min(limit, queue.max_size));
+}
+
+std::unique_ptr<OffloadPool> Device::UseGeneration(std::unique_ptr<OffloadPool> offload) {
+  core_->host = generation_->host();
+  core_->device = generation_->device();
+  core_->ops = generation_->ops();
+  core_->host->serves.store(true, std::memory_order_release);
+  features_offered_.store(generation_->features(), std::memory_order_relaxed);
+  return std::exchange(core_->offload, std::move(offload));
 }
 
 // ---- sessions ---------------------------------------------------------------------------------
@@ -233,7 +185,12 @@ absl::Status Device::BeginSession() {
       return core->ops.activate(core->device, error);
     }));
   }
-  absl::Status status = StartThreads();
+  absl::StatusOr<Threads> threads = MakeThreads(*generation_);
+  absl::Status status = threads.status();
+  if (threads.ok()) {
+    UseThreads(*std::move(threads));
+    for (const auto& thread : core->threads) thread->Adopt();
+  }
   if (status.ok() && core->ops.start != nullptr) {
     status = CallOnControl(
         core, "start", [&](virtbay_error* error) { return core->ops.start(core->device, error); });
@@ -310,7 +267,7 @@ uint32_t Device::RoomToKeep() const {
   const auto queues = static_cast<uint32_t>(core_->queues.size());
   if (!session_) {
     const auto threads =
-        Loop::NeedsDescriptors() ? static_cast<uint32_t>(ThreadShares().size()) : 0;
+        Loop::NeedsDescriptors() ? static_cast<uint32_t>(ThreadShares(*generation_).size()) : 0;
     return kOfFrontEnd + queues * kOfQueue + threads * kOfThread;
   }
   const auto waiting = std::count_if(core_->queues.begin(), core_->queues.end(),
@@ -319,15 +276,16 @@ uint32_t Device::RoomToKeep() const {
   return 1 + static_cast<uint32_t>(waiting) * kOfLateQueue;
 }
 
-std::vector<std::vector<Queue*>> Device::ThreadShares() const {
+std::vector<std::vector<Queue*>> Device::ThreadShares(const Generation& generation) const {
   // Queues that may run in parallel get a thread each, or one for those of a group; otherwise one
   // thread serves them all.
   std::vector<std::vector<Queue*>> shares;
   std::map<uint32_t, size_t> groups;
   for (const auto& queue : core_->queues) {
-    size_t share = queue_parallel_ ? shares.size() : 0;
-    if (queue_parallel_ && queue->thread_group() != 0) {
-      share = groups.emplace(queue->thread_group(), share).first->second;
+    const uint32_t group = generation.queues()[queue->index()].thread_group;
+    size_t share = generation.queue_parallel() ? shares.size() : 0;
+    if (generation.queue_parallel() && group != 0) {
+      share = groups.emplace(group, share).first->second;
     }
     if (share == shares.size()) shares.emplace_back();
     shares[share].push_back(queue.get());
@@ -335,29 +293,34 @@ std::vector<std::vector<Queue*>> Device::ThreadShares() const {
   return shares;
 }
 
-absl::Status Device::StartThreads() {
-  std::vector<std::unique_ptr<QueueThread>> threads;
-  for (std::vector<Queue*>& queues : ThreadShares()) {
+absl::StatusOr<Device::Threads> Device::MakeThreads(const Generation& generation) {
+  Threads threads;
+  for (std::vector<Queue*>& queues : ThreadShares(generation)) {
     const std::string name = absl::StrCat("vb-", core_->spec.name, "-", queues.front()->index());
     VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<QueueThread> thread,
-                             QueueThread::Start(core_.get(), name, std::move(queues)));
+                             QueueThread::Make(core_.get(), name, std::move(queues)));
     threads.push_back(std::move(thread));
   }
-  core_->threads = std::move(threads);
-  absl::MutexLock lock(&threads_mutex_);
-  for (const auto& thread : core_->threads) live_threads_.push_back(thread.get());
-  return absl::OkStatus();
+  return threads;
 }
 
-void Device::EndThreads() {
+Device::Threads Device::UseThreads(Threads threads) {
+  absl::MutexLock lock(&threads_mutex_);
+  for (const auto& thread : threads) {
+    if (!absl::c_linear_search(live_threads_, thread.get())) live_threads_.push_back(thread.get());
+  }
+  return std::exchange(core_->threads, std::move(threads));
+}
+
+void Device::EndThreads() { JoinThreads(UseThreads({})); }
+
+void Device::JoinThreads(Threads threads) {
   // A thread's last figures are taken when it can no longer change them.
-  std::vector<std::unique_ptr<QueueThread>> threads = std::move(core_->threads);
-  core_->threads.clear();
   for (auto& thread : threads) thread->Join();
   absl::MutexLock lock(&threads_mutex_);
-  live_threads_.clear();
-  watches_.clear();
   for (const auto& thread : threads) {
+    std::erase(live_threads_, thread.get());
+    watches_.erase(thread.get());
     leaked_io_ |= thread->leaked_io();
     ended_cpu_ns_ += thread->CpuNs();
     ended_enters_ += thread->enters();
@@ -398,7 +361,7 @@ absl::Status Device::Retire() {
   }
   state_ = "removed";
   if (attached_) core_->RaiseNeedsReset("removed by its host", /*stops=*/true);
-  if (core_->device == nullptr) return absl::OkStatus();
+  if (generation_ == nullptr) return absl::OkStatus();
   // Work of the plugin's may still run on the pool's threads; it ends first.
   const bool quiet = stuck_ || core_->offload->Drain(core_->spec.stop_deadline);
   if (stuck_ || !quiet) {
@@ -411,10 +374,7 @@ absl::Status Device::Retire() {
     return absl::DeadlineExceededError(why);
   }
   core_->offload.reset();
-  CallOnControl(core_.get(), "destroy", [&](virtbay_error*) {
-    core_->ops.destroy(core_->device);
-    return VIRTBAY_OK;
-  }).IgnoreError();
+  generation_->Destroy();
   core_->device = nullptr;
   if (!leaked_io_) return absl::OkStatus();
   return absl::DeadlineExceededError("I/O of the device does not end, and is leaked");
@@ -427,9 +387,9 @@ uint16_t Device::max_queue_size(uint32_t queue) const {
 }
 
 uint64_t Device::offered_features() const {
-  uint64_t features = (properties_.features[0] & (kDeviceBits | Bit(VIRTIO_F_IN_ORDER))) |
-                      Bit(VIRTIO_F_VERSION_1) | Bit(VIRTIO_RING_F_INDIRECT_DESC) |
-                      Bit(VIRTIO_RING_F_EVENT_IDX) | kFeatureRingReset;
+  uint64_t features = features_offered_.load(std::memory_order_relaxed) | Bit(VIRTIO_F_VERSION_1) |
+                      Bit(VIRTIO_RING_F_INDIRECT_DESC) | Bit(VIRTIO_RING_F_EVENT_IDX) |
+                      kFeatureRingReset;
   if (core_->spec.offer_packed_ring) features |= Bit(VIRTIO_F_RING_PACKED);
   if (core_->spec.offer_access_platform || wants_files()) features |= Bit(VIRTIO_F_ACCESS_PLATFORM);
   return features;
@@ -627,7 +587,7 @@ void Device::SignalError(uint32_t index, SharedFd fd) {
 absl::Status Device::ReadConfig(uint32_t offset, std::span<std::byte> data) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
-  const uint32_t size = properties_.config_size;
+  const uint32_t size = config_size();
   if (offset > size || data.size() > size - offset) {
     return absl::OutOfRangeError(absl::StrCat("configuration read of ", data.size(), " bytes at ",
                                               offset, "; there are ", size));
@@ -645,7 +605,7 @@ absl::Status Device::ReadConfig(uint32_t offset, std::span<std::byte> data) {
 absl::Status Device::WriteConfig(uint32_t offset, std::span<const std::byte> data) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
-  const uint32_t size = properties_.config_size;
+  const uint32_t size = config_size();
   if (offset > size || data.size() > size - offset) {
     return absl::OutOfRangeError(absl::StrCat("configuration write of ", data.size(), " bytes at ",
                                               offset, "; there are ", size));
@@ -689,17 +649,18 @@ absl::Status Device::Reset() {
 
 DeviceInfo Device::Inspect() const {
   DeviceInfo info;
-  const virtbay_plugin& entry = plugin_->entry();
-  info.plugin = std::string(entry.name, strnlen(entry.name, sizeof(entry.name)));
-  info.plugin_version = std::string(entry.version, strnlen(entry.version, sizeof(entry.version)));
-  info.plugin_path = plugin_->path();
-  info.type = type_;
-  info.virtio_id = virtio_id_;
   info.state = state_.load();
   info.connected = attached_shown_.load();
   info.features = features_shown_.load();
   absl::MutexLock lock(&threads_mutex_);
   info.name = core_->spec.name;
+  info.plugin = generation_->name();
+  info.plugin_version = generation_->version();
+  info.plugin_build = generation_->build();
+  info.plugin_path = generation_->plugin().path();
+  info.generation = generation_number_;
+  info.type = generation_->type();
+  info.virtio_id = generation_->virtio_id();
   info.options = core_->spec.options;
   info.dma_mode = DmaModeName(core_->spec.dma_mode);
   info.aperture = core_->spec.aperture;

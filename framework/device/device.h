@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -22,6 +23,7 @@
 #include "absl/time/time.h"
 #include "framework/base/log.h"
 #include "framework/device/device_core.h"
+#include "framework/device/generation.h"
 #include "framework/plugin/plugin.h"
 #include "framework/virtq/ring.h"
 #include "virtbay/device_port.h"
@@ -46,6 +48,9 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status Start();
   absl::StatusOr<std::string> Control(const std::string& command, absl::string_view text);
   absl::StatusOr<DeviceState> Save();
+  // Puts another image of its plugin in the place of the one that serves, see Host::Reload.
+  absl::StatusOr<ReloadReport> Reload(std::shared_ptr<Plugin> plugin, const ReloadOptions& options);
+  std::filesystem::path plugin_path() const;
   // Ends service for good and destroys the plugin's device. DeadlineExceeded when something of it
   // does not end, and so may still write to guest memory: it is leaked then.
   absl::Status Retire();
@@ -72,15 +77,23 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status SetStatus(uint8_t status);
   absl::Status Reset();
 
-  const virtbay_device_properties& properties() const { return properties_; }
+  // The same in every generation.
+  uint32_t queue_count() const { return static_cast<uint32_t>(core_->queues.size()); }
+  uint32_t config_size() const { return config_size_; }
   uint32_t virtio_id() const { return virtio_id_; }
   uint16_t max_queue_size(uint32_t queue) const;
   bool wants_files() const { return core_->spec.dma_mode == DmaMode::kAperture; }
 
  private:
-  Device(const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log);
-  absl::Status Init(std::shared_ptr<SlotPool> shared_pool);
-  absl::Status CreateQueues();
+  using Threads = std::vector<std::unique_ptr<QueueThread>>;
+
+  Device(const DeviceSpec& spec, const Log& log);
+  absl::Status Init(std::shared_ptr<Plugin> plugin, std::shared_ptr<SlotPool> shared_pool,
+                    bool restores);
+  std::unique_ptr<OffloadPool> NewOffloadPool() const;
+  uint16_t MaxQueueSize(const virtbay_queue_properties& queue) const;
+  // The queue threads call generation_ from now on; they must not run. Returns the former pool.
+  std::unique_ptr<OffloadPool> UseGeneration(std::unique_ptr<OffloadPool> offload);
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `quiesced` is called when every queue has stopped and no thread of the device runs any more.
@@ -93,19 +106,62 @@ class Device : public std::enable_shared_from_this<Device> {
   // Descriptors that this device's session may still open, see DescriptorBudget.
   uint32_t RoomToKeep() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The queues of each thread.
-  std::vector<std::vector<Queue*>> ThreadShares() const;
-  absl::Status StartThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<std::vector<Queue*>> ThreadShares(const Generation& generation) const;
+  // Threads that wait for UseThreads.
+  absl::StatusOr<Threads> MakeThreads(const Generation& generation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The session's threads from now on; they are still to be told. Returns the former ones.
+  Threads UseThreads(Threads threads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void JoinThreads(Threads threads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Runs a task on the thread; one that does not come to it is stuck in a callback of the plugin.
   absl::Status RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // ---- parts of Reload (reload.cc) ----
+  // A generation with what its queues run on: the one to come, later the one that was.
+  struct Replacement {
+    std::unique_ptr<Generation> generation;
+    std::unique_ptr<OffloadPool> offload;
+    Threads threads;
+    bool restores = false;
+    bool activated = false;
+    bool lost = false;  // the new one can be neither used nor taken away
+  };
+  struct StoppedRing {
+    Queue* queue = nullptr;
+    QueueConfig config;
+  };
+  // The new device, made ready while the old one serves.
+  absl::StatusOr<Replacement> Stage(std::shared_ptr<Plugin> plugin, ReloadReport* report)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether it can go on with what the driver knows; FailedPrecondition.
+  absl::Status CheckReloadable(Replacement* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Stops the rings where they are, with everything ended or handed back, and has the threads
+  // sleep. On failure all goes on as before.
+  absl::StatusOr<std::vector<StoppedRing>> PauseThreads(absl::Time deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StartRings(std::vector<StoppedRing> rings) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Saves the old device and restores the new one, up to ACTIVE if a driver is there.
+  absl::Status PassState(Replacement* next, ReloadReport* report)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Lets the new one serve. On failure the old one has the rings again, which do not run.
+  absl::Status Commit(Replacement* next, std::vector<StoppedRing>* rings,
+                      const ReloadOptions& options, ReloadReport* report)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Exchange(Replacement* other, bool quiesced) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Waits for the first answers of the new one, or its failure.
+  absl::Status Try(absl::Duration time) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The old one goes on where it was, on the threads that it had; `failure` if it had failed.
+  void RollBack(Replacement* next, std::vector<StoppedRing> rings, absl::string_view failure)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Retire(Replacement old, ReloadReport* report) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The bytes of a generation's configuration space.
+  std::string ConfigOf(const Generation& generation);
+  static void EndPluginSession(Generation* generation);
+
   // Frees threads that the front-end holds up in a notification.
   void ReleaseNotifiers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   bool AnyQueueRunning() const;
-  // The plugin's table with that id, or nullptr.
-  const void* Extension(const char* id);
-  // The plugin's table of what saves and restores the device, or nullptr.
-  const virtbay_device_state* StateTable();
   // The plugin's table of commands, or nullptr.
   const virtbay_device_control* ControlTable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The memory that a ring at this place and its requests may use; FailedPrecondition naming the
@@ -113,15 +169,16 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::StatusOr<QueueMaps> MapsFor(const RingAddresses& ring)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  std::shared_ptr<Plugin> plugin_;
   std::shared_ptr<Device> self_;  // set only when a plugin callback never returned
   std::unique_ptr<DeviceCore> core_;
-  virtbay_host_device host_device_;
-  virtbay_device_properties properties_{};
+  // Changes with mutex_ and threads_mutex_ held, read with either.
+  std::unique_ptr<Generation> generation_;
+  uint32_t generation_number_ = 1;
   uint32_t virtio_id_ = 0;
-  bool queue_parallel_ = false;
-  std::string type_;
+  uint32_t config_size_ = 0;
+  std::atomic<uint64_t> features_offered_{0};
 
+  absl::Mutex reload_mutex_;  // one at a time; taken before mutex_
   mutable absl::Mutex mutex_;
   bool attached_ ABSL_GUARDED_BY(mutex_) = false;
   bool session_ ABSL_GUARDED_BY(mutex_) = false;  // ACTIVE or RUNNING

@@ -17,19 +17,9 @@ static_assert(kFirstAnswer >= VIRTBAY_CONTROL_ANSWER_MIN);
 
 }  // namespace
 
-const void* Device::Extension(const char* id) {
-  if (core_->ops.extension == nullptr) return nullptr;
-  const void* found = nullptr;
-  CallOnControl(core_.get(), "extension", [&](virtbay_error*) {
-    found = core_->ops.extension(core_->device, id);
-    return VIRTBAY_OK;
-  }).IgnoreError();
-  return found;
-}
-
 const virtbay_device_control* Device::ControlTable() {
   const auto* table =
-      static_cast<const virtbay_device_control*>(Extension(VIRTBAY_EXTENSION_CONTROL));
+      static_cast<const virtbay_device_control*>(generation_->Extension(VIRTBAY_EXTENSION_CONTROL));
   if (table == nullptr || table->struct_size < sizeof(*table) || table->control == nullptr) {
     return nullptr;
   }
@@ -45,7 +35,7 @@ absl::StatusOr<std::string> Device::Control(const std::string& command, absl::st
   const virtbay_device_control* table = ControlTable();
   if (table == nullptr) {
     return absl::UnimplementedError(absl::StrCat("device ", core_->spec.name, ": devices of type ",
-                                                 type_, " take no commands"));
+                                                 generation_->type(), " take no commands"));
   }
   std::string answer(kFirstAnswer, '\0');
   for (;;) {

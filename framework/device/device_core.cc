@@ -25,6 +25,28 @@ void DeviceCore::RaiseNeedsReset(absl::string_view why, bool stops) {
   if (!needs_reset_.exchange(true, std::memory_order_acq_rel)) NotifyConfigChanged();
 }
 
+void DeviceCore::PluginFailed(absl::string_view why) {
+  if (!trial_.load(std::memory_order_acquire)) {
+    RaiseNeedsReset(why, /*stops=*/true);
+    return;
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    if (failure_.empty()) failure_ = std::string(why);
+  }
+  failed_.store(true, std::memory_order_release);
+}
+
+void DeviceCore::EndTrial(bool forgive) {
+  trial_.store(false, std::memory_order_release);
+  if (!failed()) return;
+  if (forgive) {
+    ClearFailure();
+  } else {
+    RaiseNeedsReset(failure(), /*stops=*/true);
+  }
+}
+
 void DeviceCore::NotifyConfigChanged() {
   absl::MutexLock lock(&mutex_);
   if (events_ != nullptr) events_->OnConfigChanged();

@@ -48,12 +48,13 @@ class DeviceCore {
   const DeviceSpec spec;
   const Log log;
   std::vector<std::string> option_keys;
-  bool restores = false;  // it will be given a state before anything else
+  // Of the generation that serves; changed only while no queue thread runs.
+  virtbay_host_device* host = nullptr;
   virtbay_device* device = nullptr;
-  virtbay_device_ops ops{};        // members beyond the plugin's struct_size are null
-  std::shared_ptr<SlotPool> pool;  // its own, or the one that it shares
-  SlotAccount shared_slots;        // its part of a shared one
-  std::optional<OffloadPool> offload;
+  virtbay_device_ops ops{};              // members beyond the plugin's struct_size are null
+  std::shared_ptr<SlotPool> pool;        // its own, or the one that it shares
+  SlotAccount shared_slots;              // its part of a shared one
+  std::unique_ptr<OffloadPool> offload;  // of the generation, as its threads may keep it loaded
   std::optional<DescriptorBudget::Share> descriptors;
   Metrics metrics;
   std::vector<std::unique_ptr<Queue>> queues;
@@ -62,6 +63,13 @@ class DeviceCore {
   // What parked requests of all queues occupy of an aperture, in slots of the guest's pool.
   std::atomic<uint64_t> parked_pool_slots{0};
 
+  // [any] The plugin's device cannot go on: DEVICE_NEEDS_RESET, or while it is tried (BeginTrial)
+  // only an end to the taking of requests.
+  void PluginFailed(absl::string_view why);
+  // [control] From now on a failure of the plugin's device is told nobody but EndTrial.
+  void BeginTrial() { trial_.store(true, std::memory_order_release); }
+  // [control] Ends it; a failure of the time is told now unless `forgive`.
+  void EndTrial(bool forgive);
   // [any] DEVICE_NEEDS_RESET with the first reason kept; `stops` also ends the taking of requests.
   void RaiseNeedsReset(absl::string_view why, bool stops);
   // [any] Tells the front-end, if one is attached, that the configuration or the status changed.
@@ -85,12 +93,10 @@ class DeviceCore {
     events_ = events;
   }
 
-  // [any] The thread that is in a [control] call of this device's plugin, for thread-check.
-  std::atomic<uint64_t> control_thread{0};
-
  private:
   std::atomic<bool> needs_reset_{false};
   std::atomic<bool> failed_{false};
+  std::atomic<bool> trial_{false};
   mutable absl::Mutex mutex_;
   LogLimiter limited_ ABSL_GUARDED_BY(mutex_);
   std::string failure_ ABSL_GUARDED_BY(mutex_);
@@ -99,9 +105,18 @@ class DeviceCore {
 
 }  // namespace virtbay
 
-// What abi.h leaves opaque: the host's side of a device is its core.
+// What abi.h leaves opaque: the host's side of a plugin's device.
 struct virtbay_host_device {
-  virtbay::DeviceCore* core = nullptr;
+  explicit virtbay_host_device(virtbay::DeviceCore* device_core) : core(device_core) {}
+
+  virtbay::DeviceCore* const core;
+  bool restores = false;  // it will be given a state before anything else
+  // It is the one that the driver sees; another one is being made ready, or has been replaced.
+  std::atomic<bool> serves{false};
+  // [any] The thread that is in a [control] call of it, for thread-check.
+  std::atomic<uint64_t> control_thread{0};
+  mutable absl::Mutex mutex;
+  std::string failure ABSL_GUARDED_BY(mutex);  // what it failed with while it did not serve
 };
 
 #endif  // VIRTBAY_FRAMEWORK_DEVICE_DEVICE_CORE_H_

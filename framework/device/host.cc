@@ -106,6 +106,27 @@ class HostImpl final : public Host {
     return Annotate(device->Retire(), absl::StrCat("device '", name, "'"));
   }
 
+  absl::StatusOr<ReloadReport> Reload(absl::string_view name, ReloadOptions options) override {
+    std::shared_ptr<Device> device;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto found = devices_.find(name);
+      if (found == devices_.end()) return NoDevice(name);
+      device = found->second;
+    }
+    const std::string subject = absl::StrCat("device '", name, "': reload");
+    const absl::Time begun = absl::Now();
+    std::filesystem::path path = options.from;
+    if (path.empty()) path = device->plugin_path();
+    absl::StatusOr<std::shared_ptr<Plugin>> plugin = LoadImage(path);
+    if (!plugin.ok()) return Annotate(plugin.status(), subject);
+    const absl::Duration loaded = absl::Now() - begun;
+    absl::StatusOr<ReloadReport> report = device->Reload(*std::move(plugin), options);
+    if (!report.ok()) return Annotate(report.status(), subject);
+    report->stage += loaded;
+    return report;
+  }
+
   absl::StatusOr<DeviceHandle> Find(absl::string_view name) const override {
     absl::MutexLock lock(&mutex_);
     const auto found = devices_.find(name);

@@ -25,19 +25,19 @@ void CallOnQueue(DeviceCore* core, CallbackMonitor* monitor, const char* name, u
   try {
     body();
   } catch (const std::exception& e) {
-    core->RaiseNeedsReset(absl::StrCat("queue ", queue, ": ", name, " threw: ", e.what()), true);
+    core->PluginFailed(absl::StrCat("queue ", queue, ": ", name, " threw: ", e.what()));
   } catch (...) {
-    core->RaiseNeedsReset(absl::StrCat("queue ", queue, ": ", name, " threw"), true);
+    core->PluginFailed(absl::StrCat("queue ", queue, ": ", name, " threw"));
   }
 }
 
 // [control] Runs `body(virtbay_error*)` and turns its code, text or exception into a Status that
 // begins with `what`.
 template <typename F>
-absl::Status CallOnControl(DeviceCore* core, absl::string_view what, F&& body) {
+absl::Status CallOnControl(virtbay_host_device* host, absl::string_view what, F&& body) {
   virtbay_error error{};
   error.struct_size = sizeof(error);
-  core->control_thread.store(static_cast<uint64_t>(pthread_self()), std::memory_order_relaxed);
+  host->control_thread.store(static_cast<uint64_t>(pthread_self()), std::memory_order_relaxed);
   absl::Status status;
   try {
     const int32_t code = body(&error);
@@ -54,8 +54,14 @@ absl::Status CallOnControl(DeviceCore* core, absl::string_view what, F&& body) {
   } catch (...) {
     status = absl::InternalError(absl::StrCat(what, ": the plugin threw"));
   }
-  core->control_thread.store(0, std::memory_order_relaxed);
+  host->control_thread.store(0, std::memory_order_relaxed);
   return status;
+}
+
+// [control] The same of the generation that serves.
+template <typename F>
+absl::Status CallOnControl(DeviceCore* core, absl::string_view what, F&& body) {
+  return CallOnControl(core->host, what, std::forward<F>(body));
 }
 
 }  // namespace virtbay

@@ -14,9 +14,9 @@ class Port final : public DevicePort {
   ~Port() override { device_->Detach(); }
 
   uint32_t virtio_id() const override { return device_->virtio_id(); }
-  uint32_t queue_count() const override { return device_->properties().queue_count; }
+  uint32_t queue_count() const override { return device_->queue_count(); }
   uint16_t max_queue_size(uint32_t queue) const override { return device_->max_queue_size(queue); }
-  uint32_t config_size() const override { return device_->properties().config_size; }
+  uint32_t config_size() const override { return device_->config_size(); }
   uint64_t offered_features() const override { return device_->offered_features(); }
 
   absl::Status SetFeatures(uint64_t acknowledged) override {

@@ -36,15 +36,20 @@ Queue::Queue(DeviceCore* core, uint16_t index, const virtbay_queue_properties& p
     : core_(core),
       index_(index),
       max_size_(max_size),
-      in_view_(properties.in_view),
-      out_view_(properties.out_view),
-      view_slots_(SlotsFor(uint64_t{AlignView(properties.in_view)} + properties.out_view)),
-      auxiliary_((properties.flags & VIRTBAY_QUEUE_AUXILIARY) != 0),
-      thread_group_(properties.thread_group),
       cache_(core->shares_pool()
                  ? std::make_unique<SlotCache>(&core->pool->slots(), &core->shared_slots)
                  : std::make_unique<SlotCache>(&core->pool->slots())),
-      refusals_(core->log) {}
+      refusals_(core->log) {
+  SetProperties(properties, /*quiesced=*/false);
+}
+
+void Queue::SetProperties(const virtbay_queue_properties& properties, bool quiesced) {
+  in_view_ = properties.in_view;
+  out_view_ = properties.out_view;
+  view_slots_ = SlotsFor(uint64_t{AlignView(in_view_)} + out_view_);
+  auxiliary_ = (properties.flags & VIRTBAY_QUEUE_AUXILIARY) != 0;
+  quiesced_ = quiesced;
+}
 
 void Queue::BindToThread(Loop* loop, CallbackMonitor* monitor) {
   loop_ = loop;
@@ -157,11 +162,7 @@ absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_
   error_.Set(std::move(config.error));
   SetKick(std::move(config.kick));
   SetCall(std::move(config.call));
-  if (quiesced_ && core_->ops.resume != nullptr && !core_->failed()) {
-    CallOnQueue(core_, monitor_, "resume", index_,
-                [this] { core_->ops.resume(core_->device, index_); });
-  }
-  quiesced_ = false;
+  TellResume();
   if (resumes) TakeUp();
   in_flight_.store(table_->count, std::memory_order_relaxed);
   running_.store(true, std::memory_order_release);
@@ -188,6 +189,57 @@ void Queue::BeginDrain() {
   pump_ = nullptr;
   Quiesce();
   Publish();
+}
+
+void Queue::EndDrain() {
+  if (!draining_ || !running()) return;
+  draining_ = false;
+  WithRing([this](auto& ring) { pump_ = &Queue::PumpRing<std::decay_t<decltype(ring)>>; });
+  TellResume();
+  present_requeued_ = !requeued_.empty();
+}
+
+void Queue::TellResume() {
+  if (std::exchange(quiesced_, false) && core_->ops.resume != nullptr && !core_->failed()) {
+    CallOnQueue(core_, monitor_, "resume", index_,
+                [this] { core_->ops.resume(core_->device, index_); });
+  }
+}
+
+QueueConfig Queue::Leave() {
+  QueueConfig config{.size = where_.size,
+                     .descriptors = where_.descriptors,
+                     .avail = where_.driver_area,
+                     .used = where_.device_area,
+                     .kick = kick_fd_,
+                     .call = call_.fd(),
+                     .error = error_.fd(),
+                     .enabled = enabled_};
+  config.base = Finish(/*forget=*/false);
+  return config;
+}
+
+uint32_t Queue::Reclaim() {
+  for (InFlightTable* table : {table_, left_}) {
+    if (table == nullptr) continue;
+    for (InFlightRequest& request : table->made()) {
+      if (request.state != RequestState::kHeld || request.io_pending != 0) continue;
+      FreeExtra(&request);
+      Unpark(&request);
+      request.state = RequestState::kRequeued;
+      requeued_.push_back(&request);
+    }
+  }
+  return static_cast<uint32_t>(requeued_.size());
+}
+
+bool Queue::left_nothing() const {
+  const auto ended = [](const std::unique_ptr<InFlightTable>& table) {
+    return std::none_of(table->made().begin(), table->made().end(), [](const auto& request) {
+      return request.state == RequestState::kHeld || request.state == RequestState::kLate;
+    });
+  };
+  return std::all_of(tables_.begin(), tables_.end(), ended);
 }
 
 void Queue::ReleaseBroken() {
@@ -356,6 +408,7 @@ void Queue::SetKick(SharedFd fd) {
     kick_ = nullptr;
   }
   kick_lost_ = false;
+  kick_fd_ = fd;
   if (fd) kick_ = loop_->Watch(std::move(fd), index_);
 }
 
@@ -548,6 +601,11 @@ bool Queue::PresentRequeued() {
   for (auto next = requests.begin(); next != requests.end(); ++next) {
     InFlightRequest* const request = *next;
     // One that was parked has given its slots away.
+    // And another generation may want other views.
+    if (request->view.data != nullptr && request->view.count != view_slots_) {
+      cache_->Free(request->view.data, request->view.count);
+      request->view = SlotRun();
+    }
     if (view_slots_ > 0 && request->view.data == nullptr) {
       std::byte* const view = cache_->Allocate(view_slots_);
       if (view == nullptr) {

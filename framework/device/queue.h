@@ -56,8 +56,6 @@ class Queue {
   uint16_t max_size() const { return max_size_; }
   // Of no use to the driver by itself.
   bool auxiliary() const { return auxiliary_; }
-  // Queues with the same number, unless it is 0, share a thread.
-  uint32_t thread_group() const { return thread_group_; }
   // [queue] The thread that serves this queue from now on says so itself.
   void BindToThread(Loop* loop, CallbackMonitor* monitor);
   bool OnOwnThread() const;
@@ -72,6 +70,18 @@ class Queue {
   absl::Status Start(QueueConfig config, const QueueMaps& maps, uint64_t features);
   // Takes no more chains and asks the plugin to end what it holds.
   void BeginDrain();
+  // Takes back what BeginDrain said: the ring goes on, first with what was handed back.
+  void EndDrain();
+  // Finish(false) of a drained ring; what it ran with, to go on where it is by Start.
+  QueueConfig Leave();
+  // [control] Without a thread: another generation of the plugin serves it from now on, or the one
+  // that was told to quiesce again.
+  void SetProperties(const virtbay_queue_properties& properties, bool quiesced);
+  // [control] The same: what the plugin still holds is presented again after the next Start, as
+  // what was handed back before; returns how many there are.
+  uint32_t Reclaim();
+  // Nothing is left that only the generation which got it can end.
+  bool left_nothing() const;
   // The session of a ring that broke ends: the plugin lets go of what it holds of it, before the
   // requests' entries become others'.
   void ReleaseBroken();
@@ -183,6 +193,8 @@ class Queue {
   void TakeUp();
   void GiveUp();
   void Quiesce();
+  // After a Quiesce.
+  void TellResume();
   // The chain's entry for the driver, in its turn.
   void EndChain(InFlightRequest* request, uint32_t written, bool read_only);
   // It has ended before its turn, if turns are kept.
@@ -215,11 +227,11 @@ class Queue {
   DeviceCore* const core_;
   const uint16_t index_;
   const uint16_t max_size_;
-  const uint32_t in_view_;
-  const uint32_t out_view_;
-  const uint32_t view_slots_;
-  const bool auxiliary_;
-  const uint32_t thread_group_;
+  // Of the generation; changed while no thread runs it.
+  uint32_t in_view_ = 0;
+  uint32_t out_view_ = 0;
+  uint32_t view_slots_ = 0;
+  bool auxiliary_ = false;
   Loop* loop_ = nullptr;
   CallbackMonitor* monitor_ = nullptr;
   QueueThread* queue_thread_ = nullptr;
@@ -264,6 +276,7 @@ class Queue {
   uint32_t left_position_ = 0;     // where that stopped
   std::atomic<uint32_t> stop_base_{0};
   WatchHandle kick_ = nullptr;
+  SharedFd kick_fd_;
   Notifier call_;
   Notifier error_;
   LogLimiter refusals_;

@@ -57,15 +57,14 @@ QueueThread::QueueThread(DeviceCore* core, std::string name, std::vector<Queue*>
   if (core->spec.transfer_helper) helper_.emplace(name_ + "+");
 }
 
-absl::StatusOr<std::unique_ptr<QueueThread>> QueueThread::Start(DeviceCore* core, std::string name,
-                                                                std::vector<Queue*> queues) {
+absl::StatusOr<std::unique_ptr<QueueThread>> QueueThread::Make(DeviceCore* core, std::string name,
+                                                               std::vector<Queue*> queues) {
   std::unique_ptr<QueueThread> self(new QueueThread(core, std::move(name), std::move(queues)));
   const bool auxiliary = std::all_of(self->queues_.begin(), self->queues_.end(),
                                      [](const Queue* queue) { return queue->auxiliary(); });
   VIRTBAY_ASSIGN_OR_RETURN(
       self->loop_, Loop::Create(auxiliary ? kAuxiliaryRingEntries : kRingEntries, self.get()));
   self->mailbox_ = std::make_shared<Mailbox>(self->loop_.get());
-  for (Queue* queue : self->queues_) queue->set_thread(self.get());
   try {
     self->thread_ = std::thread([raw = self.get()] { raw->Main(); });
   } catch (const std::system_error& e) {
@@ -80,8 +79,24 @@ QueueThread::~QueueThread() {
   if (leaks_loop_) static_cast<void>(loop_.release());
 }
 
+void QueueThread::Adopt() {
+  for (Queue* queue : queues_) queue->set_thread(this);
+  adopted_.Notify();
+}
+
+void QueueThread::Continue() {
+  for (Queue* queue : queues_) queue->set_thread(this);
+  absl::MutexLock lock(&pause_mutex_);
+  continues_ = true;
+}
+
 void QueueThread::Join() {
-  stop_.store(true, std::memory_order_release);
+  {
+    // Under the lock, so that a paused thread looks at it.
+    absl::MutexLock lock(&pause_mutex_);
+    stop_.store(true, std::memory_order_release);
+  }
+  if (!adopted_.HasBeenNotified()) adopted_.Notify();
   if (loop_ != nullptr) loop_->Wake();
   if (!thread_.joinable()) return;
   over_.WaitForNotification();
@@ -147,11 +162,13 @@ uint64_t QueueThread::CpuNs() const {
 void QueueThread::Main() {
   pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
   BlockSignals();
-  for (Queue* queue : queues_) queue->BindToThread(loop_.get(), &monitor_);
-  if (const absl::Status status = loop_->Enable(); status.ok()) {
+  const absl::Status enabled = loop_->Enable();
+  adopted_.WaitForNotification();
+  if (enabled.ok()) {
+    if (!stop_.load(std::memory_order_acquire)) Bind();
     Serve();
-  } else {
-    core_->RaiseNeedsReset(absl::StrCat(name_, ": ", status.message()), /*stops=*/true);
+  } else if (!stop_.load(std::memory_order_acquire)) {
+    core_->RaiseNeedsReset(absl::StrCat(name_, ": ", enabled.message()), /*stops=*/true);
   }
   if (condemned_) StopRings();
   DrainIo();
@@ -167,6 +184,23 @@ void QueueThread::Main() {
   }
 }
 
+void QueueThread::Bind() {
+  for (Queue* queue : queues_) queue->BindToThread(loop_.get(), &monitor_);
+}
+
+void QueueThread::WaitForContinue() {
+  {
+    absl::MutexLock lock(&pause_mutex_);
+    const auto ends = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(pause_mutex_) {
+      return continues_ || stop_.load(std::memory_order_acquire);
+    };
+    pause_mutex_.Await(absl::Condition(&ends));
+    if (!std::exchange(continues_, false)) return;
+  }
+  paused_ = false;
+  Bind();
+}
+
 void QueueThread::Serve() {
   uint64_t idle_since = 0;  // 0: not idle
   uint64_t spin_until = 0;
@@ -176,6 +210,10 @@ void QueueThread::Serve() {
   bool shares_core = false;
   while (!stop_.load(std::memory_order_acquire) && !condemned_) {
     bool progress = RunMail();
+    if (paused_) [[unlikely]] {
+      WaitForContinue();
+      continue;
+    }
     progress |= loop_->Poll() > 0;
     DeliverIo();
     progress |= PumpAll();
@@ -435,9 +473,9 @@ int32_t QueueThread::Offload(Queue* queue, void (*work)(void*), void* argument, 
         try {
           work(argument);
         } catch (const std::exception& e) {
-          core->RaiseNeedsReset(absl::StrCat("offloaded work threw: ", e.what()), /*stops=*/true);
+          core->PluginFailed(absl::StrCat("offloaded work threw: ", e.what()));
         } catch (...) {
-          core->RaiseNeedsReset("offloaded work threw", /*stops=*/true);
+          core->PluginFailed("offloaded work threw");
         }
         mailbox->Post([this, queue, argument, cookie] {
           queue->IoEnded();

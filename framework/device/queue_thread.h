@@ -14,9 +14,11 @@
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "framework/device/callback_monitor.h"
@@ -32,10 +34,17 @@ namespace virtbay {
 
 class QueueThread final : private LoopEvents {
  public:
-  // [control] The thread runs on return.
-  static absl::StatusOr<std::unique_ptr<QueueThread>> Start(DeviceCore* core, std::string name,
-                                                            std::vector<Queue*> queues);
+  // [control] A thread that waits for Adopt.
+  static absl::StatusOr<std::unique_ptr<QueueThread>> Make(DeviceCore* core, std::string name,
+                                                           std::vector<Queue*> queues);
   ~QueueThread() override;
+  // [control] Serves its queues from now on; no other thread does.
+  void Adopt();
+  // [queue] At the next burst boundary it leaves its queues alone, whose rings have stopped, and
+  // sleeps until Continue or Join.
+  void Pause() { paused_ = true; }
+  // [control] After Pause: it serves its queues again, if no other thread does any more.
+  void Continue();
   // [control] Ends the thread after the callback it is in; pending I/O is cancelled and awaited for
   // some seconds. A thread whose I/O does not end even then is left behind asleep for the life of
   // the process: the kernel would make its exit wait for the I/O.
@@ -62,6 +71,7 @@ class QueueThread final : private LoopEvents {
   // [any]
   const CallbackMonitor& monitor() const { return monitor_; }
   const std::string& name() const { return name_; }
+  const std::vector<Queue*>& queues() const { return queues_; }
   bool ended() const { return ended_.load(std::memory_order_acquire); }
   uint64_t CpuNs() const;
   uint64_t enters() const { return enters_.value(); }
@@ -76,7 +86,9 @@ class QueueThread final : private LoopEvents {
 
   QueueThread(DeviceCore* core, std::string name, std::vector<Queue*> queues);
   void Main();
+  void Bind();
   void Serve();
+  void WaitForContinue();
   bool RunMail();
   void CheckConditions();
   bool PumpAll();
@@ -100,12 +112,16 @@ class QueueThread final : private LoopEvents {
   Queue* results_queue_ = nullptr;
   std::vector<Until> conditions_;
   bool condemned_ = false;
+  bool paused_ = false;
   bool leaks_loop_ = false;  // I/O that would not end still refers to it
   absl::Notification over_;  // nothing of this object is used by the thread any more
   std::string condemned_why_;
   StatCell enters_;
   std::optional<TransferHelper> helper_;
 
+  absl::Notification adopted_;  // or to end without
+  absl::Mutex pause_mutex_;
+  bool continues_ ABSL_GUARDED_BY(pause_mutex_) = false;
   std::shared_ptr<Mailbox> mailbox_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> ended_{false};

@@ -226,7 +226,7 @@ int32_t GetOption(virtbay_host_device* host, const char* key, char* buffer, uint
     if (!bounces) return -1;
     own = absl::StrCat(MaxMapping(spec));
   } else if (absl::string_view(key) == VIRTBAY_OPTION_RESTORES) {
-    if (!host->core->restores) return -1;
+    if (!host->restores) return -1;
     own = "true";
   } else {
     const auto found = spec.options.find(key);
@@ -269,7 +269,7 @@ constexpr virtbay_offload_service kOffload = {sizeof(kOffload), 0, &Offload};
 
 uint32_t IsControlThread(virtbay_host_device* host) {
   const auto self = static_cast<uint64_t>(pthread_self());
-  return host->core->control_thread.load(std::memory_order_relaxed) == self ? 1 : 0;
+  return host->control_thread.load(std::memory_order_relaxed) == self ? 1 : 0;
 }
 
 uint32_t TakeDescriptor(virtbay_host_device* host, uint32_t flags) {
@@ -290,7 +290,12 @@ constexpr virtbay_descriptor_service kDescriptors = {sizeof(kDescriptors), 0, &T
                                                      &GiveDescriptor, &KeepDescriptors};
 
 void FailDevice(virtbay_host_device* host, const char* text, uint32_t len) {
-  host->core->RaiseNeedsReset(absl::string_view(text, len), /*stops=*/true);
+  if (host->serves.load(std::memory_order_acquire)) {
+    host->core->PluginFailed(absl::string_view(text, len));
+    return;
+  }
+  absl::MutexLock lock(&host->mutex);
+  if (host->failure.empty()) host->failure.assign(text, len);
 }
 
 void CondemnThread(virtbay_host_device* host, uint32_t index, const char* text, uint32_t len) {
@@ -298,7 +303,9 @@ void CondemnThread(virtbay_host_device* host, uint32_t index, const char* text, 
   ThreadOf(host, index)->Condemn(std::string(text, len));
 }
 
-void ConfigChanged(virtbay_host_device* host) { host->core->NotifyConfigChanged(); }
+void ConfigChanged(virtbay_host_device* host) {
+  if (host->serves.load(std::memory_order_acquire)) host->core->NotifyConfigChanged();
+}
 
 constexpr virtbay_device_service kDevice = {sizeof(kDevice), 0, &FailDevice, &CondemnThread,
                                             &ConfigChanged};

@@ -291,6 +291,14 @@ void Loop::Unwatch(WatchHandle watch) {
   PrepareCancel(watch);
 }
 
+void Loop::Settle() {
+  const auto leaving = [](const IoOp& op) { return op.pending_ && op.dead_; };
+  while (std::any_of(ops_.begin(), ops_.end(), leaving)) {
+    Wait(0);
+    ReapReady();
+  }
+}
+
 void Loop::SetTimer(uint16_t queue, uint64_t cookie, uint64_t deadline_ns) {
   CancelTimer(queue, cookie);
   timers_.push_back({deadline_ns, cookie, queue});

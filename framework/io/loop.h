@@ -92,6 +92,9 @@ class Loop {
   // Reads 8 bytes from fd whenever it is readable, and reports the tag.
   WatchHandle Watch(SharedFd fd, uint32_t tag);
   void Unwatch(WatchHandle watch);
+  // Waits until watches that were handed back are gone: one that is not quite would take a kick
+  // from whoever watches the descriptor next.
+  void Settle();
 
   // One-shot timer; the same (queue, cookie) again moves it.
   void SetTimer(uint16_t queue, uint64_t cookie, uint64_t deadline_ns);

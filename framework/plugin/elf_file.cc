@@ -108,6 +108,13 @@ absl::StatusOr<ElfFile> ElfFile::Read(int fd) {
   }
   VIRTBAY_RETURN_IF_ERROR(CheckHeader(header));
 
+  // It comes last in the file: a linker that is still writing has not come to it.
+  uint64_t sections_end = 0;
+  if (__builtin_add_overflow(header.e_shoff, uint64_t{header.e_shnum} * header.e_shentsize,
+                             &sections_end) ||
+      sections_end > static_cast<uint64_t>(st.st_size)) {
+    return Bad("cut off before the end of its section headers");
+  }
   std::vector<Elf64_Phdr> headers(header.e_phnum);
   if (!ReadFully(fd, header.e_phoff, headers.data(), headers.size() * sizeof(Elf64_Phdr))) {
     return Bad("program headers beyond the end of the file");

@@ -18,6 +18,8 @@ constexpr uint32_t kLargestAnswer = 4096;
 
 class Rng : public Device {
  public:
+  static constexpr bool kHotReloadable = true;  // it remembers nothing
+
   Status Init() override {
     bytes_ = host().Counter("random_bytes", "random bytes given to the guest");
     return {};

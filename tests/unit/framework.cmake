@@ -11,6 +11,13 @@ virtbay_add_plugin(test_op_parallel SOURCES op_device.cc LIBRARIES virtbay_flags
 target_compile_definitions(test_op_parallel
   PRIVATE OP_DEVICE_FLAGS=VIRTBAY_DEVICE_QUEUE_PARALLEL)
 
+# Two builds of one plugin, to be reloaded from one to the other; the second saves a newer state.
+foreach(version 1 2)
+  virtbay_add_plugin(test_reload_${version} SOURCES reload_device.cc LIBRARIES virtbay_flags
+                     VERSION ${version}.0)
+  target_compile_definitions(test_reload_${version} PRIVATE RELOAD_VERSION=${version})
+endforeach()
+
 # One that sends and receives what its requests describe.
 foreach(variant message message_parallel)
   virtbay_add_plugin(test_${variant} SOURCES message_device.cc LIBRARIES virtbay_flags)
@@ -38,13 +45,15 @@ foreach(layout IN ITEMS split packed)
   endif()
   virtbay_add_test(${name}
     SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc
-            device_control_test.cc device_isolation_test.cc device_park_test.cc device_queue_test.cc
+            device_control_test.cc device_isolation_test.cc device_park_test.cc device_queue_test.cc device_reload_test.cc
     LIBRARIES virtbay_guest)
   target_compile_definitions(${name} PRIVATE
     VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
     VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+    VIRTBAY_RELOAD_1_PLUGIN="$<TARGET_FILE:test_reload_1>"
+    VIRTBAY_RELOAD_2_PLUGIN="$<TARGET_FILE:test_reload_2>"
     VIRTBAY_RNG_PLUGIN="$<TARGET_FILE:rng>")
-  add_dependencies(${name} test_op test_op_parallel rng)
+  add_dependencies(${name} test_op test_op_parallel test_reload_1 test_reload_2 rng)
 endforeach()
 target_compile_definitions(device_packed_test PRIVATE VIRTBAY_TEST_PACKED_RINGS)
 virtbay_add_test(plugin_contract_test

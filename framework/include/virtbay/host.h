@@ -116,6 +116,8 @@ struct DeviceInfo {
   std::string plugin;
   std::filesystem::path plugin_path;
   std::string plugin_version;
+  std::string plugin_build;
+  uint32_t generation = 1;  // one more with each reload
   std::string type;
   uint32_t virtio_id = 0;
   std::string state;     // "ready", "running", "failed", or "stopped" by its host
@@ -151,6 +153,30 @@ struct DeviceState {
   uint32_t version = 0;  // of the plugin's, of the bytes
   std::string bytes;
   std::vector<Fd> fds;
+};
+
+struct ReloadOptions {
+  std::filesystem::path from;  // the new image; empty: the file that the device's came from
+  // How long requests may take to end or be handed back; if they do not, nothing changes.
+  absl::Duration quiesce_deadline = absl::Seconds(2);
+  // For so long, or until it has answered its first requests, a new device that fails is replaced
+  // by the old one again.
+  absl::Duration trial = absl::Milliseconds(50);
+};
+
+// What a reload did, and how long each phase of it took.
+struct ReloadReport {
+  std::string device;
+  uint32_t generation = 0;
+  std::string version_before, version_after;
+  std::string build_before, build_after;
+  bool state_restored = false;  // else the new device began afresh
+  uint64_t state_bytes = 0;
+  uint32_t state_fds = 0;
+  uint32_t requests_handed_over = 0;
+  bool image_unloaded = false;  // no device used the old one any more
+  absl::Duration stage, quiesce, save, restore, commit, trial, retire;
+  absl::Duration pause;  // in which no request was taken: quiesce to commit
 };
 
 class Device;  // framework/device
@@ -197,6 +223,13 @@ class Host {
   // NotFound. DeadlineExceeded when it is gone from here, but a callback of its plugin does not
   // return or I/O of it does not end: guest memory that it could reach may still be written.
   virtual absl::Status Remove(absl::string_view name) = 0;
+  // Puts another image of the device's plugin in the place of the one that serves, under a running
+  // driver: the new device is made ready beside the old one, the rings pause, the old one's state
+  // goes to the new one, which goes on with the requests that were handed back. The guest sees a
+  // pause at most. With any error the old device serves on, or again: NotFound; FailedPrecondition
+  // (another type, queues, features or state than the driver knows; a plugin that cannot be
+  // reloaded); DeadlineExceeded (requests do not end); what the new device says.
+  virtual absl::StatusOr<ReloadReport> Reload(absl::string_view name, ReloadOptions options) = 0;
   virtual absl::StatusOr<DeviceHandle> Find(absl::string_view name) const = 0;
   virtual std::vector<std::string> List() const = 0;
   virtual absl::StatusOr<DeviceInfo> Inspect(absl::string_view name) const = 0;

@@ -644,6 +644,8 @@ typedef struct virtbay_device_options {
 
 /** @name virtbay_plugin flags */
 /** @{ */
+/** A new image may take the place of this one under a running driver: its devices save their state
+ * (VIRTBAY_EXTENSION_STATE), or have none that the driver would miss. */
 #define VIRTBAY_PLUGIN_HOT_RELOADABLE 1u
 /** @} */
 

@@ -74,7 +74,8 @@ class Device {
   virtual bool WriteConfig(uint32_t /*offset*/, std::span<const std::byte> /*data*/) {
     return false;
   }
-  /// [queue & RUNNING] A batch, in ring order. Requests not moved away fail when this returns.
+  /// [queue & RUNNING] A batch, in ring order. Requests not moved away fail when this returns; when
+  /// it throws they stay unanswered, and the plugin's next build gets them.
   virtual void OnRequests(uint32_t queue, std::span<Request> requests) = 0;
   /// [queue] See virtbay_device_ops.
   virtual void OnIo(uint32_t /*queue*/, std::span<const virtbay_io_result> /*results*/) {}
@@ -94,8 +95,8 @@ class Device {
   }
   /// [control & QUIESCED|READY] What another device of this type needs to go on. Nothing is
   /// consumed. A class that overrides this, Restore and Release has the extension
-  /// VIRTBAY_EXTENSION_STATE; it may have a static constexpr uint32_t kStateVersion (1) and
-  /// kOldestState (1).
+  /// VIRTBAY_EXTENSION_STATE and can be reloaded under a running driver; it may have a static
+  /// constexpr uint32_t kStateVersion (1) and kOldestState (1).
   virtual Status Save(StateWriter* /*state*/) {
     return Error{VIRTBAY_UNIMPLEMENTED, 0, "the device does not save its state"};
   }
@@ -159,6 +160,7 @@ struct DeviceGlue {
   StateWriter saved;
 
   static constexpr uint32_t kBatch = 64;
+  static constexpr bool kSaves = !std::is_same_v<decltype(&T::Save), decltype(&Device::Save)>;
 
   static DeviceGlue* From(virtbay_device* d) { return reinterpret_cast<DeviceGlue*>(d); }
 
@@ -256,7 +258,13 @@ struct DeviceGlue {
       while (n > 0) {
         const uint32_t count = std::min(n, kBatch);
         RequestBatch<kBatch> requests(&host, raw, count);
-        self.OnRequests(q, requests.span());
+        try {
+          self.OnRequests(q, requests.span());
+        } catch (...) {
+          // The device has failed. What it has not answered is another generation's, if one comes.
+          for (Request& request : requests.span()) static_cast<void>(request.Release());
+          throw;
+        }
         raw += count;
         n -= count;
       }
@@ -350,7 +358,6 @@ struct DeviceGlue {
     constexpr bool kTakesCommands =
         !std::is_same_v<decltype(&T::Control), decltype(&Device::Control)>;
     if (kTakesCommands && std::string_view(id) == VIRTBAY_EXTENSION_CONTROL) return &kControl;
-    constexpr bool kSaves = !std::is_same_v<decltype(&T::Save), decltype(&Device::Save)>;
     if (kSaves && std::string_view(id) == VIRTBAY_EXTENSION_STATE) return &kState;
     const void* table = nullptr;
     Guard(nullptr, [&]() -> Status {

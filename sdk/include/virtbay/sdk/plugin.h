@@ -46,13 +46,14 @@ constexpr virtbay_device_type MakeDeviceType(std::string_view name, uint32_t vir
 }
 
 constexpr virtbay_plugin MakePlugin(std::string_view name, std::string_view version,
-                                    std::string_view type, uint32_t virtio_id,
+                                    std::string_view type, uint32_t virtio_id, uint32_t flags,
                                     const void* (*factory)(const char*)) {
   virtbay_plugin plugin = {};
   plugin.struct_size = sizeof(plugin);
   plugin.magic = VIRTBAY_ABI_MAGIC;
   plugin.abi_major = VIRTBAY_ABI_MAJOR;
   plugin.abi_minor = VIRTBAY_ABI_MINOR;
+  plugin.flags = flags;
   CopyText(plugin.name, name);
   CopyText(plugin.version, version);
   CopyText(plugin.build, __VERSION__);
@@ -70,6 +71,15 @@ template <typename DeviceClass>
 concept DeclaresOptions = requires {
   DeviceClass::kOptions.size();
 };
+
+/// A device class that saves its state can be reloaded, and one that says so: it has none that a
+/// driver would miss (static constexpr bool kHotReloadable = true).
+template <typename DeviceClass>
+constexpr uint32_t PluginFlags() {
+  bool reloadable = DeviceGlue<DeviceClass>::kSaves;
+  if constexpr (requires { DeviceClass::kHotReloadable; }) reloadable = DeviceClass::kHotReloadable;
+  return reloadable ? VIRTBAY_PLUGIN_HOT_RELOADABLE : 0;
+}
 
 /// The tables of a plugin with one device type, by id.
 template <typename DeviceClass>
@@ -107,10 +117,10 @@ const void* FindTable(const char* id, const virtbay_device_factory* factory) {
   }                                                                                                \
   extern "C"                                                                                       \
       __attribute__((visibility("default"))) constinit const virtbay_plugin virtbay_plugin_entry = \
-          virtbay::sdk::MakePlugin(type_name, VIRTBAY_PLUGIN_VERSION, type_name, virtio_id,        \
-                                   [](const char* id) -> const void* {                             \
-                                     return virtbay::sdk::FindTable<DeviceClass>(                  \
-                                         id, &kVirtbayFactory);                                    \
-                                   })
+          virtbay::sdk::MakePlugin(                                                                \
+              type_name, VIRTBAY_PLUGIN_VERSION, type_name, virtio_id,                             \
+              virtbay::sdk::PluginFlags<DeviceClass>(), [](const char* id) -> const void* {        \
+                return virtbay::sdk::FindTable<DeviceClass>(id, &kVirtbayFactory);                 \
+              })
 
 #endif  // VIRTBAY_SDK_PLUGIN_H_

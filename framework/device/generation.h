@@ -1,0 +1,79 @@
+// Generation: the device that one image of a plugin made, behind a Device. A Device has one, and
+// while it is reloaded a second one.
+// Owned by its Device; [control]. What the queue threads call is copied to the DeviceCore.
+#ifndef VIRTBAY_FRAMEWORK_DEVICE_GENERATION_H_
+#define VIRTBAY_FRAMEWORK_DEVICE_GENERATION_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "framework/device/device_core.h"
+#include "framework/plugin/plugin.h"
+#include "virtbay/sdk/abi.h"
+
+namespace virtbay {
+
+class Generation {
+ public:
+  // Makes the plugin's device, initialises it and asks it what it is. `restores`: it will be given
+  // a state. Errors are the plugin's own, or name what it asks for that cannot be.
+  static absl::StatusOr<std::unique_ptr<Generation>> Make(DeviceCore* core,
+                                                          std::shared_ptr<Plugin> plugin,
+                                                          bool restores);
+  // Lets go of the image, after Destroy.
+  ~Generation() { Destroy(); }
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
+
+  // Destroys the plugin's device; nothing else may be called then but the accessors below.
+  void Destroy();
+
+  // The plugin's table of an extension, or nullptr.
+  const void* Extension(const char* id);
+  // Its table of what saves and restores it, or nullptr.
+  const virtbay_device_state* StateTable();
+  // Why `next` cannot go on in its place with the features that the driver acknowledged;
+  // FailedPrecondition.
+  absl::Status AllowsSuccessor(const Generation& next, uint64_t acknowledged) const;
+  // Fails with what the device said by device.fail before it served.
+  absl::Status EarlyFailure() const;
+
+  Plugin& plugin() const { return *plugin_; }
+  std::weak_ptr<Plugin> image() const { return plugin_; }
+  virtbay_host_device* host() const { return &host_; }
+  virtbay_device* device() const { return device_; }
+  const virtbay_device_ops& ops() const { return ops_; }
+  const virtbay_device_properties& properties() const { return properties_; }
+  const std::vector<virtbay_queue_properties>& queues() const { return queues_; }
+  const std::string& type() const { return type_; }
+  uint32_t virtio_id() const { return virtio_id_; }
+  bool queue_parallel() const { return queue_parallel_; }
+  // Device-type bits that it offers.
+  uint64_t features() const;
+  std::string name() const;
+  std::string version() const;
+  std::string build() const;
+
+ private:
+  Generation(DeviceCore* core, std::shared_ptr<Plugin> plugin);
+  absl::Status Init();
+  absl::Status Describe();
+
+  std::shared_ptr<Plugin> plugin_;
+  mutable virtbay_host_device host_;
+  virtbay_device* device_ = nullptr;
+  virtbay_device_ops ops_{};
+  virtbay_device_properties properties_{};
+  std::vector<virtbay_queue_properties> queues_;
+  std::string type_;
+  uint32_t virtio_id_ = 0;
+  bool queue_parallel_ = false;
+};
+
+}  // namespace virtbay
+
+#endif  // VIRTBAY_FRAMEWORK_DEVICE_GENERATION_H_

@@ -1,0 +1,378 @@
+// Hot reload: another image of a plugin takes the place of the one that serves (Host::Reload). The
+// rings, the arena, the requests that were handed back and what the driver negotiated never leave
+// the Device; the plugin's device is exchanged beneath them.
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "framework/base/status.h"
+#include "framework/device/device.h"
+#include "framework/device/generation.h"
+#include "framework/device/plugin_call.h"
+#include "framework/device/queue.h"
+#include "framework/device/queue_thread.h"
+#include "framework/device/saved_state.h"
+#include "framework/io/loop.h"
+
+namespace virtbay {
+namespace {
+
+// What one thread and whoever waits for its pause agree on.
+struct Pause {
+  enum class State { kAwaited, kReached, kGivenUp };
+  absl::Mutex mutex;
+  State state ABSL_GUARDED_BY(mutex) = State::kAwaited;
+};
+
+class Stopwatch {
+ public:
+  // Since the last call, or the making.
+  absl::Duration Lap() {
+    const absl::Time now = absl::Now();
+    return now - std::exchange(last_, now);
+  }
+
+ private:
+  absl::Time last_ = absl::Now();
+};
+
+absl::Status CallIfGiven(Generation* generation, const char* what,
+                         int32_t (*function)(virtbay_device*, virtbay_error*)) {
+  if (function == nullptr) return absl::OkStatus();
+  return CallOnControl(generation->host(), what,
+                       [&](virtbay_error* error) { return function(generation->device(), error); });
+}
+
+}  // namespace
+
+std::filesystem::path Device::plugin_path() const {
+  absl::MutexLock lock(&threads_mutex_);
+  return generation_->plugin().path();
+}
+
+absl::Status Device::CheckReloadable(Replacement* next) {
+  VIRTBAY_RETURN_IF_ERROR(generation_->AllowsSuccessor(*next->generation, features_));
+  if (const virtbay_device_state* table = generation_->StateTable();
+      next->restores && table != nullptr) {
+    VIRTBAY_RETURN_IF_ERROR(CheckStateVersion(next->generation.get(), table->version));
+  }
+  for (const auto& queue : core_->queues) {
+    const uint32_t i = queue->index();
+    if (queue->broken()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "queue ", i, " has stopped on an error; the driver has to reset the device first"));
+    }
+    const uint16_t limit = MaxQueueSize(next->generation->queues()[i]);
+    if (queue->running() && rings_[i].size > limit) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("queue ", i, " has a ring of ", rings_[i].size,
+                       "; the new device takes no more than ", limit));
+    }
+    if (!queue->running() && !queue->left_nothing()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("queue ", i, " was stopped with requests that the plugin still holds"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time deadline) {
+  // All begin before any is waited for.
+  for (const auto& queue : core_->queues) {
+    if (queue->running()) queue->thread()->Post([raw = queue.get()] { raw->BeginDrain(); });
+  }
+  std::vector<StoppedRing> rings;
+  std::vector<QueueThread*> paused;
+  absl::Status status;
+  for (const auto& owner : core_->threads) {
+    QueueThread* const thread = owner.get();
+    auto pause = std::make_shared<Pause>();
+    auto stopped = std::make_shared<std::vector<StoppedRing>>();
+    status = thread->RunUntil(
+        [thread, pause, stopped] {
+          const std::vector<Queue*>& queues = thread->queues();
+          const bool ready = std::all_of(queues.begin(), queues.end(), [](const Queue* queue) {
+            return !queue->running() || queue->drained();
+          });
+          absl::MutexLock lock(&pause->mutex);
+          if (pause->state == Pause::State::kGivenUp) return true;
+          if (!ready) return false;
+          for (Queue* queue : queues) {
+            if (queue->running()) stopped->push_back({queue, queue->Leave()});
+          }
+          thread->loop()->Settle();
+          thread->Pause();
+          pause->state = Pause::State::kReached;
+          return true;
+        },
+        std::max(deadline - absl::Now(), absl::ZeroDuration()));
+    absl::MutexLock lock(&pause->mutex);
+    if (pause->state != Pause::State::kReached) {
+      pause->state = Pause::State::kGivenUp;
+      if (status.ok()) status = absl::UnavailableError("a queue thread has ended");
+      break;
+    }
+    status = absl::OkStatus();
+    paused.push_back(thread);
+    std::move(stopped->begin(), stopped->end(), std::back_inserter(rings));
+  }
+  if (status.ok()) return rings;
+  for (QueueThread* thread : paused) thread->Continue();
+  StartRings(std::move(rings));
+  for (const auto& queue : core_->queues) {
+    if (queue->running()) queue->thread()->Post([raw = queue.get()] { raw->EndDrain(); });
+  }
+  if (!absl::IsDeadlineExceeded(status)) return status;
+  return absl::DeadlineExceededError("requests did not end in time, nor were they handed back");
+}
+
+void Device::StartRings(std::vector<StoppedRing> rings) {
+  for (StoppedRing& ring : rings) {
+    Queue* const queue = ring.queue;
+    absl::StatusOr<QueueMaps> maps = MapsFor(rings_[queue->index()]);
+    auto status = std::make_shared<absl::Status>(maps.status());
+    if (maps.ok()) {
+      auto config = std::make_shared<QueueConfig>(std::move(ring.config));
+      const absl::Status ran = queue->thread()->Run(
+          [queue, status, config, maps = *std::move(maps), features = features_] {
+            *status = queue->Start(std::move(*config), maps, features);
+          },
+          core_->spec.stop_deadline);
+      if (!ran.ok()) *status = ran;
+    }
+    // What the guest did to its memory meanwhile.
+    if (!status->ok()) {
+      core_->RaiseNeedsReset(absl::StrCat("queue ", queue->index(), ": ", status->message()),
+                             /*stops=*/false);
+    }
+  }
+}
+
+void Device::Exchange(Replacement* other, bool quiesced) {
+  generation_->host()->serves.store(false, std::memory_order_release);
+  {
+    absl::MutexLock lock(&threads_mutex_);
+    std::swap(generation_, other->generation);
+  }
+  other->offload = UseGeneration(std::move(other->offload));
+  other->threads = UseThreads(std::move(other->threads));
+  for (const auto& queue : core_->queues) {
+    queue->SetProperties(generation_->queues()[queue->index()], quiesced);
+  }
+}
+
+void Device::EndPluginSession(Generation* generation) {
+  const virtbay_device_ops& ops = generation->ops();
+  for (const auto& [what, function] :
+       {std::pair("stop", ops.stop), std::pair("deactivate", ops.deactivate)}) {
+    if (function == nullptr) continue;
+    CallOnControl(generation->host(), what, [&, call = function](virtbay_error*) {
+      call(generation->device());
+      return VIRTBAY_OK;
+    }).IgnoreError();
+  }
+}
+
+std::string Device::ConfigOf(const Generation& generation) {
+  std::string config(config_size_, '\0');
+  if (config.empty() || generation.ops().config_read == nullptr) return config;
+  CallOnControl(generation.host(), "config_read", [&](virtbay_error*) {
+    return generation.ops().config_read(generation.device(), 0, config.data(), config_size_);
+  }).IgnoreError();
+  return config;
+}
+
+absl::Status Device::Try(absl::Duration time) {
+  const absl::Time end = absl::Now() + time;
+  const auto answered = [this] {
+    return std::any_of(core_->threads.begin(), core_->threads.end(), [](const auto& thread) {
+      const uint64_t sequence = thread->monitor().sequence();
+      return sequence >= 2 && sequence % 2 == 0;  // in no callback, after one at least
+    });
+  };
+  constexpr absl::Duration kLook = absl::Milliseconds(1);
+  while (!core_->failed() && !answered() && absl::Now() < end) absl::SleepFor(kLook);
+  if (!core_->failed()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("the new device failed at once: ", core_->failure()));
+}
+
+absl::StatusOr<Device::Replacement> Device::Stage(std::shared_ptr<Plugin> plugin,
+                                                  ReloadReport* report) {
+  bool stateful = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    VIRTBAY_RETURN_IF_ERROR(CheckServing());
+    stateful = generation_->StateTable() != nullptr;
+    report->device = core_->spec.name;
+    report->version_before = generation_->version();
+    report->build_before = generation_->build();
+  }
+  if (!stateful && (plugin->entry().flags & VIRTBAY_PLUGIN_HOT_RELOADABLE) == 0) {
+    return absl::FailedPreconditionError(
+        "the plugin does not save its state, nor does it say that it needs none "
+        "(VIRTBAY_PLUGIN_HOT_RELOADABLE)");
+  }
+  Replacement next;
+  // Without the lock: the control plane does not wait for what the plugin does here.
+  VIRTBAY_ASSIGN_OR_RETURN(next.generation,
+                           Generation::Make(core_.get(), std::move(plugin), stateful));
+  VIRTBAY_RETURN_IF_ERROR(next.generation->EarlyFailure());
+  next.restores = stateful;
+  next.offload = NewOffloadPool();
+  report->version_after = next.generation->version();
+  report->build_after = next.generation->build();
+  return next;
+}
+
+absl::Status Device::PassState(Replacement* next, ReloadReport* report) {
+  Stopwatch watch;
+  if (next->restores) {
+    SavedState state;
+    const absl::Status saved = state.Save(generation_.get());
+    report->save = watch.Lap();
+    VIRTBAY_RETURN_IF_ERROR(saved);
+    report->state_bytes = state.size();
+    report->state_fds = state.fds();
+    const absl::Status restored = state.Restore(next->generation.get());
+    report->restore = watch.Lap();
+    VIRTBAY_RETURN_IF_ERROR(restored);
+    report->state_restored = true;
+  }
+  Generation* const generation = next->generation.get();
+  if (session_) {
+    const uint64_t features[2] = {features_, 0};
+    if (generation->ops().negotiate != nullptr) {
+      VIRTBAY_RETURN_IF_ERROR(
+          CallOnControl(generation->host(), "negotiate", [&](virtbay_error* error) {
+            return generation->ops().negotiate(generation->device(), features, error);
+          }));
+    }
+    VIRTBAY_RETURN_IF_ERROR(CallIfGiven(generation, "activate", generation->ops().activate));
+    next->activated = true;
+  }
+  report->restore += watch.Lap();
+  return generation->EarlyFailure();
+}
+
+absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
+                            const ReloadOptions& options, ReloadReport* report) {
+  Stopwatch watch;
+  core_->BeginTrial();
+  Exchange(next, /*quiesced=*/false);
+  for (const auto& thread : core_->threads) thread->Adopt();
+  absl::Status status;
+  if (session_) {
+    status = CallIfGiven(generation_.get(), "start", generation_->ops().start);
+    if (status.ok()) StartRings(std::exchange(*rings, {}));
+  }
+  report->commit = watch.Lap();
+  if (session_ && status.ok()) {
+    status = Try(options.trial);
+    report->trial = watch.Lap();
+    if (!status.ok()) {
+      // Back, with what it has not answered.
+      absl::StatusOr<std::vector<StoppedRing>> again =
+          PauseThreads(absl::Now() + options.quiesce_deadline);
+      if (!again.ok()) {
+        core_->EndTrial(/*forgive=*/false);
+        next->lost = true;
+        return absl::InternalError(absl::StrCat(
+            status.message(), "; and ", again.status().message(), ", so the device needs a reset"));
+      }
+      *rings = *std::move(again);
+      for (const auto& queue : core_->queues) queue->Reclaim();
+    }
+  }
+  if (!status.ok()) Exchange(next, /*quiesced=*/true);
+  core_->EndTrial(/*forgive=*/!status.ok());
+  return status;
+}
+
+void Device::RollBack(Replacement* next, std::vector<StoppedRing> rings,
+                      absl::string_view failure) {
+  // A new device that cannot be stopped stays, for the driver to reset; what was before it goes.
+  if (next->activated || next->lost) EndPluginSession(next->generation.get());
+  JoinThreads(std::move(next->threads));
+  if (next->lost) return;
+  if (!failure.empty() && !core_->failed()) core_->RaiseNeedsReset(failure, /*stops=*/true);
+  for (const auto& thread : core_->threads) thread->Continue();
+  StartRings(std::move(rings));
+}
+
+absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
+                                            const ReloadOptions& options) {
+  absl::MutexLock reloading(&reload_mutex_);
+  ReloadReport report;
+  Stopwatch watch;
+  VIRTBAY_ASSIGN_OR_RETURN(Replacement next, Stage(std::move(plugin), &report));
+  {
+    absl::MutexLock lock(&mutex_);
+    VIRTBAY_RETURN_IF_ERROR(CheckServing());
+    VIRTBAY_RETURN_IF_ERROR(CheckReloadable(&next));
+    if (session_) {
+      VIRTBAY_ASSIGN_OR_RETURN(next.threads, MakeThreads(*next.generation));
+    }
+    // A device that has failed is not called any more, and ends nothing: the new one is given all.
+    const std::string failure = core_->failed() ? core_->failure() : "";
+    report.stage = watch.Lap();
+
+    std::vector<StoppedRing> rings;
+    if (session_) {
+      VIRTBAY_ASSIGN_OR_RETURN(rings, PauseThreads(absl::Now() + options.quiesce_deadline));
+      for (const auto& queue : core_->queues) report.requests_handed_over += queue->Reclaim();
+    }
+    report.quiesce = watch.Lap();
+    absl::Status status = PassState(&next, &report);
+    if (status.ok()) {
+      const bool differs = ConfigOf(*generation_) != ConfigOf(*next.generation);
+      if (!failure.empty()) core_->ClearFailure();
+      status = Commit(&next, &rings, options, &report);
+      if (status.ok() && (differs || !failure.empty())) core_->NotifyConfigChanged();
+    }
+    if (!status.ok()) {
+      RollBack(&next, std::move(rings), failure);
+      return status;
+    }
+    absl::MutexLock shown(&threads_mutex_);
+    report.generation = ++generation_number_;
+  }
+  report.pause = report.quiesce + report.save + report.restore + report.commit;
+  watch.Lap();
+  Retire(std::move(next), &report);
+  report.retire = watch.Lap();
+  core_->log.Info(absl::StrCat("reloaded, generation ", report.generation, ": version ",
+                               report.version_before, " (", report.build_before, ") -> ",
+                               report.version_after, " (", report.build_after, "), ",
+                               report.state_restored ? "state restored" : "begun afresh",
+                               ", pause ", absl::FormatDuration(report.pause)));
+  return report;
+}
+
+void Device::Retire(Replacement old, ReloadReport* report) {
+  Generation* const generation = old.generation.get();
+  if (const virtbay_device_state* table = generation->StateTable();
+      report->state_restored && table != nullptr) {
+    CallOnControl(generation->host(), "release", [&](virtbay_error*) {
+      table->release(generation->device());
+      return VIRTBAY_OK;
+    }).IgnoreError();
+  }
+  if (!old.threads.empty()) EndPluginSession(generation);
+  {
+    absl::MutexLock lock(&mutex_);
+    JoinThreads(std::move(old.threads));
+  }
+  old.offload.reset();
+  const std::weak_ptr<Plugin> image = generation->image();
+  old.generation.reset();
+  report->image_unloaded = image.expired();
+}
+
+}  // namespace virtbay

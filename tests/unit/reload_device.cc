@@ -1,0 +1,186 @@
+// The device of the reload tests, built twice: RELOAD_VERSION says which. It counts its requests,
+// which is its state, with a descriptor. Options say what the second build does wrong ("next") and
+// what the first one does ("first").
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/unit/op_device.h"
+#include "virtbay/sdk/plugin.h"
+
+namespace {
+
+using virtbay::sdk::Device;
+using virtbay::sdk::Error;
+using virtbay::sdk::Properties;
+using virtbay::sdk::QueueProperties;
+using virtbay::sdk::Request;
+using virtbay::sdk::StateReader;
+using virtbay::sdk::StateWriter;
+using virtbay::sdk::Status;
+using virtbay::testing::Command;
+using virtbay::testing::Op;
+
+constexpr uint32_t kCountTag = 1;
+constexpr uint32_t kFileRole = 7;
+
+// Not trivially destroyed, so that it stays with its thread until that ends.
+thread_local std::string t_name;
+
+class Counting : public Device {
+ public:
+#if RELOAD_VERSION > 1
+  static constexpr uint32_t kStateVersion = 2;
+#endif
+
+  ~Counting() override {
+    if (file_ >= 0) close(file_);
+  }
+
+  Status Init() override {
+    wrong_ = host().Option(RELOAD_VERSION > 1 ? "next" : "first").value_or("");
+    if (wrong_ == "init_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not today"};
+    if (wrong_ == "init_throws") throw std::runtime_error("out of init");
+    if (wrong_ == "fails_early") host().Fail("too early");
+    restores_ = host().Option(VIRTBAY_OPTION_RESTORES) == "true";
+    if (!restores_) file_ = memfd_create("reload", MFD_CLOEXEC);
+    served_ = host().Counter("served", "requests answered");
+    return {};
+  }
+
+  Properties GetProperties() const override {
+    return {.queue_count = wrong_ == "queues" ? 3u : 2u,
+            .features = wrong_ == "features" ? 0u : 1u,
+            .config_size = wrong_ == "config" ? 16u : 8u};
+  }
+  QueueProperties GetQueueProperties(uint32_t /*queue*/) const override {
+    QueueProperties queue{.in_view = 64 * RELOAD_VERSION, .out_view = 4096 * RELOAD_VERSION};
+    if (wrong_ == "small_ring") queue.max_size = 16;
+    return queue;
+  }
+  bool ReadConfig(uint32_t offset, std::span<std::byte> data) override {
+    const uint64_t config = wrong_ == "other_config" ? 2 : 1;
+    std::memcpy(data.data(), reinterpret_cast<const std::byte*>(&config) + offset, data.size());
+    return true;
+  }
+
+  Status Negotiate(uint64_t features) override {
+    if (wrong_ == "negotiate_fails") return Error{VIRTBAY_INVALID_ARGUMENT, 0, "no such bits"};
+    features_ = features;
+    return {};
+  }
+  Status Activate() override {
+    if (wrong_ == "activate_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not active"};
+    return {};
+  }
+  Status Start() override {
+    if (wrong_ == "start_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "no start"};
+    if (wrong_ == "start_throws") throw std::runtime_error("out of start");
+    return {};
+  }
+
+  void OnRequests(uint32_t queue, std::span<Request> requests) override {
+    t_name = "a text that is too long to be kept in the string itself";
+    if (wrong_ == "throws_first") throw std::runtime_error("out of the first requests");
+    for (Request& request : requests) {
+      Command command;
+      std::memcpy(&command, request.in().data(), sizeof(command));
+      switch (command.op) {
+        case Op::kPark:
+          Keep(&parked_, std::move(request));
+          break;
+        case Op::kHoldStill:
+          Keep(&held_, std::move(request));
+          break;
+        case Op::kRelease: {
+          for (auto* list : {&parked_, &held_}) {
+            for (Request& one : TakeOf(queue, list)) Answer(one);
+          }
+          Answer(request);
+          break;
+        }
+        case Op::kFail:
+          if (RELOAD_VERSION == 1) throw std::runtime_error("as asked");
+          Answer(request);
+          break;
+        default:
+          Answer(request);
+      }
+    }
+  }
+
+  void Quiesce(uint32_t queue) override {
+    if (wrong_ == "hangs_in_quiesce") usleep(1'000'000);
+    for (Request& request : TakeOf(queue, &parked_)) request.Requeue();
+  }
+  void Resume(uint32_t /*queue*/) override {
+    host().Add(host().Counter("resumed", "calls of resume"), 1);
+  }
+
+  Status Save(StateWriter* state) override {
+    if (wrong_ == "save_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "cannot be saved"};
+    if (wrong_ == "save_throws") throw std::runtime_error("out of save");
+    const uint64_t count = count_.load();
+    state->Add(kCountTag, &count, sizeof(count));
+    state->AddFd(kFileRole, file_);
+    return {};
+  }
+  Status Restore(StateReader* state) override {
+    if (wrong_ == "restore_fails") return Error{VIRTBAY_INVALID_ARGUMENT, 0, "unreadable"};
+    if (wrong_ == "restore_throws") throw std::runtime_error("out of restore");
+    const auto count = state->Find(kCountTag);
+    const std::vector<int> files = state->TakeFds(kFileRole);
+    if (!count || count->size() != sizeof(uint64_t) || files.size() != 1) {
+      return Error{VIRTBAY_INVALID_ARGUMENT, 0, "not a count and a file"};
+    }
+    uint64_t value = 0;
+    std::memcpy(&value, count->data(), sizeof(value));
+    count_ = value;
+    file_ = files.front();
+    return {};
+  }
+  void Release() override { host().Add(host().Counter("released", "calls of release"), 1); }
+
+ private:
+  void Keep(std::vector<Request>* list, Request request) {
+    const std::lock_guard lock(mutex_);
+    list->push_back(std::move(request));
+  }
+  std::vector<Request> TakeOf(uint32_t queue, std::vector<Request>* list) {
+    const std::lock_guard lock(mutex_);
+    std::vector<Request> taken, others;
+    for (Request& request : *list) {
+      (request.queue() == queue ? taken : others).push_back(std::move(request));
+    }
+    *list = std::move(others);
+    return taken;
+  }
+  // The count, behind which comes the version.
+  void Answer(Request& request) {
+    const uint64_t answer = ++count_ * 10 + RELOAD_VERSION;
+    host().Add(served_, 1);
+    std::memcpy(request.out().data(), &answer, sizeof(answer));
+    request.Complete(sizeof(answer));
+  }
+
+  std::string wrong_;
+  bool restores_ = false;
+  int file_ = -1;
+  uint64_t features_ = 0;
+  uint64_t* served_ = nullptr;
+  std::atomic<uint64_t> count_{0};
+  std::mutex mutex_;
+  std::vector<Request> parked_, held_;
+};
+
+}  // namespace
+
+VIRTBAY_PLUGIN(Counting, "counting", 32769, VIRTBAY_DEVICE_QUEUE_PARALLEL);
