@@ -118,6 +118,10 @@ class Reader {
             value.ok() ? AsArenaSize(*value) : absl::StatusOr<uint64_t>(value.status());
         if (!size.ok()) return At(key, text, size.status().message());
         config_.shared_arena_size = *size;
+      } else if (text == "watch") {
+        const auto* value = node.as_boolean();
+        if (value == nullptr) return At(key, text, "must be true or false");
+        config_.watch = value->get();
       } else if (text == "sigbus-guard") {
         const auto* value = node.as_boolean();
         if (value == nullptr) return At(key, text, "must be true or false");

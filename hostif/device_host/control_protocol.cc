@@ -154,6 +154,38 @@ absl::StatusOr<json> CommandDevice(ControlTarget* target, const json& body) {
   return json{{"answer", parsed.ok() ? *std::move(parsed) : json(answer)}};
 }
 
+// Of a device, or of all whose plugin has that name.
+absl::StatusOr<json> Reload(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name", "from"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string name, StringKey(body, "name"));
+  std::string from;
+  if (body.contains("from")) {
+    VIRTBAY_ASSIGN_OR_RETURN(from, StringKey(body, "from"));
+    VIRTBAY_RETURN_IF_ERROR(CheckAbsolute("from", from));
+  }
+  std::vector<std::string> devices;
+  for (const DeviceReport& report : target->InspectAll()) {
+    if (report.info.name == name) devices.assign(1, name);
+    if (report.info.name == name) break;
+    if (report.info.plugin == name) devices.push_back(report.info.name);
+  }
+  if (devices.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("there is no device ", Quoted(name), ", nor one of a plugin of that name"));
+  }
+  json reports = json::array();
+  for (const std::string& device : devices) {
+    const absl::StatusOr<ReloadReport> report = target->ReloadDevice(device, from);
+    if (!report.ok()) {
+      if (devices.size() == 1) return report.status();
+      return Annotate(report.status(), absl::StrCat(reports.size(), " of ", devices.size(),
+                                                    " devices were reloaded, then"));
+    }
+    reports.push_back(ReloadJson(*report));
+  }
+  return reports;
+}
+
 absl::StatusOr<json> Stats(ControlTarget* target, const json& body) {
   VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"format", "name"}));
   std::string format = "json";
@@ -222,6 +254,7 @@ constexpr Command kCommands[] = {
     {"share-add", true, &AddShare},
     {"share-remove", true, &RemoveShare},
     {"share-list", true, &ListShares},
+    {"reload", true, &Reload},
 };
 
 const Command* FindCommand(absl::string_view name) {
@@ -241,7 +274,7 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
     return Invalid(
         absl::StrCat("command: ", Quoted(request.command),
                      " is not one of list, inspect, add, remove, stats, log-level, guest, "
-                     "device, share-add, share-remove, share-list"));
+                     "device, share-add, share-remove, share-list, reload"));
   }
   request.change = command->change;
   if (const auto id = request.body.find("id"); id != request.body.end()) {

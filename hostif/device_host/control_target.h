@@ -4,6 +4,7 @@
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_TARGET_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_TARGET_H_
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,10 @@ class ControlTarget {
   virtual absl::StatusOr<std::string> CommandDevice(absl::string_view device,
                                                     const std::string& command,
                                                     absl::string_view text) const = 0;
+  // [any] Replaces the plugin of a device; `from` empty: by the file that it came from. See
+  // Host::Reload. NotFound for a device that is not there.
+  virtual absl::StatusOr<ReloadReport> ReloadDevice(absl::string_view name,
+                                                    const std::filesystem::path& from) = 0;
   // [any] What the guest's kernel reports of its bounce pool; see swiotlb::GuestPool::Apply.
   virtual absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) = 0;
   // [any] The log whose level can be read and set.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -80,6 +81,8 @@ json DeviceJson(const DeviceReport& report) {
   out["plugin"] = info.plugin;
   out["plugin_path"] = info.plugin_path.string();
   out["plugin_version"] = info.plugin_version;
+  out["plugin_build"] = info.plugin_build;
+  out["generation"] = info.generation;
   out["type"] = info.type;
   out["virtio_id"] = info.virtio_id;
   out["dma_mode"] = info.dma_mode;
@@ -93,6 +96,30 @@ json DeviceJson(const DeviceReport& report) {
   out["options"] = info.options;
   out["socket"] = report.socket;
   return out;
+}
+
+json ReloadJson(const ReloadReport& report) {
+  const auto ms = [](absl::Duration duration) { return absl::ToDoubleMilliseconds(duration); };
+  return json{{"device", report.device},
+              {"generation", report.generation},
+              {"version_before", report.version_before},
+              {"version_after", report.version_after},
+              {"build_before", report.build_before},
+              {"build_after", report.build_after},
+              {"state_restored", report.state_restored},
+              {"state_bytes", report.state_bytes},
+              {"state_fds", report.state_fds},
+              {"requests_handed_over", report.requests_handed_over},
+              {"image_unloaded", report.image_unloaded},
+              {"ms",
+               {{"stage", ms(report.stage)},
+                {"quiesce", ms(report.quiesce)},
+                {"save", ms(report.save)},
+                {"restore", ms(report.restore)},
+                {"commit", ms(report.commit)},
+                {"trial", ms(report.trial)},
+                {"retire", ms(report.retire)},
+                {"pause", ms(report.pause)}}}};
 }
 
 QueueStats SumQueues(const DeviceInfo& info) {

@@ -19,6 +19,9 @@ nlohmann::json DeviceJson(const DeviceReport& report);
 // [any] Counters only: arena, the sum of the queues, each queue, the plugin's own.
 nlohmann::json StatsJson(const DeviceReport& report);
 
+// [any] What a reload did, with times in milliseconds.
+nlohmann::json ReloadJson(const ReloadReport& report);
+
 // [any] The sum over a device's queues; `running` when any runs, `broken` when any is broken.
 QueueStats SumQueues(const DeviceInfo& info);
 

@@ -19,6 +19,7 @@
 #include "hostif/device_host/control_server.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/guest_channel.h"
+#include "hostif/device_host/plugin_watch.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
 #include "hostif/vhost_user/socket.h"
@@ -152,6 +153,10 @@ absl::Status RunService(ServiceConfig config) {
   log.Info(absl::StrCat("serving ", config.devices.size(), " device",
                         config.devices.size() == 1 ? "" : "s"));
   if (control != nullptr) control->Start();
+  std::unique_ptr<PluginWatch> watch;
+  if (config.watch) {
+    VIRTBAY_ASSIGN_OR_RETURN(watch, PluginWatch::Start(service.get()));
+  }
   // Nobody to tell is no reason to stop: the variable may be another service's, inherited.
   const absl::Status announced = AnnounceReady(config.ready_fd);
   if (!announced.ok()) log.Warn(announced.message());

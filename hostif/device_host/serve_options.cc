@@ -56,6 +56,8 @@ void ServeOptions::AddHost() {
   app_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
       ->allow_extra_args(false)
       ->group(kGroup);
+  app_->add_flag("--watch", watch_, "Reload the device when the file of its plugin changes")
+      ->group(kGroup);
   app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
       ->check(DescriptorNumber())
       ->group(kGroup);
@@ -196,6 +198,7 @@ ServiceConfig ServeOptions::Service(DeviceConfig device, const std::string& log_
   ServiceConfig config;
   config.control_socket = control_socket_;
   config.ready_fd = ready_fd_;
+  config.watch = watch_;
   config.rlimit_nofile = rlimit_nofile_;
   for (const std::string& dir : plugin_path_) config.plugin_dirs.emplace_back(dir);
   const auto level = ParseLogLevel(log_level_.empty() ? log_level : log_level_);

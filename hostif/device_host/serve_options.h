@@ -67,6 +67,7 @@ class ServeOptions {
   std::string log_level_;  // empty: not given
   bool syslog_ = false;
   std::optional<uint64_t> rlimit_nofile_;
+  bool watch_ = false;
   int ready_fd_ = -1;
   std::vector<std::string> plugin_path_;
   bool access_platform_ = false;

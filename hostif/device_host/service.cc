@@ -261,6 +261,14 @@ absl::StatusOr<std::string> Service::CommandDevice(absl::string_view device,
   return handle.Control(command, text);
 }
 
+absl::StatusOr<ReloadReport> Service::ReloadDevice(absl::string_view name,
+                                                   const std::filesystem::path& from) {
+  VIRTBAY_RETURN_IF_ERROR(Ready(name).status());
+  ReloadOptions options;
+  options.from = from;
+  return host_->Reload(name, std::move(options));
+}
+
 absl::StatusOr<DeviceReport> Service::InspectDevice(absl::string_view name) const {
   DeviceReport report;
   {

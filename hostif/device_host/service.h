@@ -3,6 +3,7 @@
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_H_
 
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -57,6 +58,8 @@ class Service final : public ControlTarget {
       absl::string_view device) const override;
   absl::StatusOr<std::string> CommandDevice(absl::string_view device, const std::string& command,
                                             absl::string_view text) const override;
+  absl::StatusOr<ReloadReport> ReloadDevice(absl::string_view name,
+                                            const std::filesystem::path& from) override;
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }

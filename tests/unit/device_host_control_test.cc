@@ -92,6 +92,13 @@ class FakeTarget final : public ControlTarget {
     if (command == "echo") return std::string(text);
     return absl::UnimplementedError("no such command");
   }
+  absl::StatusOr<ReloadReport> ReloadDevice(absl::string_view name,
+                                            const std::filesystem::path& from) override {
+    ReloadReport report;
+    report.device = std::string(name);
+    report.version_after = from.native();
+    return report;
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     guest_size = guest.swiotlb_size;
     return guest.swiotlb_base == 0x666000 ? absl::AlreadyExistsError("reported before")

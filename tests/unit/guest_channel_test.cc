@@ -61,6 +61,13 @@ class FakeTarget final : public ControlTarget {
                                             absl::string_view) const override {
     return absl::UnimplementedError("");
   }
+  absl::StatusOr<ReloadReport> ReloadDevice(absl::string_view name,
+                                            const std::filesystem::path& from) override {
+    ReloadReport report;
+    report.device = std::string(name);
+    report.version_after = from.native();
+    return report;
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }

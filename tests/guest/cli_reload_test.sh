@@ -1,0 +1,78 @@
+#!/bin/bash
+# `virtbay reload` and `--watch`: a process whose device gets a new build of its plugin, or refuses it.
+#   cli_reload_test.sh BUILD_DIR
+set -u
+BUILD=${1:?usage: cli_reload_test.sh BUILD_DIR}
+. "$(dirname "${BASH_SOURCE[0]}")/cli_lib.sh"
+KEPT="$KEPT|log|a.sock|b.sock|control.sock"
+FIRST=$BUILD/plugins/test_reload_1.so
+SECOND=$BUILD/plugins/test_reload_2.so
+CTL=(--control-socket=control.sock)
+
+# eventually PATTERN COUNT: the log has it so often, within some seconds.
+eventually() {
+  count=$((count + 1))
+  local i
+  for i in $(seq 100); do
+    [ "$(grep -c -- "$1" log)" -ge "$2" ] && return
+    sleep 0.1
+  done
+  complain "the log does not say '$1' $2 times"
+  cat log
+}
+
+cp "$FIRST" counting.so
+cat >two.toml <<'TOML'
+[host]
+control-socket = "control.sock"
+[[device]]
+name = "a"
+plugin = "./counting.so"
+socket = "a.sock"
+[[device]]
+name = "b"
+plugin = "./counting.so"
+socket = "b.sock"
+TOML
+
+refuses 2 "name is required" reload
+refuses 1 "nowhere.sock" reload a --control-socket=nowhere.sock
+
+starts run two.toml
+cp "$SECOND" new.so
+accepts reload a --from new.so "${CTL[@]}"
+says "a: generation 2, version 1.0 -> 2.0"
+says "pause"
+accepts ctl "${CTL[@]}" inspect a
+says '"plugin_version": "2.0"'
+says '"generation": 2'
+accepts ctl "${CTL[@]}" inspect b
+says '"plugin_version": "1.0"'
+# All devices of a plugin; a state of the second build is none for the first one.
+refuses 1 "0 of 2 devices were reloaded, then: device 'a': reload: a state of version 2" reload counting \
+  "${CTL[@]}" --from counting.so
+accepts reload counting --from new.so "${CTL[@]}" --json
+says '"device":"b"'
+says '"image_unloaded":true'
+refuses 1 "there is no device 'c', nor one of a plugin of that name" reload c "${CTL[@]}"
+refuses 1 "none.so" reload a --from none.so "${CTL[@]}"
+head -c 5000 new.so >half.so
+refuses 1 "half.so" reload a --from half.so "${CTL[@]}"
+accepts ctl "${CTL[@]}" inspect a
+says '"generation": 3'
+stops TERM
+
+# The linker writes in pieces, and then once more.
+starts run two.toml --watch
+head -c 5000 "$SECOND" >counting.so
+tail -c +5001 "$SECOND" >>counting.so
+eventually "generation 2: version 1.0 (.*) -> 2.0" 2
+cp "$SECOND" other.so
+mv other.so counting.so
+eventually "generation 3: version 2.0 (.*) -> 2.0" 2
+echo "no plugin" >counting.so
+accepts ctl "${CTL[@]}" inspect a
+says '"generation": 3'
+stops TERM
+echo "$count checks, $failed failed"
+[ $failed = 0 ]
