@@ -7,11 +7,13 @@
 #include <charconv>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include "virtbay/sdk/host.h"
 #include "virtbay/sdk/result.h"
 
 namespace virtbay::sdk {
@@ -30,6 +32,20 @@ inline std::optional<uint32_t> NumberOf(std::string_view value, int base = 10) {
   const auto [end, error] = std::from_chars(value.data(), last, number, base);
   if (error != std::errc() || end != last) return std::nullopt;
   return number;
+}
+
+/// Whether every option that is set is one of these; an Error names the first that is not.
+inline Status CheckKnown(const Host& host, std::span<const virtbay_option> known) {
+  for (uint32_t i = 0;; ++i) {
+    const char* const name = host.OptionName(i);
+    if (name == nullptr) return {};
+    bool found = false;
+    for (const virtbay_option& option : known)
+      found = found || std::string_view(option.name) == name;
+    if (!found) {
+      return InvalidArgument(std::string("option ") + name + ": there is no such option");
+    }
+  }
 }
 
 /// true, yes, on, 1 or nothing at all (an option without a value); false, no, off or 0.
