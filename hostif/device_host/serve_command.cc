@@ -1,5 +1,5 @@
 // `virtbay serve`: a share (virtiofs), with virtiofsd's option names where the meaning is the same,
-// or a network device (serve_net.h).
+// a network device (serve_net.h), or a device of any plugin (serve_plugin.h).
 #include <cstdint>
 #include <iostream>
 #include <memory>
@@ -17,6 +17,7 @@
 #include "hostif/device_host/run_service.h"
 #include "hostif/device_host/serve_net.h"
 #include "hostif/device_host/serve_options.h"
+#include "hostif/device_host/serve_plugin.h"
 #include "hostif/device_host/wsl_service.h"
 
 namespace virtbay::device_host {
@@ -39,6 +40,7 @@ class ServeCommand final : public Command {
     AddHostOptions();
     AddIgnoredOptions();
     for (const NetType& type : NetTypes()) nets_.push_back(std::make_unique<ServeNet>(app_, type));
+    plugin_.emplace(app_);
   }
 
   bool chosen() const override { return app_->parsed(); }
@@ -47,6 +49,7 @@ class ServeCommand final : public Command {
     for (const std::unique_ptr<ServeNet>& net : nets_) {
       if (net->parsed()) return net->Run();
     }
+    if (plugin_->parsed()) return plugin_->Run();
     if (!fs_->parsed()) throw CLI::RequiredError("A subcommand");
     if (print_capabilities_) {
       std::cout << kCapabilities;
@@ -261,6 +264,7 @@ class ServeCommand final : public Command {
   CLI::App* fs_ = nullptr;
   std::optional<ServeOptions> common_;
   std::vector<std::unique_ptr<ServeNet>> nets_;
+  std::optional<ServePlugin> plugin_;
   std::string shared_dir_;
   std::vector<std::string> shares_;
   bool aggregate_ = false;

@@ -95,6 +95,18 @@ accepts "${PROXY[@]}" --queue-pairs=2 --check
 refuses 2 "--max-buffer-mib" "${PROXY[@]}" --max-buffer-mib=0
 refuses 2 "--mtu" "${PROXY[@]}" --mtu=1000
 accepts "${PROXY[@]}" --forward=tcp:0:80 --forward=udp:0:53 --deny=10.0.0.0/8 --allow=any --check
+# A device of any plugin.
+refuses 2 "file" serve plugin --socket-path=new.sock
+refuses 2 "--socket-path" serve plugin virtio-blk
+refuses 2 "--bogus" serve plugin virtio-blk --socket-path=new.sock --bogus
+refuses 1 "no-such-plugin" serve plugin no-such-plugin --socket-path=new.sock
+refuses 1 "plugin ./missing.so: no such file" serve plugin ./missing.so --socket-path=new.sock
+refuses 1 "device 'virtio-blk': " serve plugin "$BUILD/plugins/virtio-blk.so" --socket-path=new.sock
+refuses 1 "option file: missing" serve plugin virtio-blk --socket-path=new.sock
+refuses 1 "'sideways'" serve plugin virtio-console --socket-path=new.sock --type=sideways
+refuses 2 "see --name" serve plugin 'a b' --socket-path=new.sock
+accepts serve plugin virtio-9p --socket-path=new.sock --option shared-dir=share --check
+accepts serve plugin "$BUILD/plugins/virtio-console.so" --socket-path=new.sock --name=con --check
 refuses 2 "device" ctl device
 refuses 2 "command" ctl device net
 
