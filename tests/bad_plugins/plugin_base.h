@@ -78,6 +78,15 @@
 #ifndef OPS_ON_REQUESTS
 #define OPS_ON_REQUESTS BaseOnRequests
 #endif
+#ifndef OPS_QUIESCE
+#define OPS_QUIESCE NULL
+#endif
+#ifndef OPS_CONFIG_READ
+#define OPS_CONFIG_READ NULL
+#endif
+#ifndef OPS_EXTENSION
+#define OPS_EXTENSION NULL
+#endif
 #ifndef OPS_DESTROY
 #define OPS_DESTROY BaseDestroy
 #endif
@@ -123,14 +132,14 @@ static const virtbay_device_ops kOps = {OPS_STRUCT_SIZE,
                                         OPS_ON_REQUESTS,
                                         NULL,
                                         NULL, /* on_io, on_timer */
-                                        NULL,
-                                        NULL, /* on_offload, quiesce */
+                                        NULL, /* on_offload */
+                                        OPS_QUIESCE,
                                         NULL,
                                         NULL, /* resume, stop */
-                                        NULL,
-                                        NULL, /* deactivate, config_read */
-                                        NULL,
-                                        NULL, /* config_write, extension */
+                                        NULL, /* deactivate */
+                                        OPS_CONFIG_READ,
+                                        NULL, /* config_write */
+                                        OPS_EXTENSION,
                                         OPS_DESTROY};
 
 VIRTBAY_TEST_MAYBE_UNUSED static int32_t BaseCreate(uint32_t index, const virtbay_host* host,

@@ -208,6 +208,12 @@ accepts run --check good.toml
 [ ! -s err ] && [ ! -s out ] && [ -z "$(ls -A | grep sock)" ] || complain "run --check says or leaves something"
 refuses 1 "broken.so" plugin inspect broken.so
 refuses 1 "missing.so" plugin inspect ./missing.so
+refuses 2 "file" plugin check
+refuses 2 "--limit" plugin check virtio-console --limit=0
+refuses 1 "1 clauses of the contract fail" plugin check ./broken.so
+says "FAIL  abi"
+says "broken.so"
+refuses 1 "no-such-plugin" plugin check no-such-plugin
 rm -f ./*.toml ./*.so plain
 rmdir hidden 2>/dev/null
 
@@ -225,6 +231,11 @@ accepts plugin inspect virtiofs
 says "virtiofs:26"
 accepts plugin inspect --json virtiofs
 says '"abi_major":1'
+accepts plugin check virtio-console
+says "pass  requests"
+accepts plugin check --json "$BUILD/plugins/virtio-9p.so" --option shared-dir=share
+says '"clause":"state"'
+rm -rf share && mkdir share
 ln -s "$VIRTBAY" virtiofsd
 count=$((count + 1))
 ./virtiofsd --print-capabilities | grep -q '"type": "fs"' || complain "as virtiofsd: --print-capabilities"

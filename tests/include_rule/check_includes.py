@@ -43,7 +43,7 @@ PLUGIN_BANNED = ("absl/flags/", "absl/log/")
 
 def folder_of(path, include):
     """The folder of the tree that an include names, or None when it is not of this project."""
-    if include.startswith("virtbay/sdk/"):
+    if include.startswith(("virtbay/sdk/", "virtbay/testkit/")):
         return "sdk"
     if include.startswith("virtbay/"):
         return "framework/include"
@@ -117,8 +117,9 @@ def check(root):
                 target = folder_of(path, include)
                 if target is None:
                     continue
-                places = {"sdk": root / "sdk/include", "framework/include": root / "framework/include"}
-                if not (places.get(target, root) / include).is_file():
+                places = {"sdk": ("sdk/include", "sdk/testkit/include"),
+                          "framework/include": ("framework/include",)}
+                if not any((root / place / include).is_file() for place in places.get(target, ("",))):
                     problems.append(f"{path}: #include {include}: no such file")
     return files, problems
 
@@ -135,6 +136,7 @@ def self_test():
         ("sdk/include/virtbay/sdk/device.h", '"', "framework/base/log.h"),
         ("sdk/include/virtbay/sdk/device.h", '"', "host.h"),
         ("sdk/examples/blk/blk.cc", '"', "framework/base/log.h"),
+        ("sdk/testkit/include/virtbay/testkit/bay.h", '"', "hostif/guest/driver.h"),
         ("sdk/examples/blk/blk.cc", '"', "../9p/wire.h"),
         ("sdk/include/virtbay/sdk/net_device.h", '"', "sdk/net/net_state.h"),
         ("sdk/net/net_rx.cc", '"', "framework/base/log.h"),
@@ -163,6 +165,8 @@ def self_test():
         ("sdk/net/net_rx.cc", '"', "sdk/net/net_state.h"),
         ("sdk/net/net_rx.cc", '"', "virtbay/sdk/net_device.h"),
         ("sdk/examples/9p/p9.cc", '"', "wire.h"),
+        ("hostif/testkit/bay.cc", '"', "virtbay/testkit/bay.h"),
+        ("sdk/testkit/include/virtbay/testkit/bay.h", '"', "virtbay/sdk/result.h"),
         ("framework/base/log.cc", "<", "spdlog/logger.h"),
         ("framework/plugin/library.cc", "<", "boost/dll/shared_library.hpp"),
         ("framework/io/loop.h", "<", "liburing.h"),

@@ -1,0 +1,2 @@
+/* Nothing is wrong with this one's state. */
+#include "state_base.h"
