@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "framework/base/export.h"
 
 namespace virtbay {
 
@@ -24,13 +25,13 @@ enum class LogLevel : uint32_t {
 };
 
 // "trace", "debug", "info", "warn", "error" or "off"; anything else is InvalidArgument.
-absl::StatusOr<LogLevel> ParseLogLevel(absl::string_view text);
-absl::string_view LogLevelName(LogLevel level);
+VIRTBAY_EXPORT absl::StatusOr<LogLevel> ParseLogLevel(absl::string_view text);
+VIRTBAY_EXPORT absl::string_view LogLevelName(LogLevel level);
 
 // Receives finished lines on the thread that logs; must not block for long, must not throw.
 using LogSink = std::function<void(LogLevel, absl::string_view line)>;
 
-class Log {
+class VIRTBAY_EXPORT Log {
  public:
   // A log that drops everything.
   Log();

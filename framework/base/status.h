@@ -8,14 +8,15 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "framework/base/export.h"
 
 namespace virtbay {
 
 // "what: strerror(error)" with the canonical code of the errno.
-absl::Status ErrnoStatus(int error, absl::string_view what);
+VIRTBAY_EXPORT absl::Status ErrnoStatus(int error, absl::string_view what);
 
 // The same status, payloads included, with "context: " before its text; OK stays OK.
-absl::Status Annotate(const absl::Status& status, absl::string_view context);
+VIRTBAY_EXPORT absl::Status Annotate(const absl::Status& status, absl::string_view context);
 
 }  // namespace virtbay
 

@@ -12,19 +12,20 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "framework/base/export.h"
 
 namespace virtbay {
 
 // Installs the handler and starts recording guest mappings; those made earlier are not covered, so
 // call it before the first front-end connects. A second call changes nothing. [control]
-absl::Status InstallSigbusGuard();
+VIRTBAY_EXPORT absl::Status InstallSigbusGuard();
 
 // Puts the previous handler back; FailedPrecondition when another handler was installed since (it
 // may chain to this one, so this one stays). Mappings stay recorded. [control]
-absl::Status RemoveSigbusGuard();
+VIRTBAY_EXPORT absl::Status RemoveSigbusGuard();
 
 // Pages replaced since the process started. [any]
-uint64_t SigbusPagesReplaced();
+VIRTBAY_EXPORT uint64_t SigbusPagesReplaced();
 
 }  // namespace virtbay
 

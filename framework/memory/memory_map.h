@@ -12,13 +12,14 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "framework/base/export.h"
 #include "framework/base/unique_fd.h"
 #include "framework/memory/mapping_registry.h"
 
 namespace virtbay {
 
 // One mapping of a front-end's memory file; unmapped when the last map that uses it is gone.
-class GuestMapping {
+class VIRTBAY_EXPORT GuestMapping {
  public:
   // Maps `size` bytes of fd at `offset`, shared and writable. InvalidArgument when the range is
   // empty, wraps, or the file is known to be shorter, ResourceExhausted when a SigbusGuard has no
@@ -49,7 +50,7 @@ class GuestMapping {
 
 // A piece of a front-end's memory file that is not mapped as a whole: a device that may reach only
 // its aperture maps no more than that. Keeps the file open.
-class GuestFile {
+class VIRTBAY_EXPORT GuestFile {
  public:
   // Takes the fd over. InvalidArgument as GuestMapping::Create.
   static absl::StatusOr<std::shared_ptr<const GuestFile>> Create(UniqueFd fd, uint64_t offset,
@@ -95,7 +96,7 @@ struct GuestSpan {
 class MemoryMap;
 using MemoryMapRef = std::shared_ptr<const MemoryMap>;
 
-class MemoryMap {
+class VIRTBAY_EXPORT MemoryMap {
  public:
   // At most 509 regions (vhost-user CONFIGURE_MEM_SLOTS), no two overlapping in guest or in user
   // addresses, none wrapping; else InvalidArgument naming the region.

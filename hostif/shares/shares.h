@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "framework/base/export.h"
 #include "virtbay/host.h"
 
 namespace virtbay::shares {
@@ -29,13 +30,13 @@ struct AddedShare {
 // [any] InvalidArgument (name, options, path that is no directory), NotFound and PermissionDenied
 // (path), AlreadyExists (name), ResourceExhausted (max-shares, descriptors), FailedPrecondition
 // (the device is no aggregate, or lacks an option), Unimplemented (no virtiofs device).
-absl::StatusOr<AddedShare> Add(const DeviceHandle& device, const ShareSpec& share);
+VIRTBAY_EXPORT absl::StatusOr<AddedShare> Add(const DeviceHandle& device, const ShareSpec& share);
 
 // [any] The guest finds the name no more; what it has open goes on until it is closed. NotFound.
-absl::Status Remove(const DeviceHandle& device, absl::string_view name);
+VIRTBAY_EXPORT absl::Status Remove(const DeviceHandle& device, absl::string_view name);
 
 // [any] All shares in the order in which they were added.
-absl::StatusOr<std::vector<ShareSpec>> List(const DeviceHandle& device);
+VIRTBAY_EXPORT absl::StatusOr<std::vector<ShareSpec>> List(const DeviceHandle& device);
 
 }  // namespace virtbay::shares
 

@@ -5,7 +5,6 @@
 #define VIRTBAY_HOSTIF_VHOST_USER_CONNECTION_H_
 
 #include <atomic>
-#include <functional>
 #include <memory>
 #include <optional>
 
@@ -14,16 +13,13 @@
 #include "framework/base/log.h"
 #include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
+#include "hostif/vhost_user/attach.h"
 #include "hostif/vhost_user/message_table.h"
 #include "hostif/vhost_user/session.h"
 #include "hostif/vhost_user/wire.h"
 #include "virtbay/device_port.h"
 
 namespace virtbay::vhost_user {
-
-// Gives the device's port to one front-end, or says why not (DeviceHandle::Attach).
-using AttachFunction =
-    std::function<absl::StatusOr<std::unique_ptr<DevicePort>>(DevicePortEvents*)>;
 
 class Connection final : public DevicePortEvents {
  public:

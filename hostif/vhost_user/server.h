@@ -13,9 +13,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "framework/base/export.h"
 #include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
-#include "hostif/vhost_user/connection.h"
+#include "hostif/vhost_user/attach.h"
 #include "virtbay/host.h"
 
 namespace virtbay::vhost_user {
@@ -39,7 +40,7 @@ struct ServerOptions {
   std::function<void()> on_ended;       // ended() has become true by itself
 };
 
-class Server {
+class VIRTBAY_EXPORT Server {
  public:
   // Listens, and serves until destroyed. The error names the path or fd: AlreadyExists (in use, or
   // no socket), InvalidArgument (too long, wrong kind of fd), or of the system call. A device that

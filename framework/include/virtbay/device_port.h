@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "framework/base/export.h"
 #include "framework/base/shared_fd.h"
 #include "framework/memory/memory_map.h"
 
@@ -49,14 +50,14 @@ inline constexpr uint8_t kStatusNeedsReset = 64;
 inline constexpr uint8_t kStatusFailed = 128;
 
 // What a device tells its front-end by itself.
-class DevicePortEvents {
+class VIRTBAY_EXPORT DevicePortEvents {
  public:
   virtual ~DevicePortEvents() = default;
   // [any] The configuration space or the status (NEEDS_RESET) changed; must not block.
   virtual void OnConfigChanged() = 0;
 };
 
-class DevicePort {
+class VIRTBAY_EXPORT DevicePort {
  public:
   // Stops every queue (in-flight requests are finished or dropped) and forgets the session.
   virtual ~DevicePort() = default;

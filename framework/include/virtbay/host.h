@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "framework/base/export.h"
 #include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
 #include "virtbay/aperture.h"
@@ -183,7 +184,7 @@ class Device;  // framework/device
 
 // A device of a Host: a copyable reference that outlives the device harmlessly (its functions then
 // return NotFound).
-class DeviceHandle {
+class VIRTBAY_EXPORT DeviceHandle {
  public:
   DeviceHandle() = default;
   explicit DeviceHandle(std::weak_ptr<Device> device) : device_(std::move(device)) {}
@@ -208,7 +209,7 @@ class DeviceHandle {
   std::weak_ptr<Device> device_;
 };
 
-class Host {
+class VIRTBAY_EXPORT Host {
  public:
   static absl::StatusOr<std::unique_ptr<Host>> Create(HostOptions options);
   virtual ~Host() = default;

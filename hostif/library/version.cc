@@ -1,0 +1,7 @@
+#include "virtbay/version.h"
+
+namespace virtbay {
+
+const char* Version() { return VIRTBAY_VERSION; }
+
+}  // namespace virtbay

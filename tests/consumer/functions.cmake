@@ -1,0 +1,21 @@
+# What the tests of this folder share: commands that must succeed, or fail with a text.
+function(run)
+  execute_process(COMMAND ${ARGN} OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE result)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${ARGN} failed:\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+function(run_expecting text)
+  execute_process(COMMAND ${ARGN} OUTPUT_VARIABLE output ERROR_VARIABLE output RESULT_VARIABLE result)
+  if(result EQUAL 0 OR NOT output MATCHES "${text}")
+    message(FATAL_ERROR "${ARGN} should have failed with '${text}', result ${result}:\n${output}")
+  endif()
+endfunction()
+
+function(expect text)
+  if(NOT output MATCHES "${text}")
+    message(FATAL_ERROR "expected '${text}' in:\n${output}")
+  endif()
+endfunction()
