@@ -41,12 +41,13 @@ step() {
 "$ROOT/scripts/setup.sh" || { failed=1; finish; }
 cd "$ROOT" || exit 1
 
-# The kernel of the guests with DMA pools takes minutes where it is not cached yet: from now on,
-# with what the other steps leave of the processors. The suite that needs it waits for it, and says
-# what is wrong if there is none.
+# The kernel of the guests with DMA pools takes minutes where it is not cached yet, the modules of
+# user-mode Linux one: from now on, with what the other steps leave of the processors. The suites
+# that need them wait for them, and say what is wrong if there are none.
 kernel_pid=
 if [ -n "$GUEST" ] && [ "$(dpkg --print-architecture)" = amd64 ]; then
-  setsid nice -n 10 tests/guest/dma_pools/build-kernel.sh >/dev/null 2>&1 </dev/null &
+  setsid nice -n 10 sh -c 'tests/guest/uml_modules.sh; exec tests/guest/dma_pools/build-kernel.sh' \
+    >/dev/null 2>&1 </dev/null &
   kernel_pid=$!
 fi
 end_kernel() {
