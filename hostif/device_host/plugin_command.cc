@@ -16,6 +16,7 @@
 #include "framework/base/status.h"
 #include "framework/plugin/plugin.h"
 #include "hostif/device_host/commands.h"
+#include "hostif/device_host/plugin_new.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/report.h"
 #include "hostif/device_host/serve_options.h"
@@ -91,7 +92,7 @@ void PrintResults(const std::vector<testkit::ClauseResult>& results) {
 class PluginCommand final : public Command {
  public:
   explicit PluginCommand(CLI::App* app)
-      : app_(app->add_subcommand("plugin", "Look at plugins")) {
+      : app_(app->add_subcommand("plugin", "Look at plugins, and begin one")) {
     app_->require_subcommand(0, 1);
     inspect_ = app_->add_subcommand("inspect", "Show what a library is, without running it");
     inspect_->add_option("file", file_, "A path, or the name of a plugin to look up")
@@ -99,12 +100,14 @@ class PluginCommand final : public Command {
         ->type_name("FILE");
     inspect_->add_flag("--json", json_, "One JSON object");
     AddCheck();
+    AddNew();
   }
 
   bool chosen() const override { return app_->parsed(); }
 
   absl::Status Run() override {
     if (check_->parsed()) return Check();
+    if (new_->parsed()) return New();
     if (!inspect_->parsed()) throw CLI::RequiredError("A subcommand");
     VIRTBAY_ASSIGN_OR_RETURN(const std::filesystem::path path, Path());
     VIRTBAY_ASSIGN_OR_RETURN(const PluginFileInfo info, InspectPluginFile(path));
@@ -138,6 +141,23 @@ class PluginCommand final : public Command {
     check_->add_flag("--json", json_, "One JSON object");
   }
 
+  void AddNew() {
+    new_ = app_->add_subcommand("new", "Write the project of a new plugin, with a test");
+    new_->add_option("name", name_, "Of the plugin and its device type")
+        ->required()
+        ->type_name("NAME");
+    new_->add_option("--type", kind_, "generic (default), fs or net")
+        ->check(CLI::IsMember(NewPluginTypes()));
+    new_->add_option("--dir", directory_, "Directory to make (default: NAME)")->type_name("DIR");
+  }
+
+  absl::Status New() {
+    const std::filesystem::path directory = directory_.empty() ? name_ : directory_;
+    VIRTBAY_RETURN_IF_ERROR(NewPlugin(name_, kind_, directory));
+    std::cout << directory.native() << ": see README.md in it\n";
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<std::filesystem::path> Path() const {
     const std::filesystem::path path = file_;
     std::error_code ignored;
@@ -169,6 +189,10 @@ class PluginCommand final : public Command {
   CLI::App* const app_;
   CLI::App* inspect_ = nullptr;
   CLI::App* check_ = nullptr;
+  CLI::App* new_ = nullptr;
+  std::string name_;
+  std::string kind_ = "generic";
+  std::string directory_;
   std::string type_;
   std::optional<ServeOptions> check_options_;
   int limit_ = 60;

@@ -1,5 +1,6 @@
 # The way of an embedder and of a plugin author with the whole package: install it, build a program
-# against libvirtbay with CMake and with pkg-config, every public header alone.
+# against libvirtbay with CMake and with pkg-config, every public header alone; begin a plugin of each
+# type, build it, test it, serve it.
 cmake_minimum_required(VERSION 3.25)
 set(prefix ${WORK_DIR}/prefix)
 file(REMOVE_RECURSE ${WORK_DIR})
@@ -99,3 +100,38 @@ endif()
 # The examples, as anybody would build them.
 run(${configure} -S ${prefix}/share/virtbay/examples -B ${WORK_DIR}/examples)
 run(${CMAKE_COMMAND} --build ${WORK_DIR}/examples)
+
+# A plugin of each type.
+set(virtbay ${prefix}/bin/virtbay)
+run_expecting("there already" ${virtbay} plugin new embed --dir ${WORK_DIR}/embed)
+foreach(name "" Upper a_b 1st a- ../x)
+  run_expecting("NAME|no name for a plugin|is empty|required" ${virtbay} plugin new "${name}")
+endforeach()
+run_expecting("--type" ${virtbay} plugin new x --type gpu)
+foreach(type generic fs net)
+  set(project ${WORK_DIR}/my-${type})
+  run(${virtbay} plugin new my-${type} --type ${type} --dir ${project})
+  file(GLOB files RELATIVE ${project} ${project}/* ${project}/.git*)
+  list(SORT files)
+  if(NOT files STREQUAL ".gitignore;CMakeLists.txt;README.md;my-${type}.cc;my-${type}_test.cc")
+    message(FATAL_ERROR "plugin new writes ${files}")
+  endif()
+  foreach(file IN LISTS files)
+    file(READ ${project}/${file} text)
+    if(text MATCHES "@[A-Z]+@")
+      message(FATAL_ERROR "${file} of ${type} has ${CMAKE_MATCH_0}")
+    endif()
+  endforeach()
+  run(${configure} -S ${project} -B ${project}/build)
+  run(${CMAKE_COMMAND} --build ${project}/build)
+  # Its own tests, and the contract.
+  run(${CMAKE_COMMAND} -E env ${CMAKE_CTEST_COMMAND} --test-dir ${project}/build --output-on-failure)
+  expect("100% tests passed")
+  expect("contract")
+  run(${virtbay} serve plugin ${project}/build/plugins/my-${type}.so --check
+    --socket-path=${WORK_DIR}/x.sock)
+endforeach()
+# Installed, it is found by its name.
+run(${CMAKE_COMMAND} --install ${WORK_DIR}/my-generic/build)
+run(${virtbay} plugin inspect my-generic)
+expect("devices: +my-generic:4")

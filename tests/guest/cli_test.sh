@@ -214,6 +214,10 @@ refuses 1 "1 clauses of the contract fail" plugin check ./broken.so
 says "FAIL  abi"
 says "broken.so"
 refuses 1 "no-such-plugin" plugin check no-such-plugin
+refuses 2 "name" plugin new
+refuses 2 "--type" plugin new x --type=gpu
+refuses 1 "is no name for a plugin" plugin new X
+refuses 1 "share: there already" plugin new x --dir=share
 rm -f ./*.toml ./*.so plain
 rmdir hidden 2>/dev/null
 
