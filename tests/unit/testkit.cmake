@@ -10,3 +10,8 @@ target_compile_definitions(plugin_check_test PRIVATE
   VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>"
   VIRTBAY_NET_PLUGIN="$<TARGET_FILE:virtio-net>")
 add_dependencies(plugin_check_test rng example_console example_blk example_9p virtiofs virtio-net)
+# The sources of the disk are in the test itself.
+virtbay_add_test(fake_host_test
+  SOURCES fake_host_test.cc ${PROJECT_SOURCE_DIR}/sdk/examples/blk/blk.cc)
+target_include_directories(fake_host_test PRIVATE ${PROJECT_SOURCE_DIR}/sdk/testkit/include)
+target_link_libraries(fake_host_test PRIVATE virtbay::sdk)
