@@ -1,5 +1,5 @@
 // ExampleTest: a Host with one of the example devices, and Guest: a driver in this process that
-// sends it buffers of several pieces and looks at all that comes back.
+// sends it buffers and looks at all that comes back.
 // Owned by the test; one thread at a time uses a Guest.
 #ifndef VIRTBAY_TESTS_UNIT_EXAMPLE_FIXTURE_H_
 #define VIRTBAY_TESTS_UNIT_EXAMPLE_FIXTURE_H_
@@ -7,16 +7,15 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 
-#include <array>
-#include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "hostif/guest/driver.h"
 #include "hostif/guest/in_process_transport.h"
+#include "hostif/testkit/buffers.h"
 #include "tests/support/log_capture.h"
 #include "tests/support/process_state.h"
 #include "tests/support/status_matchers.h"
@@ -45,41 +44,28 @@ class Guest {
     std::unique_ptr<Guest> guest(new Guest());
     VIRTBAY_ASSIGN_OR_RETURN(
         guest->driver_, guest::Driver::Create(std::move(transport), std::move(memory), options));
+    guest->buffers_.emplace(guest->driver_.get());
     return guest;
   }
 
   // Shows the device `readable` and `room` writable bytes, which are 0xEE; returns a token, 0 when
   // there is no room.
   uint64_t Send(const std::string& readable, uint32_t room, uint32_t queue = 0) {
-    auto range = driver_->memory().Allocate(readable.size() + room + 1);
-    if (!range.ok()) return 0;
-    std::memcpy(range->host, readable.data(), readable.size());
-    std::memset(range->host + readable.size(), 0xEE, room);
-    const guest::Segment in{range->address, static_cast<uint32_t>(readable.size())};
-    const guest::Segment out{range->address + readable.size(), room};
-    const uint64_t token = ++last_token_;
-    if (!driver_->queue(queue).Add({&in, readable.empty() ? 0u : 1u}, {&out, room > 0 ? 1u : 0u},
-                                   token)) {
-      driver_->memory().Free(*range);
-      return 0;
-    }
-    sent_.emplace(token, Sent{*range, readable.size(), room});
+    const auto in = static_cast<uint32_t>(readable.size());
+    const uint64_t token =
+        buffers_->Add(queue, readable, {&in, in > 0 ? 1u : 0u}, {&room, room > 0 ? 1u : 0u});
     driver_->queue(queue).Publish();
     return token;
   }
-  bool Has(uint64_t token, uint32_t queue = 0) {
-    Collect(queue);
-    return replies_.contains(token);
-  }
+  bool Has(uint64_t token, uint32_t queue = 0) { return buffers_->Has(token, queue); }
   absl::StatusOr<Reply> Take(uint64_t token, uint32_t queue = 0) {
     if (token == 0) return absl::ResourceExhaustedError("it was not sent");
     while (!Has(token, queue)) {
       VIRTBAY_RETURN_IF_ERROR(
           driver_->queue(queue).Wait(guest::WaitMode::kSleep, absl::Seconds(60)));
     }
-    Reply reply = std::move(replies_.at(token));
-    replies_.erase(token);
-    return reply;
+    testkit::Buffers::Taken taken = buffers_->Take(token);
+    return Reply{taken.written, std::move(taken.bytes)};
   }
   absl::StatusOr<Reply> Call(const std::string& readable, uint32_t room, uint32_t queue = 0) {
     return Take(Send(readable, room, queue), queue);
@@ -101,30 +87,8 @@ class Guest {
   guest::Driver& driver() { return *driver_; }
 
  private:
-  struct Sent {
-    guest::GuestRange range;
-    size_t readable;
-    uint32_t room;
-  };
-  void Collect(uint32_t queue) {
-    std::array<guest::UsedBuffer, 64> used;
-    for (size_t n = 0; (n = driver_->queue(queue).TakeUsed(used)) > 0;) {
-      for (size_t i = 0; i < n; ++i) {
-        const auto sent = sent_.find(used[i].token);
-        if (sent == sent_.end()) continue;
-        const auto* data = reinterpret_cast<const char*>(sent->second.range.host);
-        replies_[used[i].token] = {used[i].written,
-                                   {data + sent->second.readable, sent->second.room}};
-        driver_->memory().Free(sent->second.range);
-        sent_.erase(sent);
-      }
-    }
-  }
-
   std::unique_ptr<guest::Driver> driver_;
-  uint64_t last_token_ = 0;
-  std::map<uint64_t, Sent> sent_;
-  std::map<uint64_t, Reply> replies_;
+  std::optional<testkit::Buffers> buffers_;
 };
 
 class ExampleTest : public ::testing::Test {
