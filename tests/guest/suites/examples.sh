@@ -1,5 +1,5 @@
 # The example devices, each bound by the kernel's own driver: random numbers, two consoles, a disk
-# under ext4, a directory over 9P with both message sizes.
+# under ext4, a directory over 9P with both message sizes; and what virtbay plugin new begins.
 LIMIT=150
 NEEDS="fio mkfs.ext4 e2fsck blkdiscard fstrim"
 
@@ -21,11 +21,26 @@ serial = \"example-disk\"
 queues = 2"
   device plan9 virtio-9p 9 "shared-dir = \"$WORK/shared\"
 tag = \"shared\""
+  device own-rng "$WORK/own-rng/build/plugins/own-rng.so" 4 'text = "of my own "'
+  device own-fs "$WORK/own-fs/build/plugins/own-fs.so" 26 'text = "written by an author"'
+}
+# Two plugins as somebody outside this tree makes them.
+author() {
+  cmake --install "$BUILD" --component sdk --prefix "$WORK/prefix" || return
+  local pair name
+  for pair in own-rng:generic own-fs:fs; do
+    name=${pair%:*}
+    "$BUILD/bin/virtbay" plugin new "$name" --type "${pair#*:}" --dir "$WORK/$name" &&
+      cmake -S "$WORK/$name" -B "$WORK/$name/build" -DCMAKE_PREFIX_PATH="$WORK/prefix" \
+        -DBUILD_TESTING=OFF && cmake --build "$WORK/$name/build" || return
+  done
 }
 suite_prepare() {
   head -c 12345678 /dev/urandom >"$WORK/shared/from-host"
   (cd "$WORK/shared" && sha256sum from-host >"$WORK/job/sums")
   cp "$UML_MODULES"/*.ko "$WORK/job/"
+  author >"$WORK/author.log" 2>&1
+  verdict $? "plugin new begins a device and a file system, which are built"
 }
 suite_run() {
   local missing
@@ -63,7 +78,7 @@ host_has_the_copies() {
 }
 host_shows_them() {
   local name
-  for name in rng echo pty disk plan9; do
+  for name in rng echo pty disk plan9 own-rng own-fs; do
     "$BUILD/bin/virtbay" ctl --control-socket "$WORK/control.sock" --json inspect $name |
       grep -q '"state":"running"' || return
   done
@@ -75,7 +90,11 @@ guest() {
     "$kernel"/fs/netfs/netfs.ko $JOB/virtio-rng.ko $JOB/9pnet.ko $JOB/9pnet_virtio.ko $JOB/9p.ko; do
     busybox insmod "$module" || echo "@@FAIL insmod $module"
   done
+  mkdir -p /run/mnt/own
+  check "a file system of one's own" sh -c "mount -t virtiofs own-fs /run/mnt/own && [ \"\$(cat /run/mnt/own/hello)\" = 'written by an author' ] && [ \"\$(ls /run/mnt/own)\" = hello ]"
   check "the kernel's drivers run them all" host shows_them
+  check "a device of one's own" sh -c "echo virtio_rng.1 >/sys/class/misc/hw_random/rng_current && head -c 4000 /dev/hwrng | grep -q 'of my own of my own'"
+  echo virtio_rng.0 >/sys/class/misc/hw_random/rng_current
 
   random() { head -c 100000 /dev/hwrng | sha256sum; }
   check "the random numbers come from the device" \
