@@ -285,8 +285,10 @@ void Datagrams::OnEvents(DatagramFlow* flow, uint32_t events) {
 uint32_t Datagrams::Flush(DatagramFlow* flow, uint32_t frames) {
   flow->dirty = false;
   uint32_t sent = 0;
-  while (flow->kind != FlowKind::kNone && flow->readable && flow->fd >= 0) {
-    if (sent == frames) {
+  uint32_t errors = 0;
+  for (uint32_t seen = 0; flow->kind != FlowKind::kNone && flow->readable && flow->fd >= 0;
+       ++seen) {
+    if (seen == frames) {
       core_->MarkDirty(flow);
       break;
     }
@@ -299,8 +301,9 @@ uint32_t Datagrams::Flush(DatagramFlow* flow, uint32_t frames) {
       break;
     } else if (outcome == Outcome::kEmpty) {
       flow->readable = false;
-    } else if (outcome == Outcome::kError) {
-      ReadErrors(flow);
+    } else if (outcome == Outcome::kError && !ReadErrors(flow) && ++errors == kMostErrors) {
+      core_->Count(Event::kHostError);
+      Remove(flow);
     }
   }
   return sent;
@@ -335,7 +338,9 @@ Datagrams::Outcome Datagrams::Pass(int fd, DatagramFlow* flow, const Flow* liste
     }
   }
   if (too_big || frame.capacity() < headers + expected) {
-    recv(fd, nullptr, 0, MSG_DONTWAIT | MSG_TRUNC);
+    if (recv(fd, nullptr, 0, MSG_DONTWAIT | MSG_TRUNC) < 0) {
+      return errno == EAGAIN || errno == EINTR ? Outcome::kEmpty : Outcome::kError;
+    }
     core_->Count(Event::kUdpTooBig);
     return Outcome::kDropped;
   }
@@ -486,8 +491,9 @@ Datagrams::Outcome Datagrams::PassEcho(DatagramFlow* flow) {
 }
 
 // What the network said of datagrams that went: RFC 1122 3.2.2 wants the guest to hear it.
-void Datagrams::ReadErrors(DatagramFlow* flow) {
-  if (flow->fd < 0) return;
+bool Datagrams::ReadErrors(DatagramFlow* flow) {
+  if (flow->fd < 0) return false;
+  bool any = false;
   const bool v4 = flow->host.address.is_v4();
   const bool guest_v4 = flow->tuple.guest.address.is_v4();
   constexpr int kMost = 16;
@@ -502,6 +508,7 @@ void Datagrams::ReadErrors(DatagramFlow* flow) {
     message.msg_controllen = control.size();
     const ssize_t n = recvmsg(flow->fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT);
     if (n < 0) break;
+    any = true;
     struct {
       sock_extended_err error;
       sockaddr_storage from;
@@ -540,6 +547,7 @@ void Datagrams::ReadErrors(DatagramFlow* flow) {
   int pending = 0;
   socklen_t size = sizeof(pending);
   getsockopt(flow->fd, SOL_SOCKET, SO_ERROR, &pending, &size);
+  return any || pending != 0;
 }
 
 void Datagrams::PassError(DatagramFlow* flow, uint8_t type, uint8_t code, uint32_t rest,

@@ -63,6 +63,9 @@ class Datagrams {
   std::string Describe(const DatagramFlow& flow) const;
 
   enum class Outcome : uint8_t { kSent, kEmpty, kNoBuffers, kDropped, kError };
+  // So many errors of a socket in a row that are not the network's word about a datagram are the
+  // socket's about itself: it would say so again, and again.
+  static constexpr uint32_t kMostErrors = 4;
   // Passes one datagram of a listener's socket on, to the flow of its sender.
   Outcome PassInbound(const Flow& listener, const Endpoint& guest);
 
@@ -73,7 +76,8 @@ class Datagrams {
   void Touch(DatagramFlow* flow);
   int64_t Send(DatagramFlow* flow, const GuestDatagram& packet);
   void SetHopLimit(DatagramFlow* flow, uint8_t hop_limit);
-  void ReadErrors(DatagramFlow* flow);
+  // False: there was none to read.
+  bool ReadErrors(DatagramFlow* flow);
   void PassError(DatagramFlow* flow, uint8_t type, uint8_t code, uint32_t rest,
                  const IpAddress& from, Bytes payload);
   // One datagram of `fd` to the guest. Without a flow, `listener` tells whom it is for.

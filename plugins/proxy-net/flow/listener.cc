@@ -139,6 +139,10 @@ uint32_t Listeners::AcceptBatch(Listener* listener, uint32_t most) {
       listener->readable = false;
       if (error != EAGAIN) {
         core_->Count(Event::kHostError);
+        // What is no listening socket does not become one.
+        if (error == EBADF || error == EINVAL || error == ENOTSOCK || error == EOPNOTSUPP) {
+          return accepted;
+        }
         core_->Arm(listener, core_->now_ns + kRetryNs);
       }
       return accepted;
@@ -170,6 +174,7 @@ uint32_t Listeners::AcceptBatch(Listener* listener, uint32_t most) {
 
 uint32_t Listeners::PassDatagrams(Listener* listener, uint32_t frames) {
   uint32_t sent = 0;
+  uint32_t errors = 0;
   for (uint32_t seen = 0;; ++seen) {
     if (seen == frames) {
       core_->MarkDirty(listener);
@@ -199,6 +204,11 @@ uint32_t Listeners::PassDatagrams(Listener* listener, uint32_t frames) {
         int error = 0;
         socklen_t size = sizeof(error);
         getsockopt(listener->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+        if (error == 0 && ++errors == Datagrams::kMostErrors) {
+          core_->Count(Event::kHostError);
+          listener->readable = false;
+          return sent;
+        }
         break;
       }
       case Datagrams::Outcome::kDropped:

@@ -4,17 +4,21 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
 
 #include "plugins/proxy-net/flow/sequence.h"
+#include "plugins/proxy-net/flow/socket_check.h"
 
 namespace virtbay::proxy_net {
 namespace {
 
 constexpr uint32_t kMagic = 0x50464c57;  // "PFLW"
 constexpr uint16_t kVersion = 1;
-enum Tag : uint16_t { kTagTcp = 1, kTagDatagram = 2, kTagListener = 3 };
+// kTagSockets: the kernel's names of the sockets, by their numbers.
+enum Tag : uint16_t { kTagTcp = 1, kTagDatagram = 2, kTagListener = 3, kTagSockets = 4 };
 constexpr uint32_t kNoFd = UINT32_MAX;
 constexpr uint32_t kEventsOfTcp = 0x2005;     // EPOLLIN | EPOLLOUT | EPOLLRDHUP
 constexpr uint32_t kEventsOfOthers = 0x0009;  // EPOLLIN | EPOLLERR
@@ -135,6 +139,107 @@ bool GetHeld(FlowCore* core, TcpFlow* flow, uint32_t from, uint32_t to, StateRea
 
 }  // namespace
 
+struct Record {
+  uint16_t tag = 0;
+  Bytes bytes;
+};
+
+// Nothing: they are not well formed.
+std::optional<std::vector<Record>> Split(Bytes bytes) {
+  std::vector<Record> records;
+  StateReader head(bytes);
+  uint32_t magic = 0;
+  uint16_t version = 0;
+  head.Get(&magic);
+  head.Get(&version);
+  size_t at = sizeof(magic) + sizeof(version);
+  if (bytes.size() < at || magic != kMagic || version < 1) return std::nullopt;
+  while (at < bytes.size()) {
+    uint16_t tag = 0;
+    uint32_t length = 0;
+    if (bytes.size() - at < sizeof(tag) + sizeof(length)) return std::nullopt;
+    std::memcpy(&tag, bytes.data() + at, sizeof(tag));
+    std::memcpy(&length, bytes.data() + at + sizeof(tag), sizeof(length));
+    at += sizeof(tag) + sizeof(length);
+    if (length > bytes.size() - at) return std::nullopt;
+    records.push_back({tag, bytes.subspan(at, length)});
+    at += length;
+  }
+  return records;
+}
+
+// What a record says of its socket.
+struct Wanted {
+  uint32_t index = kNoFd;
+  uint8_t protocol = kProtocolTcp;
+  Endpoint host;
+  SocketRole role = SocketRole::kPeer;
+};
+
+// False: it ends too soon.
+bool ReadWanted(const Record& record, Wanted* wanted) {
+  StateReader in(record.bytes);
+  Endpoint end;
+  in.Get(&wanted->index);
+  if (record.tag == kTagListener) {
+    in.Get(&wanted->protocol);
+    wanted->role = SocketRole::kListener;
+    return in.Get(&wanted->host);
+  }
+  if (record.tag == kTagDatagram) in.Get(&wanted->protocol);
+  if (!in.Get(&end) || !in.Get(&end) || !in.Get(&wanted->host)) return false;
+  TcpFlow flow;
+  if (record.tag == kTagTcp) EachTcpField(flow, [&](auto& value) { in.Get(&value); });
+  // The kernel tells of no peer without a port.
+  if (flow.phase == TcpPhase::kConnecting || wanted->host.port == 0) {
+    wanted->role = SocketRole::kUndecided;
+  }
+  return true;
+}
+
+// Each descriptor is what exactly one record speaks of.
+sdk::Status CheckSockets(std::span<const Record> records, std::span<const int> fds) {
+  std::vector<bool> claimed(fds.size(), false);
+  size_t claims = 0;
+  for (const Record& record : records) {
+    if (record.tag == kTagSockets) {
+      StateReader in(record.bytes);
+      uint32_t count = 0;
+      in.Get(&count);
+      if (count != fds.size()) {
+        return sdk::InvalidArgument("the state has " + std::to_string(fds.size()) +
+                                    " descriptors of flows, not " + std::to_string(count));
+      }
+      for (size_t i = 0; i < fds.size(); ++i) {
+        uint64_t cookie = 0;
+        in.Get(&cookie);
+        if (cookie != 0 && cookie != SocketCookie(fds[i])) {
+          return sdk::InvalidArgument("descriptor " + std::to_string(i) +
+                                      " of the state's flows is not the socket that was saved");
+        }
+      }
+      continue;
+    }
+    if (record.tag != kTagListener && record.tag != kTagTcp && record.tag != kTagDatagram) continue;
+    Wanted wanted;
+    if (!ReadWanted(record, &wanted)) return sdk::InvalidArgument("a saved flow is cut short");
+    if (wanted.index == kNoFd && record.tag != kTagListener) continue;
+    const std::string what = "descriptor " + std::to_string(wanted.index) + " of the state's flows";
+    if (wanted.index >= fds.size()) return sdk::InvalidArgument(what + " is missing");
+    if (claimed[wanted.index]) return sdk::InvalidArgument(what + " is that of two flows");
+    claimed[wanted.index] = true;
+    ++claims;
+    const char* const why =
+        WhyNotSocket(fds[wanted.index], wanted.protocol, wanted.host.address.is_v4(), wanted.role);
+    if (why != nullptr) {
+      return sdk::InvalidArgument(what + ", for " + wanted.host.ToString() + ": " + why);
+    }
+  }
+  if (claims == fds.size()) return {};
+  return sdk::InvalidArgument("the state has " + std::to_string(fds.size()) +
+                              " descriptors of flows, and flows for " + std::to_string(claims));
+}
+
 // The parts of Tcp that make a flow out of a record.
 class TcpState {
  public:
@@ -162,6 +267,8 @@ class TcpState {
     }
     out->Put(flow->service);
     out->End();
+    // Who goes on with the socket moves its peek offset; that this one does is not settled yet.
+    flow->peek_known = false;
   }
 
   // False: the record says what cannot be.
@@ -244,6 +351,7 @@ class TcpState {
       return nullptr;
     }
     in->Get(&flow->service);
+    if (!core.moving) flow->service = false;
     flow->ack_now =
         !waits && flow->phase == TcpPhase::kOpen && flow->last_ack_sent != flow->received;
     if (waits) {
@@ -380,9 +488,15 @@ std::vector<uint32_t> BucketsOf(Shard* shard) {
 
 SavedFlows SaveFlows(std::span<Shard* const> shards) {
   SavedFlows saved;
-  StateWriter out = Begin();
+  StateWriter flows;
   std::vector<uint32_t> listeners;
-  for (Shard* shard : shards) SaveShard(shard, &saved, &out, &listeners);
+  for (Shard* shard : shards) SaveShard(shard, &saved, &flows, &listeners);
+  StateWriter out = Begin();
+  out.Begin(kTagSockets);
+  out.Put(static_cast<uint32_t>(saved.fds.size()));
+  for (const int fd : saved.fds) out.Put(SocketCookie(fd));
+  out.End();
+  out.PutBytes(flows.Take());
   saved.bytes = out.Take();
   return saved;
 }
@@ -410,34 +524,16 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
   };
   std::vector<bool> used(fds.size(), false);
   // Every record is looked at before anything is made.
-  struct Record {
-    uint16_t tag;
-    Bytes bytes;
-  };
-  std::vector<Record> records;
-  StateReader head(bytes);
-  uint32_t magic = 0;
-  uint16_t version = 0;
-  head.Get(&magic);
-  head.Get(&version);
-  size_t at = sizeof(magic) + sizeof(version);
-  bool good = bytes.size() >= at && magic == kMagic && version >= 1;
-  while (good && at < bytes.size()) {
-    uint16_t tag = 0;
-    uint32_t length = 0;
-    good = bytes.size() - at >= sizeof(tag) + sizeof(length);
-    if (!good) break;
-    std::memcpy(&tag, bytes.data() + at, sizeof(tag));
-    std::memcpy(&length, bytes.data() + at + sizeof(tag), sizeof(length));
-    at += sizeof(tag) + sizeof(length);
-    good = length <= bytes.size() - at;
-    if (!good) break;
-    records.push_back({tag, bytes.subspan(at, length)});
-    at += length;
+  const std::optional<std::vector<Record>> records = Split(bytes);
+  sdk::Status good;
+  if (!records.has_value()) {
+    good = sdk::InvalidArgument("the saved flows are not well formed");
+  } else if (!core.moving) {
+    good = CheckSockets(*records, fds);
   }
-  if (!good) {
+  if (!good.ok()) {
     close_all(used);
-    return sdk::InvalidArgument("the saved flows are not well formed");
+    return good.error();
   }
 
   // A descriptor is counted before it is taken; without one the flow ends.
@@ -446,7 +542,7 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
     if (!counted) core.host->GiveDescriptor();
   };
   std::vector<uint32_t> listeners;
-  for (const Record& record : records) {
+  for (const Record& record : *records) {
     StateReader in(record.bytes);
     if (record.tag == kTagListener) {
       ForwardSpec spec;
@@ -488,9 +584,10 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
       const bool whole = in.Get(&tuple.guest) && in.Get(&tuple.remote) && in.Get(&host);
       in.Get(&listener);
       const bool shared = index == kNoFd;
-      const Flow* owner = nullptr;
+      const Listener* owner = nullptr;
       if (shared && listener < listeners.size() && listeners[listener] != kNoFlow) {
-        owner = core.At(listeners[listener]);
+        owner = shard->listeners().At(listeners[listener]);
+        if (owner->protocol != kProtocolUdp) owner = nullptr;
       }
       const bool known =
           tuple.protocol == kProtocolUdp ||

@@ -32,7 +32,8 @@ struct RestoredFlows {
 // reset.
 SavedFlows SaveFlows(std::span<Shard* const> shards);
 // Takes over what SaveFlows gave, and the descriptors, each counted anew, whatever becomes of them.
-// An Error when the bytes are not well formed; nothing was made then. What the flows have to say to
+// An Error when the bytes are not well formed, or the descriptors are not those that they speak of:
+// another number, another order, another kind; nothing was made then. What the flows have to say to
 // the guest they say at the next Continue.
 sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<const int> fds);
 

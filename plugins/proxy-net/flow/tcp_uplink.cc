@@ -98,9 +98,10 @@ void Tcp::DrainSpill(TcpFlow* flow) {
     message.msg_iovlen =
         flow->spill.Gather(core_->pool, flow->to_host, end - flow->to_host, vectors);
     const ssize_t sent = sendmsg(flow->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent < 0) {
-      if (errno == EINTR) continue;
-      if (errno != EAGAIN) return OnHostError(flow, errno);
+    if (sent <= 0) {
+      if (sent < 0 && errno == EINTR) continue;
+      // Nothing of something: it would be so for ever.
+      if (sent == 0 || errno != EAGAIN) return OnHostError(flow, sent == 0 ? EIO : errno);
       flow->writable = false;
       break;
     }
