@@ -62,7 +62,7 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        const Log& log,
                                                        std::shared_ptr<SlotPool> shared_pool,
                                                        std::shared_ptr<DescriptorBudget> budget,
-                                                       std::optional<DeviceState> state) {
+                                                       DeviceState* state) {
   std::shared_ptr<Device> device(new Device(spec, log));
   device->core_->descriptors.emplace(std::move(budget));
   const DescriptorBudget::Share& descriptors = *device->core_->descriptors;
@@ -73,12 +73,12 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                      descriptors.LimitNeeded()));
   };
   if (const absl::Status made =
-          device->Init(std::move(plugin), std::move(shared_pool), state.has_value());
+          device->Init(std::move(plugin), std::move(shared_pool), state != nullptr);
       !made.ok()) {
     // The plugin has its own words for it, but not the number.
     return absl::IsResourceExhausted(made) && descriptors.refused() ? too_few() : made;
   }
-  if (state.has_value()) VIRTBAY_RETURN_IF_ERROR(device->Restore(*std::move(state)));
+  if (state != nullptr) VIRTBAY_RETURN_IF_ERROR(device->Restore(state));
   {
     absl::MutexLock lock(&device->mutex_);
     device->core_->descriptors->SetRoom(device->RoomToKeep());
@@ -169,6 +169,13 @@ absl::Status Device::CheckServing() const {
         absl::StrCat("device ", core_->spec.name, ": a callback of its plugin does not return"));
   }
   return absl::OkStatus();
+}
+
+absl::Status Device::CheckOwnsState() const {
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (!saved_) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "device ", core_->spec.name, ": its state was taken; all that is left is to remove it"));
 }
 
 absl::Status Device::BeginSession() {
@@ -342,7 +349,7 @@ absl::Status Device::Stop() {
 
 absl::Status Device::Start() {
   absl::MutexLock lock(&mutex_);
-  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
   if (!stopped_) return absl::OkStatus();
   stopped_ = false;
   state_ = "ready";

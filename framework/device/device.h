@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -36,10 +35,11 @@ class Device : public std::enable_shared_from_this<Device> {
  public:
   // Makes the plugin's device and brings it to READY.
   // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
+  // `state`: what it goes on with, or null; left as it is unless the plugin was given it.
   static absl::StatusOr<std::shared_ptr<Device>> Create(
       const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
       std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors,
-      std::optional<DeviceState> state = std::nullopt);
+      DeviceState* state = nullptr);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
@@ -95,12 +95,14 @@ class Device : public std::enable_shared_from_this<Device> {
   // The queue threads call generation_ from now on; they must not run. Returns the former pool.
   std::unique_ptr<OffloadPool> UseGeneration(std::unique_ptr<OffloadPool> offload);
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The same, and its state is still its own.
+  absl::Status CheckOwnsState() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `quiesced` is called when every queue has stopped and no thread of the device runs any more.
   void EndSession(bool forget, absl::AnyInvocable<void()> quiesced = nullptr)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Of a device that no front-end has had yet.
-  absl::Status Restore(DeviceState state);
+  absl::Status Restore(DeviceState* state);
   absl::StatusOr<uint32_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Descriptors that this device's session may still open, see DescriptorBudget.
@@ -183,6 +185,7 @@ class Device : public std::enable_shared_from_this<Device> {
   bool attached_ ABSL_GUARDED_BY(mutex_) = false;
   bool session_ ABSL_GUARDED_BY(mutex_) = false;  // ACTIVE or RUNNING
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // by the embedder
+  bool saved_ ABSL_GUARDED_BY(mutex_) = false;    // its state is another device's
   bool served_ ABSL_GUARDED_BY(mutex_) = false;   // a front-end was attached at some time
   bool retired_ ABSL_GUARDED_BY(mutex_) = false;
   bool stuck_ ABSL_GUARDED_BY(mutex_) = false;      // a callback does not return

@@ -13,7 +13,7 @@ namespace virtbay {
 
 absl::StatusOr<DeviceState> Device::Save() {
   absl::MutexLock lock(&mutex_);
-  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
   const virtbay_device_state* table = generation_->StateTable();
   if (table == nullptr) {
     return absl::UnimplementedError(absl::StrCat("device ", core_->spec.name, ": devices of type ",
@@ -38,18 +38,24 @@ absl::StatusOr<DeviceState> Device::Save() {
   }
   stopped_ = true;
   if (!stuck_) state_ = "stopped";
-  if (attached_) core_->RaiseNeedsReset("its state was taken by its host", /*stops=*/true);
+  if (attached_) {
+    core_->RaiseNeedsReset(status.ok() ? "its state was taken by its host" : "stopped by its host",
+                           /*stops=*/true);
+  }
   if (!status.ok()) return Annotate(status, absl::StrCat("device ", core_->spec.name));
   state.type = generation_->type();
+  saved_ = true;
   return state;
 }
 
-absl::Status Device::Restore(DeviceState state) {
-  if (state.type != generation_->type()) {
-    return absl::FailedPreconditionError(absl::StrCat("the state of a device of type ", state.type,
+absl::Status Device::Restore(DeviceState* given) {
+  if (given->type != generation_->type()) {
+    return absl::FailedPreconditionError(absl::StrCat("the state of a device of type ", given->type,
                                                       " is none of a device of type ",
                                                       generation_->type()));
   }
+  VIRTBAY_RETURN_IF_ERROR(CheckStateVersion(generation_.get(), given->version));
+  DeviceState state = std::exchange(*given, DeviceState());
   return SavedState(&state).Restore(generation_.get());
 }
 

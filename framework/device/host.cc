@@ -70,13 +70,12 @@ class HostImpl final : public Host {
     for (auto& [name, device] : devices) device->Retire().IgnoreError();
   }
 
-  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override {
-    return AddDevice(spec, std::nullopt);
+  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override { return AddDevice(spec, nullptr); }
+  // NOLINTNEXTLINE(cppcoreguidelines-rvalue-reference-param-not-moved): only when it is used
+  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState&& state) override {
+    return AddDevice(spec, &state);
   }
-  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState state) override {
-    return AddDevice(spec, std::move(state));
-  }
-  absl::StatusOr<DeviceHandle> AddDevice(const DeviceSpec& spec, std::optional<DeviceState> state) {
+  absl::StatusOr<DeviceHandle> AddDevice(const DeviceSpec& spec, DeviceState* state) {
     VIRTBAY_RETURN_IF_ERROR(CheckName(spec.name));
     const std::string name = spec.name;
     {
@@ -86,7 +85,7 @@ class HostImpl final : public Host {
         return absl::AlreadyExistsError(absl::StrCat("there is a device '", name, "' already"));
       }
     }
-    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec, std::move(state));
+    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec, state);
     absl::MutexLock lock(&mutex_);
     adding_.erase(name);
     if (!device.ok()) return Annotate(device.status(), absl::StrCat("device '", name, "'"));
@@ -153,8 +152,7 @@ class HostImpl final : public Host {
     return absl::NotFoundError(absl::StrCat("there is no device '", name, "'"));
   }
 
-  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec,
-                                                     std::optional<DeviceState> state) {
+  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec, DeviceState* state) {
     VIRTBAY_ASSIGN_OR_RETURN(std::filesystem::path path, FindPlugin(spec.plugin, search_));
     VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> plugin, LoadImage(path));
     std::shared_ptr<SlotPool> shared;
@@ -162,7 +160,7 @@ class HostImpl final : public Host {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
     return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_,
-                          std::move(state));
+                          state);
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {

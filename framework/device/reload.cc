@@ -208,7 +208,7 @@ absl::StatusOr<Device::Replacement> Device::Stage(std::shared_ptr<Plugin> plugin
   bool stateful = false;
   {
     absl::MutexLock lock(&mutex_);
-    VIRTBAY_RETURN_IF_ERROR(CheckServing());
+    VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
     stateful = generation_->StateTable() != nullptr;
     report->device = core_->spec.name;
     report->version_before = generation_->version();
@@ -314,7 +314,7 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
   VIRTBAY_ASSIGN_OR_RETURN(Replacement next, Stage(std::move(plugin), &report));
   {
     absl::MutexLock lock(&mutex_);
-    VIRTBAY_RETURN_IF_ERROR(CheckServing());
+    VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
     VIRTBAY_RETURN_IF_ERROR(CheckReloadable(&next));
     if (session_) {
       VIRTBAY_ASSIGN_OR_RETURN(next.threads, MakeThreads(*next.generation));

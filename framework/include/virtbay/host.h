@@ -201,8 +201,9 @@ class VIRTBAY_EXPORT DeviceHandle {
   // says.
   absl::StatusOr<std::string> Control(const std::string& command, absl::string_view text) const;
   // Stops serving for good and returns the device's state, which another one goes on with; this one
-  // lets go of it without a word to anybody, and is to be removed. Unimplemented when devices of
-  // its type have none. With an error the device is stopped as with Stop.
+  // lets go of it without a word to anybody, and is to be removed: Start, Control and Save answer
+  // FailedPrecondition. Unimplemented when devices of its type have none. With an error the device
+  // is stopped as with Stop, and can be started again.
   absl::StatusOr<DeviceState> Save() const;
 
  private:
@@ -217,9 +218,11 @@ class VIRTBAY_EXPORT Host {
   // Loads the plugin and makes the device; ready for a front-end on return. AlreadyExists,
   // NotFound (plugin), InvalidArgument (spec, the plugin's own refusal) with the device's name.
   virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) = 0;
-  // The same, going on with the state of another device, which is used up. FailedPrecondition: the
-  // state is of another type, or of a version that the plugin does not take.
-  virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState state) = 0;
+  // The same, going on with the state of another device, which is used up (left empty) as soon as
+  // the plugin is given it, also when the plugin then refuses it. With an error of before it stays
+  // the caller's, whole: whatever is wrong with `spec`; FailedPrecondition: the state is of another
+  // type, or of a version that the plugin does not take.
+  virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState&& state) = 0;
   // Ends the device: rings stopped, plugin's device destroyed, image unloaded if it was the last.
   // NotFound. DeadlineExceeded when it is gone from here, but a callback of its plugin does not
   // return or I/O of it does not end: guest memory that it could reach may still be written.
