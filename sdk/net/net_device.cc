@@ -280,19 +280,35 @@ Status NetDevice::Negotiate(uint64_t features) {
   taken.ecn = has(net_feature::kHostEcn);
   taken.uso = taken.csum && has(net_feature::kHostUso);
   state.filter.Reset(net::MacKey(state.config.mac), has(net_feature::kCtrlVlan));
-  state.active_pairs.store(1, std::memory_order_relaxed);
-  state.pairs_set.store(false, std::memory_order_relaxed);
-  state.announce.store(false, std::memory_order_relaxed);
-  const uint64_t bits = features & net_feature::kGuestOffloadBits;
-  state.guest_bits.store(bits, std::memory_order_relaxed);
-  const Status status = OnPairs(1);
+  net::DriverState driver;
+  driver.guest_bits = features & net_feature::kGuestOffloadBits;
+  // Another driver than the one that had set it begins with nothing set, as after every reset.
+  const auto& restored = state.restored;
+  if (restored.has_value() && restored->features == features &&
+      restored->queue_pairs == state.config.queue_pairs) {
+    driver = *restored;
+    state.filter.Set(driver.filter);
+    OnMac(net::MacOf(driver.filter.mac));
+  }
+  state.active_pairs.store(driver.active_pairs, std::memory_order_relaxed);
+  state.pairs_set.store(driver.pairs_set, std::memory_order_relaxed);
+  state.announce.store(driver.announce, std::memory_order_relaxed);
+  state.guest_bits.store(driver.guest_bits, std::memory_order_relaxed);
+  const Status status = OnPairs(driver.active_pairs);
   if (!status.ok()) return status;
   return OnOffloads(state.guest());
 }
 
-Status NetDevice::Activate() { return OnActivate(); }
+Status NetDevice::Activate() {
+  Status status = OnActivate();
+  if (!status.ok()) return status;
+  state_->active = true;
+  state_->restored.reset();
+  return {};
+}
 
 void NetDevice::Deactivate() {
+  state_->active = false;
   OnDeactivate();
   // What a ring that stopped by force has left.
   for (State::Pair& pair : state_->pairs) {
@@ -554,7 +570,20 @@ void NetDevice::State::FlushCapture(uint32_t index) {
 
 namespace {
 constexpr uint32_t kLinkSection = uint32_t{1} << 31;
+constexpr uint32_t kDriverSection = kLinkSection + 1;
 }  // namespace
+
+net::DriverState NetDevice::State::Driver() const {
+  net::DriverState driver;
+  driver.features = features;
+  driver.queue_pairs = config.queue_pairs;
+  driver.active_pairs = active_pairs.load(std::memory_order_relaxed);
+  driver.pairs_set = pairs_set.load(std::memory_order_relaxed);
+  driver.announce = announce.load(std::memory_order_relaxed);
+  driver.guest_bits = guest_bits.load(std::memory_order_relaxed);
+  driver.filter = filter.Get();
+  return driver;
+}
 
 bool NetDevice::restores() const { return host().Option(VIRTBAY_OPTION_RESTORES) == "true"; }
 
@@ -563,19 +592,33 @@ Status NetDevice::Save(StateWriter* state) {
   std::copy(config().mac.begin(), config().mac.end(), link.begin());
   link[6] = link_up() ? 1 : 0;
   state->Add(kLinkSection, link.data(), link.size());
+  if (state_->active) state->Add(kDriverSection, state_->Driver().Serialize());
+  // It was restored, and its driver has not come to it yet.
+  if (state_->restored.has_value()) state->Add(kDriverSection, state_->restored->Serialize());
   return OnSave(state);
 }
 
 Status NetDevice::Restore(StateReader* state) {
   const auto link = state->Find(kLinkSection);
-  if (!link.has_value() || link->size() < 7) {
+  if (!link.has_value() || link->size() < 7 || ((*link)[0] & std::byte{1}) != std::byte{0}) {
     return InvalidArgument("the state is none of a network device");
   }
   // The guest knows its interface by it.
   std::memcpy(state_->config.mac.data(), link->data(), 6);
   state_->filter.Reset(net::MacKey(state_->config.mac), false);
   state_->link_up.store(std::to_integer<uint8_t>((*link)[6]) != 0, std::memory_order_relaxed);
-  return OnRestore(state);
+  // One that had no driver, or is of before there was this section, has none.
+  if (const auto driver = state->Find(kDriverSection); driver.has_value()) {
+    state_->restored = net::DriverState::Parse(*driver);
+    if (!state_->restored.has_value()) {
+      return InvalidArgument("what the state says of the driver is not well formed");
+    }
+  }
+  if (Status status = OnRestore(state); !status.ok()) return status;
+  if (!state->all_fds_taken()) {
+    return InvalidArgument("the state has descriptors that are for nothing here");
+  }
+  return {};
 }
 
 void NetDevice::Release() { OnRelease(); }

@@ -11,10 +11,12 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "sdk/net/capture.h"
+#include "sdk/net/driver_state.h"
 #include "sdk/net/rx_filter.h"
 #include "sdk/net/vnet_header.h"
 #include "virtbay/sdk/net_device.h"
@@ -144,6 +146,10 @@ struct NetDevice::State {
   std::atomic<bool> announce{false};
   net::RxFilter filter;
 
+  bool active = false;  // what the driver has set is in force
+  // What the driver of the device that this one goes on for had set; until the first Activate.
+  std::optional<net::DriverState> restored;
+
   // Capture.
   int capture_fd = -1;
   uint32_t snaplen = kMaxFrame;
@@ -168,6 +174,7 @@ struct NetDevice::State {
   Status ReadOptions();
   Status OpenCapture(const std::string& path);
   void MakeCounters();
+  net::DriverState Driver() const;
   const Host& host() const { return device->host(); }
   // Whose thread's events a pair's are.
   uint32_t event_queue(uint32_t pair) const { return 2 * pair + 1; }

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "virtbay/sdk/net_device.h"
 
@@ -44,6 +45,17 @@ class RxFilter {
   };
   static constexpr uint32_t kTableMax = 64;
   enum class Verdict : uint8_t { kPass, kAddress, kVlan };
+  // All that can be set, as a value.
+  struct Macs {
+    bool every = false;
+    std::vector<uint64_t> macs;  // at most kTableMax
+  };
+  struct Settings {
+    uint32_t modes = 1u << kPromiscuous;
+    uint64_t mac = 0;
+    std::array<Macs, 2> tables;  // unicast, multicast
+    std::array<uint64_t, 64> vlans{};
+  };
 
   // As after a reset: everything passes, but frames of VLANs when the guest names those it wants.
   void Reset(uint64_t mac, bool filters_vlans) {
@@ -76,6 +88,38 @@ class RxFilter {
     std::atomic<uint64_t>& word = vlans_[id / 64];
     wanted ? word.fetch_or(bit, std::memory_order_relaxed)
            : word.fetch_and(~bit, std::memory_order_relaxed);
+  }
+  // While nobody sets anything.
+  Settings Get() const {
+    Settings settings;
+    settings.modes = modes();
+    settings.mac = mac();
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      const uint32_t count = tables_[i].count.load(std::memory_order_acquire);
+      settings.tables[i].every = count == kEvery;
+      for (uint32_t n = 0; count != kEvery && n < count; ++n) {
+        settings.tables[i].macs.push_back(tables_[i].macs[n].load(std::memory_order_relaxed));
+      }
+    }
+    for (size_t i = 0; i < vlans_.size(); ++i) {
+      settings.vlans[i] = vlans_[i].load(std::memory_order_relaxed);
+    }
+    return settings;
+  }
+  void Set(const Settings& settings) {
+    modes_.store(settings.modes, std::memory_order_relaxed);
+    SetMac(settings.mac);
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      const Macs& from = settings.tables[i];
+      const auto count = static_cast<uint32_t>(from.macs.size());
+      for (uint32_t n = 0; n < count; ++n) {
+        tables_[i].macs[n].store(from.macs[n], std::memory_order_relaxed);
+      }
+      tables_[i].count.store(from.every ? kEvery : count, std::memory_order_release);
+    }
+    for (size_t i = 0; i < vlans_.size(); ++i) {
+      vlans_[i].store(settings.vlans[i], std::memory_order_relaxed);
+    }
   }
 
   // Of the first bytes of a frame, at least 14; for its VLAN 18.

@@ -12,6 +12,7 @@ target_compile_definitions(test_net_relay_parallel PRIVATE
   VIRTBAY_RELAY_FLAGS=VIRTBAY_DEVICE_QUEUE_PARALLEL)
 virtbay_add_test(net_device_test
   SOURCES net_device_test.cc net_device_control_test.cc net_device_capture_test.cc
+    net_device_state_test.cc
   LIBRARIES virtbay_guest)
 target_compile_definitions(net_device_test PRIVATE
   VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"

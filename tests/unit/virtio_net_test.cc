@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -43,6 +44,7 @@ using guest::NetClientOptions;
 using guest::NetFrame;
 using guest::NetHeader;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class VirtioNetTest : public DeviceTest {
  protected:
@@ -569,6 +571,94 @@ TEST_F(VirtioNetTest, OnlyAStateOfItsKindIsTaken) {
   // Devices of other types have no state.
   ASSERT_OK_AND_ASSIGN(const DeviceHandle op, host_->Add(Spec("op", {})));
   EXPECT_EQ(op.Save().status().code(), absl::StatusCode::kUnimplemented);
+}
+
+// All that is left of a device whose state was taken is to be removed.
+TEST_F(VirtioNetTest, WhoseStateWasTakenDoesNothingMore) {
+  DeviceHandle device;
+  ASSERT_OK(Add("taken", {{"backend", "loop"}}, &device));
+  ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+  ASSERT_OK_AND_ASSIGN(DeviceState state, device.Save());
+  const auto over = [](const absl::Status& status) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+    EXPECT_THAT(status.message(), HasSubstr("its state was taken"));
+  };
+  over(device.Save().status());
+  over(device.Start());
+  over(device.Control("show", "").status());
+  client.reset();
+  EXPECT_FALSE(Connect(device).ok());
+  EXPECT_EQ(device.Inspect()->state, "stopped");
+  EXPECT_OK(device.Stop());
+  EXPECT_OK(host_->Remove("taken"));
+}
+
+TEST_F(TapTest, ADeviceThatCouldNotSaveGoesOn) {
+  DeviceHandle device;
+  ASSERT_OK(Add("kept", {{"tap", "vbkept"}}, &device));
+  BringUp("vbkept", "10.77.20.1");
+  ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+  rlimit limit{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit none{.rlim_cur = 3, .rlim_max = limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  const absl::StatusOr<DeviceState> state = device.Save();
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  ASSERT_FALSE(state.ok());
+  EXPECT_THAT(state.status().message(), HasSubstr("a descriptor of the state"));
+  EXPECT_THAT(device.Inspect()->failure, Not(HasSubstr("taken")));
+  client.reset();
+  ASSERT_OK(device.Start());
+  ASSERT_OK(device.Control("show", "").status());
+  ASSERT_OK_AND_ASSIGN(client, Connect(device));
+  TestFrame frame = MakeFrame({});
+  ASSERT_OK(client->Send(0, {}, frame.bytes));
+  ASSERT_OK(client->WaitSent(0));
+  EXPECT_EQ(Count(device, "tx_frames"), 1u);
+  EXPECT_OK(device.Save().status());
+}
+
+// What is refused before the plugin has the state leaves it whole, so that it can be tried again.
+TEST_F(TapTest, AStateStaysItsOwnersUntilItIsUsed) {
+  DeviceSpec spec = Spec("first", {{"tap", "vbown"}}, VIRTBAY_VIRTIO_NET);
+  ASSERT_OK_AND_ASSIGN(DeviceHandle device, host_->Add(spec));
+  ASSERT_OK_AND_ASSIGN(DeviceState state, device.Save());
+  ASSERT_EQ(state.fds.size(), 1u);
+  const std::string bytes = state.bytes;
+  const int fd = state.fds[0].fd.get();
+  const auto refused = [&](const DeviceSpec& bad, absl::StatusCode code) {
+    const absl::Status status = host_->Add(bad, std::move(state)).status();
+    EXPECT_EQ(status.code(), code) << status;
+    ASSERT_EQ(state.fds.size(), 1u);
+    EXPECT_EQ(state.fds[0].fd.get(), fd);
+    EXPECT_EQ(state.bytes, bytes);
+  };
+  refused(spec, absl::StatusCode::kAlreadyExists);
+  ASSERT_OK(host_->Remove("first"));
+  DeviceSpec bad = spec;
+  bad.options["mtu"] = "17";
+  refused(bad, absl::StatusCode::kInvalidArgument);
+  bad = spec;
+  bad.name = "a/b";
+  refused(bad, absl::StatusCode::kInvalidArgument);
+  bad = spec;
+  bad.plugin = VIRTBAY_OP_PLUGIN;
+  bad.options.clear();
+  refused(bad, absl::StatusCode::kFailedPrecondition);
+  state.version = 99;
+  refused(spec, absl::StatusCode::kFailedPrecondition);
+  state.version = 1;
+  ASSERT_OK_AND_ASSIGN(device, host_->Add(spec, std::move(state)));
+  // NOLINTNEXTLINE(bugprone-use-after-move): what it is like then is what is looked at
+  EXPECT_TRUE(state.fds.empty() && state.bytes.empty());
+  EXPECT_THAT(*device.Control("show", ""), HasSubstr("\"tap\": \"vbown"));
+  // And it is gone when the plugin had it, whatever it said; descriptors for nothing are an error.
+  ASSERT_OK_AND_ASSIGN(state, device.Save());
+  ASSERT_OK(host_->Remove("first"));
+  state.fds.push_back({77, UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC))});
+  EXPECT_THAT(host_->Add(spec, std::move(state)).status().message(), HasSubstr("for nothing"));
+  // NOLINTNEXTLINE(bugprone-use-after-move)
+  EXPECT_TRUE(state.fds.empty());
 }
 
 TEST_F(TapTest, TcpBetweenTwoKernelsOverTwoDevices) {

@@ -103,10 +103,12 @@ class NetDevice : public Device, public GuestLink {
   /// [control or queue] What the guest takes was settled, or changed at run time by its control
   /// queue (virtio 1.3 5.1.6.5.7). With a failure the guest keeps what it had.
   virtual Status OnOffloads(const GuestOffloads& /*offloads*/) { return {}; }
-  /// [queue, of any] The guest uses so many pairs (virtio 1.3 5.1.6.5.6); one call at a time. With
+  /// [control or queue, of any] The guest uses so many pairs (virtio 1.3 5.1.6.5.6), one unless a
+  /// device goes on that had more; one call at a time. With
   /// a failure it keeps what it had. Frames to it go to the first so many from now on.
   virtual Status OnPairs(uint32_t /*pairs*/) { return {}; }
-  /// [queue, of the control queue] The guest has set another MAC address.
+  /// [queue, of the control queue] The guest has set another MAC address; [control, before
+  /// OnActivate] it had, when this device goes on for another one.
   virtual void OnMac(const MacAddress& /*mac*/) {}
   /// [control] The link was put up or down.
   virtual void OnLink(bool /*up*/) {}
@@ -133,8 +135,11 @@ class NetDevice : public Device, public GuestLink {
   /// [control] Members of a JSON object, e.g. `"flows": 3`, or nothing.
   virtual std::string OnShow() { return {}; }
   /// [control & QUIESCED|READY] Device::Save for the back-end: tags and roles below 2^31 are its.
+  /// MAC address and link are saved already, and what the driver has set by the control queue: that
+  /// comes back with the first driver, if it acknowledges the same features.
   virtual Status OnSave(StateWriter* /*state*/) { return {}; }
-  /// [control & READY, before the first OnActivate] Device::Restore for the back-end.
+  /// [control & READY, before the first OnActivate] Device::Restore for the back-end. Descriptors
+  /// that it does not take make it fail.
   virtual Status OnRestore(StateReader* /*state*/) { return {}; }
   /// [control & QUIESCED|READY] Device::Release for the back-end.
   virtual void OnRelease() {}

@@ -85,6 +85,8 @@ class StateReader {
     }
     return std::nullopt;
   }
+  /// Whether none is left of a role that was not asked for.
+  bool all_fds_taken() const { return fds_.empty(); }
   /// The descriptors of that role, in their order; they are the caller's from now on.
   std::vector<int> TakeFds(uint32_t role) {
     std::vector<int> taken;
