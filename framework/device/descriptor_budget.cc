@@ -41,6 +41,7 @@ DescriptorBudget::Share::Share(std::shared_ptr<DescriptorBudget> budget)
 DescriptorBudget::Share::~Share() {
   absl::MutexLock lock(&budget_->mutex_);
   budget_->common_free_.fetch_add(Common(word_.load()), std::memory_order_relaxed);
+  budget_->control_.fetch_sub(control_.load(), std::memory_order_relaxed);
   std::erase(budget_->shares_, this);
   budget_->Measure();
 }
@@ -64,10 +65,14 @@ bool DescriptorBudget::Share::Take(Use use) {
     return false;
   }
   word_.fetch_add((uint64_t{1} << 32) + 1, std::memory_order_relaxed);
+  if (use == Use::kControl) {
+    control_.fetch_add(1, std::memory_order_relaxed);
+    budget_->control_.fetch_add(1, std::memory_order_relaxed);
+  }
   return true;
 }
 
-void DescriptorBudget::Share::Give() {
+void DescriptorBudget::Share::Give(Use use) {
   uint64_t word = word_.load(std::memory_order_relaxed);
   bool common = false;
   uint64_t next = 0;
@@ -76,7 +81,14 @@ void DescriptorBudget::Share::Give() {
     common = Common(word) > 0;
     next = word - 1 - (common ? uint64_t{1} << 32 : 0);
   } while (!word_.compare_exchange_weak(word, next, std::memory_order_relaxed));
-  if (common) budget_->common_free_.fetch_add(1, std::memory_order_relaxed);
+  if (!common) return;
+  budget_->common_free_.fetch_add(1, std::memory_order_relaxed);
+  uint32_t control = control_.load(std::memory_order_relaxed);
+  while (control > 0 && (use == Use::kControl || control > Common(next))) {
+    if (!control_.compare_exchange_weak(control, control - 1, std::memory_order_relaxed)) continue;
+    budget_->control_.fetch_sub(1, std::memory_order_relaxed);
+    break;
+  }
 }
 
 void DescriptorBudget::Share::SetRoom(uint32_t room) {
@@ -100,9 +112,9 @@ uint32_t DescriptorBudget::Share::LimitNeeded() const {
 bool DescriptorBudget::TakeCommon(Share::Use use, uint32_t has) {
   const int64_t growth = growth_.load(std::memory_order_relaxed);
   int64_t kept = 0;
-  if (use == Share::Use::kGuest) kept = growth;
+  if (use != Share::Use::kControl) kept = KeptFromGuests();
   if (use == Share::Use::kCached) {
-    kept = std::max(growth, common_total_.load(std::memory_order_relaxed) / 2);
+    kept = std::max(kept, common_total_.load(std::memory_order_relaxed) / 2);
   }
   const bool shares = use != Share::Use::kControl && several_.load(std::memory_order_relaxed);
   int64_t free = common_free_.load(std::memory_order_relaxed);
@@ -110,6 +122,15 @@ bool DescriptorBudget::TakeCommon(Share::Use use, uint32_t has) {
     if (free <= kept || (shares && has >= kGreed * (free - growth))) return false;
   } while (!common_free_.compare_exchange_weak(free, free - 1, std::memory_order_relaxed));
   return true;
+}
+
+int64_t DescriptorBudget::KeptFromGuests() const {
+  const int64_t growth = growth_.load(std::memory_order_relaxed);
+  const int64_t total = common_total_.load(std::memory_order_relaxed);
+  const int64_t control = std::max<int64_t>(control_.load(std::memory_order_relaxed), 0);
+  // How far the devices themselves are into the last of it: then half of what they leave is kept.
+  const int64_t into = std::clamp<int64_t>(control - (total - 2 * growth), 0, control);
+  return std::max<int64_t>(growth - (into + 1) / 2, 0);
 }
 
 DescriptorBudget::Process DescriptorBudget::Look() const {

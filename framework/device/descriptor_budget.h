@@ -40,8 +40,8 @@ class DescriptorBudget {
     };
     // [any] Counts one that is about to be opened; false: there is none left.
     bool Take(Use use);
-    // [any] One that was counted is closed.
-    void Give();
+    // [any] One that was counted is closed. `use`: what it was for, as far as that is known.
+    void Give(Use use = Use::kGuest);
     // [any] So many more of those that are counted are not open, so that they do not show in what
     // the process has open.
     void Keep(int32_t change) { kept_.fetch_add(change, std::memory_order_relaxed); }
@@ -73,6 +73,9 @@ class DescriptorBudget {
     uint32_t room_ = kFirstRoom;           // guarded by the budget
     // How many of them come out of the common part << 32 | how many are held.
     std::atomic<uint64_t> word_{0};
+    // Of those out of the common part: for the device itself. An estimate, since who gives does not
+    // always know: too high while a guest holds as many for it.
+    std::atomic<uint32_t> control_{0};
     std::atomic<int32_t> kept_{0};  // of those that are held
     std::atomic<bool> refused_{false};
   };
@@ -80,7 +83,8 @@ class DescriptorBudget {
   // Descriptors that are left to a process with that limit for whatever it does in between: control
   // connections, front-ends' messages, libraries that are loaded.
   static constexpr uint32_t Slack(uint32_t limit) { return std::clamp(limit / 16, 6u, 64u); }
-  // Those of the common part that only devices take that are still to come: one or two.
+  // Those of the common part that only devices take that are still to come, one or two, and what is
+  // added to those that there are. Where the latter have taken most, half of the rest.
   static constexpr uint32_t Growth(uint32_t limit) {
     return limit < 128 ? 0 : std::min((limit - 128) / 8 * 3, std::max(128u, limit / 32));
   }
@@ -122,6 +126,8 @@ class DescriptorBudget {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `has`: what the device has of the common part.
   bool TakeCommon(Share::Use use, uint32_t has);
+  // What guests leave of the common part.
+  int64_t KeptFromGuests() const;
 
   const Process* const process_;
   absl::Mutex mutex_;
@@ -129,6 +135,7 @@ class DescriptorBudget {
   std::atomic<int64_t> common_total_{0};  // changed under mutex_
   std::atomic<int64_t> common_free_{0};
   std::atomic<int64_t> growth_{0};
+  std::atomic<int64_t> control_{0};   // of the common part, for the devices themselves
   std::atomic<bool> several_{false};  // there are other devices
 };
 

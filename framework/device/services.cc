@@ -281,7 +281,10 @@ uint32_t TakeDescriptor(virtbay_host_device* host, uint32_t flags) {
   return host->core->descriptors->Take(use) ? 1 : 0;
 }
 
-void GiveDescriptor(virtbay_host_device* host) { host->core->descriptors->Give(); }
+void GiveDescriptor(virtbay_host_device* host) {
+  using Use = DescriptorBudget::Share::Use;
+  host->core->descriptors->Give(IsControlThread(host) != 0 ? Use::kControl : Use::kGuest);
+}
 void KeepDescriptors(virtbay_host_device* host, int32_t change) {
   host->core->descriptors->Keep(change);
 }

@@ -67,18 +67,28 @@ int FdBudget::Remove(Inode& inode) {
 
 bool FdBudget::KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths) {
   host_ = host;
+  uint32_t kept = 0;
   // More than the least only of its own: there may be a thousand of such devices.
-  while (spares_wanted_ < count &&
-         TakeUnit(spares_wanted_ < kLeastSpares ? 0 : VIRTBAY_DESCRIPTOR_OWN)) {
-    ++spares_wanted_;
-  }
-  spares_.store(spares_wanted_);
-  Keep(static_cast<int32_t>(spares_wanted_));
-  spares_for_paths_ = std::min(for_paths, spares_wanted_ / 2);
+  while (kept < count && TakeUnit(kept < kLeastSpares ? 0 : VIRTBAY_DESCRIPTOR_OWN)) ++kept;
+  spares_.store(kept);
+  spares_wanted_.store(kept);
+  Keep(static_cast<int32_t>(kept));
+  spares_for_paths_ = std::min(for_paths, kept / 2);
   // A share of which no file can be opened is of no use.
   if (!TakeUnit(0)) return false;
   GiveUnit();
-  return spares_wanted_ >= std::min(count, kLeastSpares);
+  return kept >= std::min(count, kLeastSpares);
+}
+
+bool FdBudget::KeepForFiles() {
+  while (spares_for_files_.load(std::memory_order_relaxed) < kFilesOfShares) {
+    if (!TakeUnit(0)) return false;
+    spares_.fetch_add(1, std::memory_order_relaxed);
+    spares_wanted_.fetch_add(1, std::memory_order_relaxed);
+    spares_for_files_.fetch_add(1, std::memory_order_relaxed);
+    Keep(1);
+  }
+  return true;
 }
 
 bool FdBudget::TakeUnit(uint32_t flags) {
@@ -102,7 +112,7 @@ void FdBudget::GiveUnit() {
 bool FdBudget::AddSpare() {
   uint32_t spares = spares_.load(std::memory_order_relaxed);
   do {
-    if (spares >= spares_wanted_) return false;
+    if (spares >= spares_wanted_.load(std::memory_order_relaxed)) return false;
   } while (!spares_.compare_exchange_weak(spares, spares + 1, std::memory_order_relaxed));
   Keep(1);
   return true;
@@ -110,10 +120,10 @@ bool FdBudget::AddSpare() {
 
 // The caller has the spare one's unit then.
 bool FdBudget::UseSpare(FdKind kind) {
-  if (kind == FdKind::kFile &&
-      open_.load(std::memory_order_relaxed) >= paths_.load(std::memory_order_relaxed) + kFewFiles) {
-    return false;
-  }
+  const uint32_t others =
+      paths_.load(std::memory_order_relaxed) + roots_.load(std::memory_order_relaxed);
+  const uint32_t few = std::max(kFewFiles, spares_for_files_.load(std::memory_order_relaxed));
+  if (kind == FdKind::kFile && open_.load(std::memory_order_relaxed) >= others + few) return false;
   const uint32_t kept = KeptFrom(kind);
   uint32_t spares = spares_.load(std::memory_order_relaxed);
   do {
@@ -132,6 +142,7 @@ bool FdBudget::TakeFor(FdKind kind) {
     if (TakeUnit(path ? VIRTBAY_DESCRIPTOR_CACHED : 0)) return true;
   }
   if (path && TakeUnit(0)) return true;
+  if (kind == FdKind::kRoot) return false;
   if (UseSpare(kind)) return true;
   if (kind == FdKind::kFile) return false;
   // Rather some inodes lost, whose names the guest itself has removed, than all of them. What is
@@ -155,11 +166,14 @@ bool FdBudget::Reserve(FdKind kind) {
 }
 
 bool FdBudget::ReserveRoot() {
-  uint32_t units = 0;
-  while (units <= kFewFiles && TakeUnit(0)) ++units;
-  const bool enough = units > kFewFiles;
-  for (; units > 0; --units) GiveUnit();
-  return enough && Reserve(FdKind::kFile);
+  if (!KeepForFiles() || !Reserve(FdKind::kRoot)) return false;
+  roots_.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+void FdBudget::UnreserveRoot() {
+  roots_.fetch_sub(1, std::memory_order_relaxed);
+  Unreserve(false);
 }
 
 void FdBudget::Unreserve(bool path) {

@@ -49,6 +49,7 @@ enum class FdKind : uint8_t {
   kPath,   // O_PATH of an inode: nothing is found without; kept until it is cold
   kShort,  // a directory, which is listed and closed; what is closed by the operation that opens it
   kFile,   // an open file or a lock: the guest holds it as long as it likes
+  kRoot,   // the directory of a share: stays as long as the share
 };
 
 class FdBudget {
@@ -58,6 +59,9 @@ class FdBudget {
   // So many files may take spare ones, too: what is the device's own may shrink
   // when others join, and a guest that can list files and open none is not helped.
   static constexpr uint32_t kFewFiles = 4;
+  // So many where there are shares to be added: these may take all that there is, but what these
+  // files need is set aside with the first of them.
+  static constexpr uint32_t kFilesOfShares = 8;
 
   // [control] `paths`: most O_PATH descriptors of inodes; `total`: most descriptors of any kind.
   void Configure(InodeTable* table, uint32_t paths, uint32_t total);
@@ -92,9 +96,11 @@ class FdBudget {
   // Counts one descriptor that the caller is about to open, closing cold ones if need be. False:
   // the guest itself holds too many (ENFILE).
   bool Reserve(FdKind kind);
-  // The same for the directory of a share, if some are left then for the guest's files. [control]
+  // The same for the directory of a share; kFilesOfShares stay for the guest's files, however many
+  // shares there are. [control]
   bool ReserveRoot();
   void Unreserve(bool path);
+  void UnreserveRoot();
   // A descriptor is closed: close(2) and Unreserve.
   void Close(int fd, bool path);
   // open(2) said EMFILE, since others in the process have opened more than they were given: closes
@@ -118,6 +124,8 @@ class FdBudget {
     if (host_ != nullptr) host_->KeepDescriptors(change);
   }
   bool TakeFor(FdKind kind);
+  // Sets aside what kFilesOfShares need beside paths and directories. False: there are fewer.
+  bool KeepForFiles();
   bool UseSpare(FdKind kind);
   bool AddSpare();
 
@@ -130,10 +138,12 @@ class FdBudget {
   uint64_t* evicted_ = nullptr;
   uint64_t* gauge_ = nullptr;
   const sdk::Host* host_ = nullptr;
-  uint32_t spares_wanted_ = 0;
+  std::atomic<uint32_t> spares_wanted_{0};  // changed on [control]
   uint32_t spares_for_paths_ = 0;
+  std::atomic<uint32_t> spares_for_files_{0};  // of shares; changed on [control]
   std::atomic<uint32_t> paths_{0};
   std::atomic<uint32_t> open_{0};   // counted for an open
+  std::atomic<uint32_t> roots_{0};  // of them those of shares
   std::atomic<uint32_t> units_{0};  // the same and the spare ones: what the host has given
   std::atomic<uint32_t> spares_{0};
   std::mutex mu_;

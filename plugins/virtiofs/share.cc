@@ -48,7 +48,7 @@ bool IsRemote(int64_t type) {
 
 Share::~Share() {
   if (root_fd >= 0) ::close(root_fd);
-  if (budget != nullptr) budget->Unreserve(false);
+  if (budget != nullptr) budget->UnreserveRoot();
   if (inos != nullptr) inos->Release(id);
 }
 

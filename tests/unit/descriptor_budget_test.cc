@@ -197,6 +197,26 @@ TEST_F(DescriptorBudgetTest, CachesLeaveHalf) {
   EXPECT_EQ(TakeAll(share), static_cast<uint32_t>(common / 2) - DescriptorBudget::Growth(1024));
 }
 
+// Where the devices themselves have most of what is common (a thousand shares), their guests may
+// still have half of the rest, and not only what is beyond the part for devices to come.
+TEST_F(DescriptorBudgetTest, GuestsHaveHalfOfWhatDevicesThemselvesLeave) {
+  Share& share = Join();
+  constexpr int64_t kGrowth = DescriptorBudget::Growth(1024);
+  while (share.held() < share.guaranteed()) ASSERT_TRUE(share.Take(Use::kControl));
+  const int64_t total = budget_->common_free();
+  ASSERT_GT(total, 2 * kGrowth);
+  for (const int64_t left : {2 * kGrowth, kGrowth, int64_t{40}, int64_t{8}, int64_t{1}}) {
+    while (budget_->common_free() > left) ASSERT_TRUE(share.Take(Use::kControl));
+    const uint32_t got = TakeAll(share);
+    EXPECT_EQ(got, left - left / 2) << left;
+    for (uint32_t i = 0; i < got; ++i) share.Give();
+    EXPECT_EQ(budget_->common_free(), left);
+  }
+  // What is given back is for devices to come again.
+  while (budget_->common_free() < total) share.Give(Use::kControl);
+  EXPECT_EQ(TakeAll(share), total - kGrowth);
+}
+
 TEST_F(DescriptorBudgetTest, OthersInTheProcessComeFirst) {
   Share& share = Join();
   TakeAll(share, Use::kControl);

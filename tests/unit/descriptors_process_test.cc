@@ -438,5 +438,99 @@ INSTANTIATE_TEST_SUITE_P(Limits, CrowdOfDevices,
                                   std::to_string(test.param.devices);
                          });
 
+// ---- many shares of one device ------------------------------------------------------------------
+
+class CrowdOfShares : public ::testing::TestWithParam<uint32_t> {
+ protected:
+  // Some more than fit.
+  int Most() const { return static_cast<int>(GetParam()) + 10; }
+  void SetUp() override {
+    for (int i = 0; i < Most(); ++i) {
+      stdfs::create_directories(dir_ / Numbered("d", i));
+      dir_.Write(Numbered("d", i) + "/file", "text");
+    }
+  }
+  std::string Config(int shares) const {
+    std::string config = "[host]\nlog-level = \"warn\"\nrlimit-nofile = 0\ncontrol-socket = \"" +
+                         (dir_ / "control").native() +
+                         "\"\n[[device]]\nname = \"all\"\nplugin = \"virtiofs\"\nsocket = \"" +
+                         (dir_ / "s").native() + "\"\n[device.options]\naggregate = true\n" +
+                         "request-queues = 4\n";
+    for (int i = 0; i < shares; ++i) {
+      config += "[[device.share]]\nname = \"" + Numbered("n", i) + "\"\npath = \"" +
+                (dir_ / Numbered("d", i)).native() + "\"\n";
+    }
+    return config;
+  }
+  // How many files a guest can have open at once, with all queues of the device in use, each of
+  // another share.
+  int FilesAtOnce(int shares) {
+    const auto guest = Guest::Connect(dir_ / "s", 4);
+    if (guest == nullptr) return -1;
+    for (int i = 0; i < shares; ++i) {
+      const uint64_t node = guest->Node(Numbered("n", i) + "/file");
+      const int error = guest->fs(static_cast<uint32_t>(i) % 4).Open(node, O_RDWR).error;
+      if (error == 0) continue;
+      EXPECT_EQ(error, ENFILE);
+      // What is open is no obstacle to listing and finding.
+      const auto list = guest->fs().OpenDir(kRoot);
+      EXPECT_EQ(list.error, 0);
+      EXPECT_NE(guest->Node(Numbered("n", shares - 1) + "/file"), 0u);
+      return i;
+    }
+    return shares;
+  }
+
+  TempDir dir_;
+};
+
+// However many are accepted, the guest can open files, and the next one is refused in so many
+// words.
+TEST_P(CrowdOfShares, WhoIsTakenInCanBeUsed) {
+  dir_.Write("virtbay.toml", Config(0));
+  Process process(dir_ / "virtbay.toml", dir_ / "log", GetParam());
+  ASSERT_TRUE(process.ready()) << ReadFile(dir_ / "log");
+  Control control(dir_ / "control");
+  int shares = 0;
+  std::string answer;
+  for (; shares < Most(); ++shares) {
+    answer = control.Ask(R"({"command":"share-add","device":"all","share":{"name":")" +
+                         Numbered("n", shares) + R"(","path":")" +
+                         (dir_ / Numbered("d", shares)).native() + R"("}})");
+    if (!Worked(answer)) break;
+  }
+  EXPECT_NE(answer.find("the limit on open files"), std::string::npos) << answer;
+  EXPECT_GT(shares, static_cast<int>(GetParam()) / 8);
+  RecordProperty("shares", shares);
+  int before = 0;
+  for (const int fewer : {0, 1, 8, 40}) {
+    for (; shares > 0 && fewer > 0 && before < fewer; ++before) {
+      --shares;
+      ASSERT_TRUE(Worked(control.Ask(R"({"command":"share-remove","device":"all","name":")" +
+                                     Numbered("n", shares) + R"("})")));
+    }
+    const int files = FilesAtOnce(shares);
+    EXPECT_GE(files, std::min(shares, 8)) << shares << " shares, open: " << process.open();
+    // About half of what is left, and not the last few alone; some are of what finds them.
+    EXPECT_GE(files, std::min(shares, fewer * 3 / 8))
+        << shares << " shares, open: " << process.open();
+  }
+  EXPECT_EQ(process.Stop(), 0);
+  EXPECT_EQ(ReadFile(dir_ / "log").find("oo many open files"), std::string::npos);
+}
+
+TEST_P(CrowdOfShares, AFileWithTooManySaysSo) {
+  dir_.Write("virtbay.toml", Config(Most()));
+  Process process(dir_ / "virtbay.toml", dir_ / "log", GetParam());
+  ASSERT_FALSE(process.ready());
+  EXPECT_EQ(process.Wait(), 1);
+  const std::string log = ReadFile(dir_ / "log");
+  EXPECT_NE(log.find("the limit on open files leaves none"), std::string::npos) << log;
+  EXPECT_NE(log.find(dir_.path().native() + "/d"), std::string::npos) << log;
+}
+
+INSTANTIATE_TEST_SUITE_P(Limits, CrowdOfShares, ::testing::Values(128u, 256u, 1024u),
+                         [](const auto& test) { return std::to_string(test.param); });
+
 }  // namespace
 }  // namespace virtbay::testing

@@ -284,6 +284,34 @@ TEST_F(VirtioFsInodes, SpareDescriptorsAreForListingAndFinding) {
   EXPECT_EQ(budget_.spares(), 8u);
 }
 
+// Shares may take all that there is but what some files need.
+TEST_F(VirtioFsInodes, SharesLeaveSomeForFiles) {
+  budget_.Configure(&table_, 64, 60);
+  ASSERT_TRUE(budget_.KeepSpares(nullptr, 12, 4));
+  int roots = 0;
+  while (roots < 100 && budget_.ReserveRoot()) ++roots;
+  EXPECT_EQ(roots, 60 - 12 - static_cast<int>(FdBudget::kFilesOfShares));
+  EXPECT_FALSE(budget_.ReserveRoot());
+  const auto reserve = [&](FdKind kind) {
+    int count = 0;
+    while (count < 100 && budget_.Reserve(kind)) ++count;
+    return count;
+  };
+  EXPECT_EQ(reserve(FdKind::kFile), static_cast<int>(FdBudget::kFilesOfShares));
+  EXPECT_EQ(reserve(FdKind::kShort), 8);
+  EXPECT_EQ(reserve(FdKind::kPath), 4);
+  EXPECT_EQ(budget_.open(), 60u);
+  // One that goes makes room for a file, and no file for a share.
+  budget_.UnreserveRoot();
+  EXPECT_FALSE(budget_.ReserveRoot());
+  for (uint32_t i = 0; i < FdBudget::kFilesOfShares + 8 + 4; ++i) budget_.Unreserve(i < 4);
+  EXPECT_EQ(budget_.spares(), 20u);
+  EXPECT_TRUE(budget_.ReserveRoot());
+  EXPECT_FALSE(budget_.ReserveRoot());
+  for (; roots > 0; --roots) budget_.UnreserveRoot();
+  EXPECT_EQ(budget_.open(), 0u);
+}
+
 // An inode that is reached by its descriptor alone keeps it as long as anything else can go.
 TEST_F(VirtioFsInodes, NamelessOnesAreTheLastToGo) {
   budget_.Configure(&table_, 64, 8);
