@@ -691,12 +691,13 @@ TEST_F(ProxyNetGuestTest, AStateThatIsWrongMakesNoDevice) {
   ASSERT_OK_AND_ASSIGN(const DeviceState good, InHost([&] { return device_.Save(); }));
   guest_->Stop();
   ASSERT_OK(host_->Remove("net"));
-  const auto add = [&](const std::string& type, uint32_t version, const std::string& bytes) {
+  const auto add = [&](const std::string& type, uint32_t version, const std::string& bytes,
+                       uint32_t role = 1) {
     DeviceState state;
     state.type = type;
     state.version = version;
     state.bytes = bytes;
-    state.fds.push_back({1, UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC))});
+    if (role != 0) state.fds.push_back({role, UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC))});
     const auto added = InHost([&] { return host_->Add(spec_, std::move(state)); });
     if (added.ok()) host_->Remove("net").IgnoreError();
     return added.status();
@@ -712,7 +713,91 @@ TEST_F(ProxyNetGuestTest, AStateThatIsWrongMakesNoDevice) {
     wrong[at] = static_cast<char>(wrong[at] ^ 0x5a);
     add("proxy-net", 1, wrong).IgnoreError();
   }
-  EXPECT_OK(add("proxy-net", 1, good.bytes));
+  EXPECT_THAT(add("proxy-net", 1, good.bytes).message(),
+              HasSubstr("1 descriptors of flows, not 0"));
+  EXPECT_THAT(add("proxy-net", 1, good.bytes, 77).message(), HasSubstr("for nothing here"));
+  EXPECT_OK(add("proxy-net", 1, good.bytes, 0));
+}
+
+// Descriptors in another order, of another kind or number make none either, and the right ones go
+// on afterwards: nothing was done to them.
+TEST_F(ProxyNetGuestTest, AStateWithOtherDescriptorsMakesNoDevice) {
+  Start({{"forward", "tcp:0:8080,udp:0:5353"}});
+  if (IsSkipped()) return;
+  uint16_t port = 0;
+  UniqueFd listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &port); });
+  UniqueFd guest_end = ConnectTo(kHost4, port);
+  UniqueFd host_end(accept(listener.get(), nullptr, nullptr));
+  ASSERT_TRUE(host_end.valid());
+  uint16_t udp_port = 0;
+  UniqueFd server = InHost([&] { return Bound(kHost4, SOCK_DGRAM, &udp_port); });
+  UniqueFd client = ConnectTo(kHost4, udp_port, SOCK_DGRAM);
+  Say(client.get(), "question");
+  EXPECT_EQ(Receive(server.get()), "question");
+  ASSERT_OK_AND_ASSIGN(DeviceState good, InHost([&] { return device_.Save(); }));
+  ASSERT_EQ(good.fds.size(), 4u);
+  guest_->Stop();
+  ASSERT_OK(host_->Remove("net"));
+  const auto copy = [&] {
+    DeviceState state{.type = good.type, .version = good.version, .bytes = good.bytes, .fds = {}};
+    for (const auto& fd : good.fds) state.fds.push_back({fd.role, fd.fd.Duplicate()});
+    return state;
+  };
+  const auto refused = [&](const std::string& what, DeviceState state) {
+    const auto added = InHost([&] { return host_->Add(spec_, std::move(state)); });
+    EXPECT_EQ(added.status().code(), absl::StatusCode::kInvalidArgument) << what << added.status();
+    EXPECT_THAT(added.status().message(), HasSubstr("descriptor")) << what;
+    if (added.ok()) host_->Remove("net").IgnoreError();
+  };
+  for (int i = 0; i < 4; ++i) {
+    DeviceState state = copy();
+    state.fds.erase(state.fds.begin() + i);
+    refused("without one", std::move(state));
+    state = copy();
+    state.fds[static_cast<size_t>(i)].role = 77;
+    refused("of another role", std::move(state));
+    state = copy();
+    state.fds[static_cast<size_t>(i)].fd = UniqueFd(open("/dev/null", O_RDWR | O_CLOEXEC));
+    refused("a file", std::move(state));
+  }
+  DeviceState state = copy();
+  std::reverse(state.fds.begin(), state.fds.end());
+  refused("reversed", std::move(state));
+  state = copy();
+  state.fds.clear();
+  refused("without any", std::move(state));
+  ASSERT_OK_AND_ASSIGN(device_, InHost([&] { return host_->Add(spec_, std::move(good)); }));
+  ASSERT_OK_AND_ASSIGN(auto transport, guest::InProcessTransport::Attach(device_));
+  guest::NetClientOptions options;
+  options.rx_buffers = 256;
+  ASSERT_OK_AND_ASSIGN(auto net,
+                       guest::NetClient::Create(std::move(transport), std::move(options)));
+  guest_->Start(std::move(net), 1);
+  Say(host_end.get(), "down");
+  EXPECT_EQ(Receive(guest_end.get()), "down");
+  Say(guest_end.get(), "up");
+  EXPECT_EQ(Receive(host_end.get()), "up");
+
+  // With the right ones, whatever the bytes say: a device that answers and goes, or none.
+  ASSERT_OK_AND_ASSIGN(good, InHost([&] { return device_.Save(); }));
+  guest_->Stop();
+  ASSERT_OK(host_->Remove("net"));
+  int made = 0;
+  for (size_t at = 0; at < good.bytes.size(); at += 3) {
+    state = copy();
+    state.bytes[at] = static_cast<char>(state.bytes[at] ^ (at % 2 == 0 ? 0x5a : 0xff));
+    const auto added = InHost([&] { return host_->Add(spec_, std::move(state)); });
+    if (!added.ok()) continue;
+    ++made;
+    ASSERT_OK_AND_ASSIGN(transport, guest::InProcessTransport::Attach(*added));
+    guest::NetClientOptions few;
+    few.rx_buffers = 64;
+    ASSERT_OK_AND_ASSIGN(net, guest::NetClient::Create(std::move(transport), std::move(few)));
+    ASSERT_OK(added->Control("flows", "").status()) << at;
+    net.reset();
+    ASSERT_OK(host_->Remove("net")) << at;
+  }
+  EXPECT_GT(made, 0);
 }
 
 // ---- several queue pairs ------------------------------------------------------------------------
