@@ -67,6 +67,13 @@ bool FindControl(std::span<std::byte> control, int level, int type, T* value) {
   return false;
 }
 
+// An echo over IPv6 to an address of which a socket would reach the IPv4 one (v4-mapped): it goes
+// as ICMP, and its answer comes back as ICMPv6 (RFC 7915 4.2, 5.2).
+bool IsTranslatedEcho(const DatagramFlow& flow) {
+  return flow.kind == FlowKind::kEcho && flow.host.address.is_v4() &&
+         flow.tuple.guest.address.is_v6();
+}
+
 }  // namespace
 
 Datagrams::Datagrams(FlowCore* core) : core_(core), flows_(core->limits.datagram_flows) {}
@@ -265,12 +272,29 @@ int64_t Datagrams::Send(DatagramFlow* flow, const GuestDatagram& packet) {
   if (packet.segment_size != 0 && packet.length > packet.segment_size) {
     options.control = Control<uint16_t>(control, IPPROTO_UDP, UDP_SEGMENT, packet.segment_size);
   }
+  if (IsTranslatedEcho(*flow)) return SendTranslatedEcho(*flow, packet);
   if (packet.length == 0) {
     const ssize_t n = sendto(fd, nullptr, 0, MSG_DONTWAIT | MSG_NOSIGNAL,
                              flow->shared ? name.get() : nullptr, flow->shared ? name.size : 0);
     return n < 0 ? -errno : n;
   }
   return packet.frame->SendTo(fd, packet.offset, packet.length, options);
+}
+
+// The kernel fills in the checksum, which covers no addresses here, and its own identifier.
+int64_t Datagrams::SendTranslatedEcho(const DatagramFlow& flow, const GuestDatagram& packet) {
+  std::array<std::byte, kIcmpSize> header;
+  if (packet.length < kIcmpSize || !packet.frame->Copy(packet.offset, header)) return -EAGAIN;
+  header[0] = std::byte{IcmpHeader::kEchoRequest};
+  header[2] = header[3] = std::byte{0};
+  if (packet.length == kIcmpSize) {
+    const ssize_t n = send(flow.fd, header.data(), header.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+    return n < 0 ? -errno : n;
+  }
+  sdk::SendOptions options;
+  options.prefix = header;
+  constexpr auto kHeader = static_cast<uint32_t>(kIcmpSize);
+  return packet.frame->SendTo(flow.fd, packet.offset + kHeader, packet.length - kHeader, options);
 }
 
 void Datagrams::OnEvents(DatagramFlow* flow, uint32_t events) {
@@ -477,6 +501,10 @@ Datagrams::Outcome Datagrams::PassEcho(DatagramFlow* flow) {
   const auto size = static_cast<size_t>(n);
   if (size < kIcmpSize) return Outcome::kDropped;
   const std::span<uint8_t> message = buffer.first(size);
+  if (IsTranslatedEcho(*flow)) {
+    if (message[0] != IcmpHeader::kEchoReply) return Outcome::kDropped;
+    message[0] = IcmpHeader::kV6EchoReply;
+  }
   message[4] = static_cast<uint8_t>(flow->tuple.guest.port >> 8);
   message[5] = static_cast<uint8_t>(flow->tuple.guest.port);
   Touch(flow);
@@ -586,6 +614,7 @@ void Datagrams::PassError(DatagramFlow* flow, uint8_t type, uint8_t code, uint32
   writer.Put(payload);
   if (echo && payload.size() >= kIcmpSize) {
     writer.PatchU16(start + 4, flow->tuple.guest.port);
+    if (IsTranslatedEcho(*flow)) writer.PatchU16(start, IcmpHeader::kV6EchoRequest << 8);
   }
   if (!writer.ok()) return;
   core_->SendIcmpError(from, error.type, error.code, error.rest, writer.written());

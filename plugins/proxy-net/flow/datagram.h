@@ -75,6 +75,7 @@ class Datagrams {
   bool OpenSocket(DatagramFlow* flow, const GuestDatagram& packet);
   void Touch(DatagramFlow* flow);
   int64_t Send(DatagramFlow* flow, const GuestDatagram& packet);
+  int64_t SendTranslatedEcho(const DatagramFlow& flow, const GuestDatagram& packet);
   void SetHopLimit(DatagramFlow* flow, uint8_t hop_limit);
   // False: there was none to read.
   bool ReadErrors(DatagramFlow* flow);
