@@ -357,10 +357,21 @@ absl::Status Device::Start() {
   return absl::OkStatus();
 }
 
-absl::Status Device::Retire() {
+void Device::Farewell(FarewellReason reason) {
+  const uint32_t code =
+      reason == FarewellReason::kRemoved ? VIRTBAY_FAREWELL_REMOVED : VIRTBAY_FAREWELL_HOST_ENDS;
+  absl::MutexLock lock(&threads_mutex_);
+  if (live_threads_.empty() || std::exchange(farewell_asked_, true)) return;
+  for (QueueThread* thread : live_threads_) {
+    thread->Post([thread, code] { thread->Farewell(code); });
+  }
+}
+
+absl::Status Device::Retire(FarewellReason reason) {
   absl::MutexLock lock(&mutex_);
   if (retired_) return absl::OkStatus();
   retired_ = true;
+  Farewell(reason);
   EndSession(/*forget=*/true);
   // A device that served nobody has nothing to account for, and Stop has said it already.
   if (served_ && !stopped_) {

@@ -51,9 +51,12 @@ class Device : public std::enable_shared_from_this<Device> {
   // Puts another image of its plugin in the place of the one that serves, see Host::Reload.
   absl::StatusOr<ReloadReport> Reload(std::shared_ptr<Plugin> plugin, const ReloadOptions& options);
   std::filesystem::path plugin_path() const;
+  // [any] Asks the threads that serve to let the plugin say its last words, if none has been asked
+  // yet. Waits for nothing: what stops a ring comes to its thread after this.
+  void Farewell(FarewellReason reason);
   // Ends service for good and destroys the plugin's device. DeadlineExceeded when something of it
   // does not end, and so may still write to guest memory: it is leaked then.
-  absl::Status Retire();
+  absl::Status Retire(FarewellReason reason = FarewellReason::kRemoved);
   // Logs queue threads that have been in one plugin callback since the last call and for at least
   // `threshold`. Called by one watchdog thread.
   void ReportStuck(absl::Duration threshold);
@@ -200,6 +203,7 @@ class Device : public std::enable_shared_from_this<Device> {
   // What Inspect shows without waiting for a slow change of the control plane.
   mutable absl::Mutex threads_mutex_;
   std::vector<QueueThread*> live_threads_ ABSL_GUARDED_BY(threads_mutex_);
+  bool farewell_asked_ ABSL_GUARDED_BY(threads_mutex_) = false;
   uint64_t ended_cpu_ns_ ABSL_GUARDED_BY(threads_mutex_) = 0;
   uint64_t ended_enters_ ABSL_GUARDED_BY(threads_mutex_) = 0;
   struct Watch {

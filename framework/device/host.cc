@@ -67,7 +67,7 @@ class HostImpl final : public Host {
       absl::MutexLock lock(&mutex_);
       devices.swap(devices_);
     }
-    for (auto& [name, device] : devices) device->Retire().IgnoreError();
+    for (auto& [name, device] : devices) device->Retire(FarewellReason::kHostEnds).IgnoreError();
   }
 
   absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override { return AddDevice(spec, nullptr); }
@@ -261,6 +261,12 @@ absl::StatusOr<std::string> DeviceHandle::Control(const std::string& command,
                                                   absl::string_view text) const {
   VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
   return device->Control(command, text);
+}
+
+absl::Status DeviceHandle::Farewell(FarewellReason reason) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  device->Farewell(reason);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<DeviceState> DeviceHandle::Save() const {

@@ -242,6 +242,12 @@ bool Queue::left_nothing() const {
   return std::all_of(tables_.begin(), tables_.end(), ended);
 }
 
+void Queue::Farewell(uint32_t reason) {
+  if (core_->ops.farewell == nullptr || draining_ || !running() || core_->failed()) return;
+  CallOnQueue(core_, monitor_, "farewell", index_,
+              [&] { core_->ops.farewell(core_->device, index_, reason); });
+}
+
 void Queue::ReleaseBroken() {
   if (broken() && !quiesced_) Quiesce();
 }

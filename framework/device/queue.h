@@ -82,6 +82,9 @@ class Queue {
   uint32_t Reclaim();
   // Nothing is left that only the generation which got it can end.
   bool left_nothing() const;
+  // Lets the plugin say its last words (VIRTBAY_FAREWELL_*) while the ring still runs; what they
+  // are is not published here.
+  void Farewell(uint32_t reason);
   // The session of a ring that broke ends: the plugin lets go of what it holds of it, before the
   // requests' entries become others'.
   void ReleaseBroken();

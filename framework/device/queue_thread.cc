@@ -141,6 +141,11 @@ absl::Status QueueThread::RunUntil(absl::AnyInvocable<bool()> check, absl::Durat
   return absl::OkStatus();
 }
 
+void QueueThread::Farewell(uint32_t reason) {
+  for (Queue* queue : queues_) queue->Farewell(reason);
+  for (Queue* queue : queues_) queue->Publish();
+}
+
 void QueueThread::Condemn(std::string why) {
   condemned_ = true;
   condemned_why_ = std::move(why);

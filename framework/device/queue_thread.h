@@ -58,6 +58,8 @@ class QueueThread final : private LoopEvents {
   // [control] Runs `check` on the thread after each burst until it is true.
   absl::Status RunUntil(absl::AnyInvocable<bool()> check, absl::Duration timeout);
 
+  // [queue] Lets the plugin say its last words on each queue that runs (VIRTBAY_FAREWELL_*).
+  void Farewell(uint32_t reason);
   // [queue] The thread takes no more requests, and ends when what it holds has ended.
   void Condemn(std::string why);
 

@@ -64,7 +64,13 @@ Service::~Service() {
   entries.clear();
 }
 
+void Service::SayFarewell(absl::string_view name, FarewellReason reason) {
+  const absl::StatusOr<DeviceHandle> device = host_->Find(name);
+  if (device.ok()) device->Farewell(reason).IgnoreError();
+}
+
 void Service::BeginStop() {
+  for (const std::string& name : host_->List()) SayFarewell(name, FarewellReason::kHostEnds);
   absl::MutexLock lock(&mutex_);
   for (auto& [name, entry] : entries_) {
     if (entry.server != nullptr) entry.server->BeginStop();
@@ -215,6 +221,8 @@ absl::Status Service::RemoveDevice(absl::string_view name) {
     it->second.ready = false;
     server = std::move(it->second.server);
   }
+  // While the guest's rings run: they stop with the server.
+  SayFarewell(name, FarewellReason::kRemoved);
   server.reset();
   absl::Status removed = host_->Remove(name);
   if (absl::IsDeadlineExceeded(removed)) {

@@ -68,6 +68,8 @@ class Service final : public ControlTarget {
   const Log& log() const override { return log_; }
 
  private:
+  // Asks the device of that name for its last words, if there is one.
+  void SayFarewell(absl::string_view name, FarewellReason reason);
   struct Entry {
     std::unique_ptr<vhost_user::Server> server;
     std::string socket;

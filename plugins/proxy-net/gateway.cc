@@ -155,13 +155,18 @@ void Gateway::Start() {
   running_ = true;
   const bool ipv6 = options_->ipv6 == Ipv6Mode::kOn ||
                     (options_->ipv6 == Ipv6Mode::kAuto && UplinkWatcher::HasIpv6());
-  if (options_->ipv6 != Ipv6Mode::kOff) lan_.SetIpv6(ipv6, NowNs());
+  if (options_->ipv6 != Ipv6Mode::kOff && !ends_) lan_.SetIpv6(ipv6, NowNs());
+}
+
+void Gateway::TakeBack() {
+  lan_.Shutdown(NowNs());
+  ends_ = true;
 }
 
 void Gateway::OnOther(uint32_t token) {
   if (token == kDnsToken) return dns_->OnReady(NowNs());
   if (token != kUplinkToken || !uplink_.OnReady()) return;
-  if (options_->ipv6 == Ipv6Mode::kAuto) lan_.SetIpv6(UplinkWatcher::HasIpv6(), NowNs());
+  if (options_->ipv6 == Ipv6Mode::kAuto && !ends_) lan_.SetIpv6(UplinkWatcher::HasIpv6(), NowNs());
   if (options_->deny_host_addresses) rules_changed_();
 }
 

@@ -47,6 +47,8 @@ class Gateway {
   // ---- events ---------------------------------------------------------------------------------
   void Start();
   void Stop() { running_ = false; }
+  // The device ends for good: the guest is told that there is no router any more (RFC 4861 6.2.5).
+  void TakeBack();
   void OnOther(uint32_t token);
   uint64_t NextLanDeadline() const { return lan_.NextDeadline(); }
   uint64_t NextDnsDeadline() const { return dns_->NextDeadline(); }
@@ -86,6 +88,7 @@ class Gateway {
   std::optional<IpAddress> guest4_;
   std::optional<IpAddress> guest6_;
   bool running_ = false;
+  bool ends_ = false;  // it has taken back what it advertised
   std::array<uint8_t, 65536> transport_{};
 };
 

@@ -106,6 +106,13 @@ void Pair::OnStop() {
   if (first()) pairs_->gateway->Stop();
 }
 
+void Pair::OnFarewell() {
+  if (!first()) return;
+  Begin();
+  pairs_->gateway->TakeBack();
+  End();
+}
+
 void Pair::OnFrames(std::span<sdk::TxFrame> frames) {
   Begin();
   if (replays_) Replay();

@@ -55,6 +55,7 @@ class Pair final : public FlowHost {
   // ---- what happens ---------------------------------------------------------------------------
   void OnStart();
   void OnStop();
+  void OnFarewell();
   void OnFrames(std::span<sdk::TxFrame> frames);
   void OnRxBuffers();
   void OnReady();

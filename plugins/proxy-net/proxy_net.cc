@@ -167,6 +167,7 @@ class ProxyNet final : public NetDevice {
 
   void OnPairStart(uint32_t pair) override { pairs_.all[pair]->OnStart(); }
   void OnPairStop(uint32_t pair) override { pairs_.all[pair]->OnStop(); }
+  void OnFarewell(uint32_t pair, uint32_t /*reason*/) override { pairs_.all[pair]->OnFarewell(); }
   void OnFrames(uint32_t pair, std::span<TxFrame> frames) override {
     pairs_.all[pair]->OnFrames(frames);
   }

@@ -435,6 +435,13 @@ void NetDevice::Resume(uint32_t queue) {
   state.StartPair(queue / 2);
 }
 
+void NetDevice::Farewell(uint32_t queue, uint32_t reason) {
+  State& state = *state_;
+  const uint32_t index = queue / 2;
+  if (state.IsControl(queue) || index >= state.pairs.size() || queue % 2 == 0) return;
+  if (state.pairs[index].started) OnFarewell(index, reason);
+}
+
 void NetDevice::Watch(uint32_t index, int fd, uint32_t events) {
   State::Pair& pair = state_->pairs[index];
   const bool same = pair.watch_fd == fd && pair.watch_events == events;

@@ -189,6 +189,7 @@ int main(void) {
   MEMBER(virtbay_device_ops, config_write);
   MEMBER(virtbay_device_ops, extension);
   MEMBER(virtbay_device_ops, destroy);
+  MEMBER(virtbay_device_ops, farewell);
   STRUCT(virtbay_device);
   MEMBER(virtbay_device, ops);
   STRUCT(virtbay_device_control);
@@ -276,6 +277,8 @@ int main(void) {
   CONSTANT(VIRTBAY_MESSAGE_FILE);
   CONSTANT(VIRTBAY_CONTROL_ANSWER_MIN);
   CONSTANT(VIRTBAY_DEVICE_QUEUE_PARALLEL);
+  CONSTANT(VIRTBAY_FAREWELL_REMOVED);
+  CONSTANT(VIRTBAY_FAREWELL_HOST_ENDS);
   CONSTANT(VIRTBAY_OPTION_TEXT);
   CONSTANT(VIRTBAY_OPTION_BOOLEAN);
   CONSTANT(VIRTBAY_OPTION_INTEGER);

@@ -140,7 +140,8 @@ static const virtbay_device_ops kOps = {OPS_STRUCT_SIZE,
                                         OPS_CONFIG_READ,
                                         NULL, /* config_write */
                                         OPS_EXTENSION,
-                                        OPS_DESTROY};
+                                        OPS_DESTROY,
+                                        NULL /* farewell */};
 
 VIRTBAY_TEST_MAYBE_UNUSED static int32_t BaseCreate(uint32_t index, const virtbay_host* host,
                                                     virtbay_host_device* device_host,

@@ -618,6 +618,93 @@ TEST_F(DeviceTest, AStoppedDeviceStaysStoppedForTheNextFrontEnd) {
   EXPECT_OK(client->Check());
 }
 
+class FarewellTest : public DeviceTest {
+ protected:
+  DeviceHandle Serve(const std::string& name, std::map<std::string, std::string> options = {}) {
+    DeviceSpec spec = Spec(name);
+    options.emplace("queues", "2");
+    spec.options = std::move(options);
+    spec.stop_deadline = absl::Milliseconds(300);
+    auto device = host_->Add(spec);
+    EXPECT_OK(device.status());
+    auto client = Client::Create(*device);
+    EXPECT_OK(client.status());
+    client_ = *std::move(client);
+    EXPECT_OK(client_->Check(0));
+    EXPECT_OK(client_->Check(1));
+    return *device;
+  }
+  // What was said, without whose it is.
+  std::vector<std::string> Said() {
+    std::vector<std::string> said;
+    for (const std::string& line : log_.lines()) {
+      if (const size_t at = line.find("farewell "); at != line.npos)
+        said.push_back(line.substr(at));
+    }
+    return said;
+  }
+  std::unique_ptr<Client> client_;
+};
+
+TEST_F(FarewellTest, IsSaidOnEachQueueThatRunsBeforeItIsQuiesced) {
+  Serve("a");
+  client_->Send({.op = Op::kHold}, "", 64, 1);
+  ASSERT_OK(client_->Check(1));
+  ASSERT_OK(host_->Remove("a"));
+  EXPECT_THAT(Said(), ElementsAre("farewell 1 on 0 with 0 held", "farewell 1 on 1 with 1 held"));
+}
+
+TEST_F(FarewellTest, TellsThatTheHostEnds) {
+  Serve("a");
+  ASSERT_OK(client_->port().StopQueue(1).status());
+  host_.reset();
+  EXPECT_THAT(Said(), ElementsAre("farewell 2 on 0 with 0 held"));
+}
+
+TEST_F(FarewellTest, IsForNoEndButTheLast) {
+  const DeviceHandle device = Serve("a");
+  ASSERT_OK(client_->port().StopQueue(0).status());
+  ASSERT_OK(client_->driver().Restart());
+  ASSERT_OK(device.Stop());
+  ASSERT_OK(device.Start());
+  ASSERT_OK(client_->driver().Restart());
+  ASSERT_OK(client_->Check());
+  client_.reset();
+  ASSERT_OK(host_->Remove("a"));
+  EXPECT_THAT(Said(), ElementsAre());
+}
+
+TEST_F(FarewellTest, MayBeAskedForBeforeTheFrontEndIsSentAway) {
+  const DeviceHandle device = Serve("a");
+  ASSERT_OK(device.Farewell(FarewellReason::kHostEnds));
+  ASSERT_OK(device.Farewell(FarewellReason::kRemoved));
+  ASSERT_OK(client_->Check(1)) << "it serves until it is stopped";
+  client_.reset();
+  ASSERT_OK(host_->Remove("a"));
+  EXPECT_THAT(Said(), ElementsAre("farewell 2 on 0 with 0 held", "farewell 2 on 1 with 0 held"));
+  EXPECT_THAT(device.Farewell(FarewellReason::kRemoved), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(FarewellTest, OneWithoutAnEndCostsTheDeadline) {
+  std::array<int, 2> pipe{};
+  ASSERT_EQ(::pipe2(pipe.data(), O_CLOEXEC), 0);
+  const UniqueFd reader(pipe[0]);
+  const UniqueFd writer(pipe[1]);
+  const DeviceHandle device = Serve("a", {{"farewell_waits", std::to_string(reader.get())}});
+  const DeviceHandle other = [&] {
+    auto added = host_->Add(Spec("b"));
+    EXPECT_OK(added.status());
+    return *added;
+  }();
+  ASSERT_OK(device.Farewell(FarewellReason::kRemoved));
+  EXPECT_THAT(host_->Remove("a"), StatusIs(absl::StatusCode::kDeadlineExceeded, "callback"));
+  EXPECT_TRUE(client_->NeedsReset());
+  EXPECT_TRUE(log_.Contains("the plugin's farewell does not return"));
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(other));
+  EXPECT_OK(client->Check()) << "nobody else pays";
+  ASSERT_EQ(write(writer.get(), "x", 1), 1);
+}
+
 TEST_F(DeviceTest, ARemovedDevicesPortAnswersUnavailable) {
   ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(Spec("a")));
   ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device));

@@ -87,6 +87,14 @@ class OpDevice : public Device {
   void Stop() override { Count(stops_); }
   void Deactivate() override { Count(deactivates_); }
   void Resume(uint32_t) override { Count(resumes_); }
+  // Says it in the log. Option farewell_waits: after it, for a byte from that descriptor.
+  void Farewell(uint32_t queue, uint32_t reason) override {
+    host().Log(VIRTBAY_LOG_INFO, "farewell %u on %u%s with %zu held", reason, queue,
+               host().OnQueueThread(queue) ? "" : " elsewhere", kept_[queue].size());
+    const auto fd = static_cast<int>(Number("farewell_waits", 0));
+    char byte = 0;
+    if (fd != 0) static_cast<void>(!read(fd, &byte, 1));
+  }
 
   bool ReadConfig(uint32_t offset, std::span<std::byte> data) override {
     std::memcpy(data.data(), config_.data() + offset, data.size());

@@ -180,6 +180,12 @@ struct ReloadReport {
   absl::Duration pause;  // in which no request was taken: quiesce to commit
 };
 
+// Why a device ends for good.
+enum class FarewellReason {
+  kRemoved,   // it alone
+  kHostEnds,  // its host's process, in an orderly way
+};
+
 class Device;  // framework/device
 
 // A device of a Host: a copyable reference that outlives the device harmlessly (its functions then
@@ -205,6 +211,10 @@ class VIRTBAY_EXPORT DeviceHandle {
   // FailedPrecondition. Unimplemented when devices of its type have none. With an error the device
   // is stopped as with Stop, and can be started again.
   absl::StatusOr<DeviceState> Save() const;
+  // Asks the plugin for its last words to the guest (a router takes back what it advertised), once,
+  // while the rings run; returns without waiting for them. Host::Remove and ~Host do so; this is
+  // for who ends the device, but has to stop a front-end's server before.
+  absl::Status Farewell(FarewellReason reason) const;
 
  private:
   std::weak_ptr<Device> device_;

@@ -24,7 +24,7 @@ extern "C" {
 
 #define VIRTBAY_ABI_MAGIC 0x59424256u /**< "VBBY", little endian */
 #define VIRTBAY_ABI_MAJOR 1u          /**< a host loads only its own major */
-#define VIRTBAY_ABI_MINOR 2u          /**< a host loads every minor: tables only grow */
+#define VIRTBAY_ABI_MINOR 3u          /**< a host loads every minor: tables only grow */
 
 /** Name of the one symbol that a plugin exports, a `const virtbay_plugin`. */
 #define VIRTBAY_ENTRY_SYMBOL "virtbay_plugin_entry"
@@ -474,6 +474,12 @@ typedef struct virtbay_queue_properties {
   uint32_t thread_group;
 } virtbay_queue_properties;
 
+/** @name Why a device says farewell */
+/** @{ */
+#define VIRTBAY_FAREWELL_REMOVED 1u   /**< the device is removed, its host goes on */
+#define VIRTBAY_FAREWELL_HOST_ENDS 2u /**< the host ends, in an orderly way */
+/** @} */
+
 /**
  * A device's functions. States: CREATED (create) -> READY (init) -> ACTIVE (activate) -> RUNNING
  * (start) -> QUIESCING (quiesce) -> QUIESCED (nothing in flight) -> RUNNING (resume) or ACTIVE
@@ -514,6 +520,14 @@ typedef struct virtbay_device_ops {
   int32_t (*config_write)(virtbay_device*, uint32_t offset, const void* data, uint32_t len);
   const void* (*extension)(virtbay_device*, const char* id); /**< [any] NULL if absent */
   void (*destroy)(virtbay_device*); /**< [control & CREATED|READY] required; frees the device */
+  /**
+   * [queue & RUNNING] Since ABI 1.3. Last words: the device ends for good while this queue runs,
+   * `reason` is one of VIRTBAY_FAREWELL_*. At most once for each queue, before its last quiesce; a
+   * request may still come in between. Not called when a device pauses, is stopped or reset, when
+   * its front-end goes, or when another one goes on in its place (a saved state, a hot reload). It
+   * may not block: it counts against the deadline of a stop.
+   */
+  void (*farewell)(virtbay_device*, uint32_t queue, uint32_t reason);
 } virtbay_device_ops;
 
 /** The head of every plugin device; the plugin's own state follows it. */

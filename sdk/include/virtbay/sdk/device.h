@@ -87,6 +87,9 @@ class Device {
   virtual void Quiesce(uint32_t /*queue*/) {}
   /// [queue] Requests come again after a Quiesce.
   virtual void Resume(uint32_t /*queue*/) {}
+  /// [queue & RUNNING] Last words before the last Quiesce, `reason` is VIRTBAY_FAREWELL_*: see
+  /// virtbay_device_ops::farewell.
+  virtual void Farewell(uint32_t /*queue*/, uint32_t /*reason*/) {}
   /// [control & not CREATED] A command of the host's, and its answer. A class that overrides this
   /// has the extension VIRTBAY_EXTENSION_CONTROL. A command that changes something answers within
   /// VIRTBAY_CONTROL_ANSWER_MIN bytes; one that is not known gives VIRTBAY_UNIMPLEMENTED.
@@ -286,6 +289,9 @@ struct DeviceGlue {
   static void Resume(virtbay_device* d, uint32_t q) noexcept {
     GuardQueue(d, q, "resume", [&] { From(d)->device->Resume(q); });
   }
+  static void Farewell(virtbay_device* d, uint32_t q, uint32_t reason) noexcept {
+    GuardQueue(d, q, "farewell", [&] { From(d)->device->Farewell(q, reason); });
+  }
   static void Stop(virtbay_device* d) noexcept {
     Guard(nullptr, [&]() -> Status { return From(d)->device->Stop(), Status(); });
   }
@@ -396,7 +402,8 @@ struct DeviceGlue {
                                               &ReadConfig,
                                               &WriteConfig,
                                               &Extension,
-                                              &Destroy};
+                                              &Destroy,
+                                              &Farewell};
 };
 
 /// @endcond

@@ -119,6 +119,10 @@ class NetDevice : public Device, public GuestLink {
   /// [queue] The pair stops: complete or requeue every TxFrame held of it. Receive buffers are
   /// requeued by the NetDevice; alarms and Watch are forgotten.
   virtual void OnPairStop(uint32_t /*pair*/) {}
+  /// [queue] Last words of the pair before its last OnPairStop, `reason` is VIRTBAY_FAREWELL_*: the
+  /// device ends for good, and frames still reach the guest. Not before a pause, nor when another
+  /// device goes on with the state.
+  virtual void OnFarewell(uint32_t /*pair*/, uint32_t /*reason*/) {}
   /// [queue] Frames from the guest, in order. What is not moved away is completed on return.
   virtual void OnFrames(uint32_t pair, std::span<TxFrame> frames) = 0;
   /// [queue] There are receive buffers again after BeginFrame found too few, and at the start.
@@ -205,6 +209,7 @@ class NetDevice : public Device, public GuestLink {
   void OnOffload(uint32_t queue, void* argument, uint64_t cookie) final;
   void Quiesce(uint32_t queue) final;
   void Resume(uint32_t queue) final;
+  void Farewell(uint32_t queue, uint32_t reason) final;
   Result<std::string> Control(std::string_view command, std::string_view text) final;
   Status Save(StateWriter* state) final;
   Status Restore(StateReader* state) final;
