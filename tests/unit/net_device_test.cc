@@ -122,6 +122,92 @@ TEST_F(NetDeviceTest, Cve2022_2132HeadersInPiecesAndChainsThatAreTooSmall) {
   EXPECT_EQ(InFlight(1), 0u);
 }
 
+// CVE-2018-1059, CVE-2020-10725: buffers that are not in the guest's memory, or only a part of them
+// is, at each place of a burst in turn. They come back empty, and those beside them are served.
+TEST_F(NetDeviceTest, Cve2018_1059Cve2020_10725EachBadBufferOfABurst) {
+  NetClientOptions options;
+  options.rx_buffers = 0;
+  Start({}, std::move(options));
+  constexpr uint32_t kBurst = 8;
+  constexpr uint64_t kToken = 1'000'000;
+  guest::GuestMemory& memory = client_->driver().memory();
+  const guest::GuestMemory::Region& region = memory.regions()[0];
+  const guest::Segment nowhere{0x1000, 64};
+  const guest::Segment beyond{region.address + region.size - 8, 64};
+  const std::string frame = MakeFrame({.payload = 60}).bytes;
+  ASSERT_OK_AND_ASSIGN(const guest::GuestRange range, memory.Allocate(uint64_t{kBurst} * 2048));
+  const auto take = [&](guest::DriverQueue& queue) {
+    std::map<uint64_t, uint32_t> back;
+    while (back.size() < kBurst && queue.Wait(guest::WaitMode::kSleep).ok()) {
+      std::array<guest::UsedBuffer, kBurst> used;
+      const size_t n = queue.TakeUsed(used);
+      for (size_t i = 0; i < n; ++i) back[used[i].token - kToken] = used[i].written;
+    }
+    return back;
+  };
+  uint64_t given = 0;
+  for (const guest::Segment& bad : {nowhere, beyond}) {
+    for (uint32_t at = 0; at < kBurst; ++at) {
+      // From the guest: its header is where it should be, its frame is not.
+      for (uint32_t i = 0; i < kBurst; ++i) {
+        std::byte* const host = range.host + size_t{i} * 2048;
+        std::memset(host, 0, sizeof(NetHeader));
+        std::memcpy(host + sizeof(NetHeader), frame.data(), frame.size());
+        const uint64_t address = range.address + uint64_t{i} * 2048;
+        const std::array<guest::Segment, 2> segments{
+            guest::Segment{address, sizeof(NetHeader)},
+            i == at
+                ? bad
+                : guest::Segment{address + sizeof(NetHeader), static_cast<uint32_t>(frame.size())}};
+        ASSERT_TRUE(client_->tx(0).Add(segments, {}, kToken + i));
+      }
+      client_->tx(0).Publish();
+      for (uint32_t i = 0; i + 1 < kBurst; ++i) {
+        ASSERT_OK_AND_ASSIGN(const FromDevice from, Take());
+        EXPECT_EQ(from.frame, frame);
+      }
+      EXPECT_EQ(take(client_->tx(0)).size(), kBurst);
+      EXPECT_TRUE(Quiet());
+
+      // To the guest.
+      for (uint32_t i = 0; i < kBurst; ++i) {
+        const guest::Segment good{range.address + uint64_t{i} * 2048, 2048};
+        ASSERT_TRUE(client_->rx(0).Add({}, {i == at ? &bad : &good, 1}, kToken + i));
+      }
+      client_->rx(0).Publish();
+      for (uint32_t i = 0; i + 1 < kBurst; ++i) Give(Record(54), frame);
+      const std::map<uint64_t, uint32_t> back = take(client_->rx(0));
+      ASSERT_EQ(back.size(), kBurst);
+      for (const auto& [token, written] : back) {
+        EXPECT_EQ(written, token == at ? 0 : sizeof(NetHeader) + frame.size()) << token;
+      }
+      given += kBurst - 1;
+      WaitHandled(given);
+    }
+  }
+  EXPECT_EQ(device_.Inspect()->dma_violations, 4u * kBurst);
+  EXPECT_FALSE(device_.Inspect()->needs_reset);
+  EXPECT_EQ(InFlight(0), 0u);
+  EXPECT_EQ(InFlight(1), 0u);
+}
+
+// The class of CVE-2019-14835: chains of more segments than the ring has descriptors.
+TEST_F(NetDeviceTest, Cve2019_14835ChainsLongerThanTheRing) {
+  NetClientOptions options;
+  options.queue_size = 16;
+  options.rx_buffers = 0;
+  Start({}, std::move(options));
+  const TestFrame frame = MakeFrame({.payload = 40});
+  // The least piece that fits an indirect table: 106 bytes in 106 entries.
+  ASSERT_OK(client_->Send(0, {}, frame.bytes, 1));
+  ASSERT_OK_AND_ASSIGN(const FromDevice from, Take());
+  EXPECT_EQ(from.frame, frame.bytes);
+  ASSERT_OK(client_->Post(0, 4, 120, 1));
+  Give(Record(54), frame.bytes);
+  ASSERT_OK_AND_ASSIGN(const NetFrame got, client_->Receive(0));
+  EXPECT_EQ(got.data, frame.bytes);
+}
+
 // CVE-2024-11614, and every other lie of a header: dropped, counted by its reason, and the buffer
 // goes back to the guest.
 TEST_F(NetDeviceTest, Cve2024_11614HeadersThatLieAreDroppedByReason) {

@@ -552,6 +552,7 @@ TEST_F(ProxyNetDhcp6Test, IsSilentForWhatRfc8415Section16Discards) {
             "07abcdef" + std::string(kClientDuidHex) + kServerDuidHex + "000d00020005");
 }
 
+// CVE-2021-3593: a datagram over IPv6 taken for whole.
 TEST_F(ProxyNetDhcp6Test, EveryTruncation) {
   const Buffer message = Hex(std::string("03abcdef") + kClientDuid + kServerDuid +
                              Ia(Address(kGuest6)) + "0008 0002 0000");

@@ -332,6 +332,7 @@ TEST_F(ProxyNetDnsTest, DescriptorsAreCountedByWhoeverCountsThem) {
   EXPECT_EQ(left, 2);
 }
 
+// CVE-2021-3593, CVE-2021-3594: a message in a datagram taken for whole.
 TEST_F(ProxyNetDnsTest, MalformedQueriesAreRefused) {
   Start();
   struct Case {

@@ -43,6 +43,7 @@ class FakeFlowHost : public FlowHost {
   int descriptors = 1 << 20;
   bool denied = false;
   std::optional<IpAddress> redirect;  // instead of the loopback
+  std::optional<uint16_t> redirect_port;
   bool has_address = true;
   int service = -1;  // of the next flow
   int continues = 0;
@@ -54,7 +55,9 @@ class FakeFlowHost : public FlowHost {
   Route RouteOf(uint8_t, const Endpoint& to) override {
     IpAddress loopback =
         to.address.is_v4() ? IpAddress(Ipv4Address::Of(127, 0, 0, 1)) : *IpAddress::Parse("::1");
-    return {!denied, {redirect.value_or(loopback), to.port}, std::exchange(service, -1)};
+    return {!denied,
+            {redirect.value_or(loopback), redirect_port.value_or(to.port)},
+            std::exchange(service, -1)};
   }
   bool StillAllowed(uint8_t, const Endpoint&) override { return !denied; }
   std::optional<IpAddress> GuestAddress(bool v6) const override {

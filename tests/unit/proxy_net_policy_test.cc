@@ -24,6 +24,7 @@ Policy With(const char* rules) {
   return policy;
 }
 
+// The class of a filter that looks at what the guest wrote: ::ffff:127.0.0.1 reaches 127.0.0.1.
 TEST(ProxyNetPolicyTest, DeniedByDefaultInEveryWriting) {
   struct Case {
     const char* address;

@@ -362,6 +362,7 @@ TEST_F(VhostUserTest, StatusThatDoesNotFitIsRefused) {
   EXPECT_EQ(device_.With([](auto& s) { return s.resets; }), 0);
 }
 
+// CVE-2020-10723: an index that is cut to a ring that there is.
 TEST_F(VhostUserTest, UnknownRingsAreRefusedInEveryMessage) {
   Negotiate();
   ShareMemory();
@@ -385,6 +386,7 @@ TEST_F(VhostUserTest, UnknownRingsAreRefusedInEveryMessage) {
   EXPECT_TRUE(front_.Closed());
 }
 
+// CVE-2019-14818: sizes of a ring that it cannot have.
 TEST_F(VhostUserTest, RingValuesOutOfRangeAreRefused) {
   Negotiate();
   ShareMemory();
@@ -427,6 +429,9 @@ TEST_F(VhostUserTest, FdsMustAgreeWithTheirFlag) {
   EXPECT_EQ(CountFds(), before);
 }
 
+// CVE-2019-14818, CVE-2022-0669: descriptors that come with messages which take none.
+// CVE-2020-10722, CVE-2020-10726, CVE-2021-3839: those of a log and of an inflight region, neither
+// of which is offered, are among them.
 // Every message with payload sizes round every boundary and with 0, 1, 2 and 8 fds: answered or,
 // where the protocol has no word for a failure, disconnected; no descriptor stays behind.
 TEST_F(VhostUserTest, EverySizeAndFdCountOfEveryMessage) {
@@ -581,6 +586,7 @@ TEST_F(VhostUserTest, ConfigurationIsReadInTheSizeAskedFor) {
   EXPECT_EQ(reply->As<ConfigMessage>().data[0], std::byte{13});
 }
 
+// CVE-2020-10724: sizes and offsets beyond the configuration.
 TEST_F(VhostUserTest, ConfigurationErrorsAreEmptyReplies) {
   Negotiate();
   for (const ConfigHeader bad :

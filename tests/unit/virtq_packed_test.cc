@@ -230,6 +230,7 @@ TEST_F(PackedRingTest, AChainThatIsNotAvailableToItsEndBreaksTheRing) {
   EXPECT_TRUE(BreaksRing(ChainError::kUnfinished));
 }
 
+// The class of SPDK issue 3860, as are the next one and that of a chain without an end.
 TEST_F(PackedRingTest, AnIdOutOfRangeBreaksTheRing) {
   for (const uint16_t id : {kSize, uint16_t{kSize + 1}, uint16_t{0x8000}, uint16_t{0xffff}}) {
     Put(0, kBuffer, 8, id, 0);
@@ -263,6 +264,7 @@ TEST_F(PackedRingTest, PlacesThatTheDeviceHoldsAreNotTakenTwice) {
   EXPECT_TRUE(BreaksRing(ChainError::kAvailIndex));
 }
 
+// CVE-2018-1059: a range of which only a part is mapped.
 TEST_F(PackedRingTest, BadBuffersAreTheChainsOwnTrouble) {
   struct {
     const char* what;

@@ -153,6 +153,7 @@ TEST_F(SplitRingTest, IgnoresTheWriteFlagOfAnIndirectDescriptor) {
   EXPECT_EQ(chain_.readable_bytes(), 8u);
 }
 
+// The class of CVE-2019-14835: more segments than the ring has descriptors.
 TEST_F(SplitRingTest, AnIndirectTableMayBeLargerThanTheRing) {
   constexpr uint16_t kCount = kMaxChainDescriptors;
   Descriptor(0, kTable, kCount * 16, kIndirect);
@@ -235,6 +236,7 @@ TEST_F(SplitRingTest, AHeadOutOfRangeIsSeenBeforeAnythingIsRead) {
   EXPECT_TRUE(BreaksRing(ChainError::kHeadOutOfRange));
 }
 
+// CVE-2018-1059: a range of which only a part is mapped.
 TEST_F(SplitRingTest, BuffersOutsideMemoryAreRefused) {
   struct {
     const char* what;
@@ -547,6 +549,7 @@ TEST_F(PlacementTest, PartsAreAlignedHereToo) {
   EXPECT_THAT(Create(8, 0x1000, 0x1400, 0x1800), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
+// CVE-2018-1059: the same of the ring itself.
 TEST_F(PlacementTest, PartsAreMappedWhole) {
   // Each part in turn begins outside, ends outside, or spans two regions.
   const uint64_t ends[] = {kLow - 16, kFar + kFarSize - 16, kAdjacent + kAdjacentSize,
