@@ -64,7 +64,9 @@ bool Connection::OnReady() {
 absl::Status Connection::Check(const MessageInfo* info, const Message& message) const {
   if (info == nullptr) return absl::UnimplementedError("unknown");
   if (info->handler == nullptr) return absl::UnimplementedError("needs a feature not offered");
-  if (info->needs_bit_30 && !session_->protocol_features_acknowledged()) {
+  // QEMU enables the rings of a network device before it sets the features that allow it.
+  if (info->needs_bit_30 && session_->features_set() &&
+      !session_->protocol_features_acknowledged()) {
     return absl::FailedPreconditionError("needs VHOST_USER_F_PROTOCOL_FEATURES acknowledged");
   }
   if (!session_->HasProtocolFeatures(info->needs_protocol_features)) {

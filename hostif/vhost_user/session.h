@@ -52,6 +52,8 @@ class Session {
 
   uint64_t protocol_features() const { return protocol_features_; }
   bool HasProtocolFeatures(uint64_t bits) const { return (protocol_features_ & bits) == bits; }
+  // SET_FEATURES has come since the device was new or reset.
+  bool features_set() const { return features_set_; }
   // VHOST_USER_F_PROTOCOL_FEATURES was acknowledged.
   bool protocol_features_acknowledged() const { return protocol_features_acknowledged_; }
   BackendChannel& backend() { return backend_; }

@@ -74,16 +74,17 @@ debian_kernel() {
   [ -e "$MODULES/modules.dep" ] || depmod -b "$dir" "$(basename "$MODULES")"
 }
 
-# debian_initramfs FILE: busybox, virtbay-guest and virtiofs for debian_kernel; /init loads the modules and goes on
-# with the script on standard input, which has `result STATUS NAME`.
+# debian_initramfs FILE: busybox, virtbay-guest and virtiofs (or the modules of DRIVERS) for debian_kernel;
+# /init loads the modules and goes on with the script on standard input, which has `result STATUS NAME`.
 debian_initramfs() {
   local out=$1 tree module path dependency
   tree=$(mktemp -d)
   mkdir -p "$tree/bin" "$tree/lib" "$tree/mnt"
   cp /bin/busybox "$BUILD/bin/virtbay-guest" "$tree/bin/"
   : >"$tree/lib/order"
-  # Each with what it needs first; modprobe prints them in the order to load them in.
-  for module in virtio_pci virtiofs; do
+  # Each with what it needs first; modprobe prints them in the order to load them in. What is built
+  # in has none.
+  for module in virtio_pci ${DRIVERS:-virtiofs}; do
     modprobe -d "$BUILD/guest/kernel" -S "$(basename "$MODULES")" --show-depends "$module" |
       sed -n 's/^insmod //p'
   done | awk '{ print $1 }' | while read -r path; do

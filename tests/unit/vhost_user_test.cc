@@ -80,6 +80,24 @@ TEST_F(VhostUserTest, StartsARingAtItsKickFd) {
   EXPECT_TRUE(device_.queue(1).running);
 }
 
+// As QEMU does with network devices: enabled first, and the features come with the start.
+TEST_F(VhostUserTest, ARingMayBeEnabledBeforeTheFeaturesAreSet) {
+  ASSERT_EQ(front_.Ack(Request::kSetProtocolFeatures, kOfferedProtocolFeatures), 0);
+  EXPECT_EQ(front_.Ack(Request::kSetVringEnable, VringState{0, 1}), 0);
+  ASSERT_EQ(front_.Ack(Request::kSetFeatures, FakeDevice::kFeatures | kProtocolFeaturesBit), 0);
+  ASSERT_TRUE(front_.Send(Request::kSetMemTable, OneRegionTable(), {memory_.get()}));
+  for (const uint32_t ring : {0u, 1u}) {
+    ASSERT_TRUE(front_.Send(Request::kSetVringNum, VringState{ring, 8}));
+    ASSERT_TRUE(front_.Send(Request::kSetVringAddr, Addresses(ring)));
+    ASSERT_TRUE(front_.Send(Request::kSetVringKick, kVringFdNone | ring));
+  }
+  ASSERT_TRUE(front_.Alive());
+  EXPECT_TRUE(device_.queue(0).running);
+  EXPECT_TRUE(device_.queue(0).enabled);
+  EXPECT_TRUE(device_.queue(1).running);
+  EXPECT_FALSE(device_.queue(1).enabled);
+}
+
 TEST_F(VhostUserTest, WithoutProtocolFeaturesRingsAreEnabled) {
   ASSERT_TRUE(front_.Send(Request::kSetFeatures, FakeDevice::kFeatures));
   ASSERT_TRUE(front_.Send(Request::kSetMemTable, OneRegionTable(), {memory_.get()}));
