@@ -1,6 +1,6 @@
 #!/bin/bash
-# DPDK's virtio driver (testpmd over net_virtio_user) against virtbay's virtio-net: an independent
-# front-end, and a fast one.
+# DPDK's virtio driver (testpmd over net_virtio_user) against virtbay's virtio-net and proxy-net: an
+# independent front-end, and a fast one.
 #   testpmd_test.sh BUILD_DIR
 # Exit status: 0, 1, or 77 when there is no testpmd.
 set -u
@@ -19,11 +19,14 @@ cleanup() {
 }
 trap cleanup EXIT
 
+# serve TYPE OPTION...
 serve() {
+  local type=$1
+  shift
   rm -f "$WORK/ready"
   mkfifo "$WORK/ready"
   exec {hold}<>"$WORK/ready"
-  "$BUILD/bin/virtbay" serve virtio-net --socket-path="$WORK/net.sock" --name=net \
+  "$BUILD/bin/virtbay" serve "$type" --socket-path="$WORK/net.sock" --name=net \
     --control-socket="$WORK/control.sock" --ready-fd=9 "$@" \
     9>"$WORK/ready" {hold}<&- </dev/null >"$WORK/log" 2>&1 &
   SERVICE=$!
@@ -40,9 +43,8 @@ counter() {
     python3 -c "import json, sys; print(json.load(sys.stdin)['metrics']['$1'])"
 }
 
-# pmd VDEV_OPTIONS MODE START [TESTPMD_OPTION]...: forwards until the port has seen 50,000 packets
-# in the direction that counts; their numbers go to RX and TX.
-pmd() {
+# pmd_begin VDEV_OPTIONS MODE START [TESTPMD_OPTION]...: a testpmd that forwards.
+pmd_begin() {
   local vdev=$1 mode=$2 start=$3
   shift 3
   RX=0 TX=0
@@ -52,23 +54,41 @@ pmd() {
     --iova-mode=va --file-prefix="vb$$" --no-telemetry \
     --vdev "net_virtio_user0,path=$WORK/net.sock,queue_size=256,$vdev" -- -i --forward-mode="$mode" \
     --nb-cores=1 --total-num-mbufs=8192 "$@" <"$WORK/in" {commands}<&- >"$WORK/testpmd" 2>&1 &
-  local pid=$! tries=0
+  PMD=$!
   echo "$start" >&"$commands"
-  while [ $tries -lt 100 ] && kill -0 $pid 2>/dev/null; do
-    tries=$((tries + 1))
-    echo "show port stats 0" >&"$commands"
-    read -r -t 0.5 <>"$WORK/ready"
-    RX=$(grep -ao 'RX-packets: [0-9]*' "$WORK/testpmd" | tail -n 1 | tr -dc 0-9)
-    TX=$(grep -ao 'TX-packets: [0-9]*' "$WORK/testpmd" | tail -n 1 | tr -dc 0-9)
-    RX=${RX:-0} TX=${TX:-0}
-    if [ "$mode" = txonly ]; then [ "$TX" -gt 50000 ] && break; else [ "$RX" -gt 50000 ] && break; fi
-  done
+}
+
+# What the port has counted as far as it has said so, to RX and TX.
+pmd_count() {
+  RX=$(grep -ao 'RX-packets: [0-9]*' "$WORK/testpmd" | tail -n 1 | tr -dc 0-9)
+  TX=$(grep -ao 'TX-packets: [0-9]*' "$WORK/testpmd" | tail -n 1 | tr -dc 0-9)
+  RX=${RX:-0} TX=${TX:-0}
+}
+
+# Its exit status, and all that it has counted.
+pmd_end() {
   { echo stop; echo quit; } >&"$commands"
-  wait $pid
+  wait "$PMD"
   local status=$?
   exec {commands}<&-
   rm -f "$WORK/in"
+  pmd_count
   return $status
+}
+
+# pmd VDEV_OPTIONS MODE START [TESTPMD_OPTION]...: forwards until the port has seen 50,000 packets
+# in the direction that counts.
+pmd() {
+  local mode=$2 tries=0
+  pmd_begin "$@"
+  while [ $tries -lt 100 ] && kill -0 "$PMD" 2>/dev/null; do
+    tries=$((tries + 1))
+    echo "show port stats 0" >&"$commands"
+    read -r -t 0.5 <>"$WORK/ready"
+    pmd_count
+    if [ "$mode" = txonly ]; then [ "$TX" -gt 50000 ] && break; else [ "$RX" -gt 50000 ] && break; fi
+  done
+  pmd_end
 }
 
 verdict() {
@@ -88,7 +108,7 @@ ends() {
   SERVICE=
 }
 
-serve --backend=loop --queue-pairs=2
+serve virtio-net --backend=loop --queue-pairs=2
 for merge in 1 0; do
   for packed in 0 1; do
     name="loop, mergeable $merge, packed $packed"
@@ -102,7 +122,7 @@ pmd "mrg_rxbuf=1,queues=2" io "start tx_first 4" --rxq=2 --txq=2
 verdict $? "loop, two queue pairs"
 ends
 
-serve --backend=null
+serve virtio-net --backend=null
 for packed in 0 1; do
   before=$(counter tx_frames)
   pmd "mrg_rxbuf=1,packed_vq=$packed" txonly "start"
@@ -110,4 +130,88 @@ for packed in 0 1; do
   verdict $? "null, 64-byte frames, packed $packed"
 done
 ends
+
+# proxy-net: testpmd answers every datagram of a forwarded port (5tswap), the client on the host looks
+# at each answer; then it sends to a socket of the host, from every queue.
+GATEWAY=52:55:0a:00:02:02
+echoes() {
+  python3 - "$1" <<'PY'
+import os, socket, sys
+port, wanted, window = int(sys.argv[1]), 20000, 16
+peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+peer.settimeout(1)
+peer.connect(("127.0.0.1", port))
+sent, good, silent, waiting = 0, 0, 0, {}
+# Until the driver is up datagrams are lost, as some may be later; most are not.
+while good < wanted and silent < 30:
+    while len(waiting) < window:
+        text = sent.to_bytes(4, "big") + os.urandom(16 + sent % 1400)
+        waiting[text[:4]] = text
+        peer.send(text)
+        sent += 1
+    try:
+        text = peer.recv(2048)
+        silent = 0
+        if waiting.pop(text[:4], None) == text:
+            good += 1
+    except TimeoutError:
+        silent += 1
+        waiting.clear()
+print(f"{good} of {sent} came back")
+sys.exit(0 if good == wanted and sent < wanted * 2 else 1)
+PY
+}
+sink() {
+  python3 - "$WORK/port" <<'PY'
+import os, socket, sys
+sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+sink.bind(("127.0.0.1", 0))
+with open(sys.argv[1] + ".new", "w") as file:
+    file.write(str(sink.getsockname()[1]))
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+sink.settimeout(60)
+ports = set()
+for _ in range(20000):
+    ports.add(sink.recvfrom(2048)[1][1])
+print("ports", len(ports))
+PY
+}
+proxy() {
+  rm -f "$WORK/port"
+  sink >"$WORK/sink" 2>&1 &
+  SINK=$!
+  until [ -e "$WORK/port" ] || ! kill -0 $SINK; do read -r -t 0.1 <>"$WORK/ready"; done
+  serve proxy-net --ipv6=off --forward udp:127.0.0.1:0:7 --queue-pairs=2 \
+    --host-ports="udp:$(cat "$WORK/port")"
+  FORWARD=$("$BUILD/bin/virtbay" ctl --control-socket="$WORK/control.sock" device net forward-list)
+  FORWARD=$(cut -d: -f3 <<<"$FORWARD")
+}
+queue_requests() {
+  "$BUILD/bin/virtbay" ctl --control-socket="$WORK/control.sock" --json inspect net |
+    python3 -c "import json, sys; print(json.load(sys.stdin)['queues'][$1]['requests'])"
+}
+for queues in 1 2; do
+  for merge in 1 0; do
+    for packed in 0 1; do
+      proxy
+      name="mergeable $merge, packed $packed, $queues queue pairs"
+      pmd_begin "mrg_rxbuf=$merge,packed_vq=$packed,queues=$queues" 5tswap start \
+        --rxq=$queues --txq=$queues
+      timeout 60 bash -c "$(declare -f echoes); echoes $FORWARD" >"$WORK/echoes" 2>&1
+      status=$?
+      pmd_end && [ $status = 0 ] && [ "$RX" -ge 20000 ] && [ "$TX" -ge 20000 ]
+      verdict $? "proxy-net, echoes, $name"
+      [ $status = 0 ] || sed 's/^/    /' "$WORK/echoes"
+      pmd "mrg_rxbuf=$merge,packed_vq=$packed,queues=$queues" txonly start \
+        --rxq=$queues --txq=$queues --eth-peer=0,$GATEWAY --tx-ip=10.0.2.15,10.0.2.254 \
+        --tx-udp=9,"$(cat "$WORK/port")"
+      [ $? = 0 ] && [ "$TX" -gt 50000 ] && wait $SINK && grep -q "ports 1$" "$WORK/sink" &&
+        { [ $queues = 1 ] || [ "$(queue_requests 3)" -gt 0 ]; }
+      verdict $? "proxy-net, to the host, $name"
+      kill $SINK 2>/dev/null
+      ends
+    done
+  done
+done
 exit $failed
