@@ -1,31 +1,41 @@
 #include "framework/base/event_fd.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "framework/base/status.h"
 
 namespace virtbay {
 
 absl::StatusOr<EventFdKind> EventFdKindOf(int fd) {
-  struct statx status {};
-  if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &status) != 0) {
-    return ErrnoStatus(errno, "event descriptor");
+  if (fcntl(fd, F_GETFD) < 0) return ErrnoStatus(errno, "event descriptor");
+  // Of a thread: those of the process are its first thread's, which may have ended.
+  std::array<char, 64> buffer{};
+  const ssize_t size =
+      readlink(absl::StrCat("/proc/thread-self/fd/", fd).c_str(), buffer.data(), buffer.size());
+  if (size < 0) {
+    return absl::FailedPreconditionError("what a descriptor is cannot be told without /proc");
   }
-  if (S_ISFIFO(status.stx_mode)) return EventFdKind::kPipe;
+  const absl::string_view name(buffer.data(), static_cast<size_t>(size));
+  // These are the kernel's own names; the path of a file begins with a slash.
+  if (name == "anon_inode:[eventfd]") return EventFdKind::kEventFd;
+  if (absl::StartsWith(name, "pipe:[")) return EventFdKind::kPipe;
   int domain = 0;
-  socklen_t size = sizeof domain;
-  if (S_ISSOCK(status.stx_mode) && getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 &&
-      domain == AF_UNIX) {
+  socklen_t length = sizeof domain;
+  if (absl::StartsWith(name, "socket:[") &&
+      getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0 && domain == AF_UNIX) {
     return EventFdKind::kSocket;
   }
-  // Descriptors of the kernel's own have no type; a write to another kind than an eventfd fails.
-  if ((status.stx_mode & S_IFMT) == 0) return EventFdKind::kEventFd;
   return absl::InvalidArgumentError("the descriptor is no eventfd, pipe or Unix socket");
 }
 
@@ -38,10 +48,9 @@ ssize_t WriteNow(EventFdKind kind, int fd, std::span<const std::byte> data) {
   return vmsplice(fd, &part, 1, SPLICE_F_NONBLOCK);
 }
 
-void CloseAtOnce(int fd) {
-  const linger off{0, 0};
-  // Of what is no connection it fails.
-  static_cast<void>(setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof off));
+bool IsFull(int fd) {
+  pollfd entry{fd, POLLOUT, 0};
+  return poll(&entry, 1, 0) == 0;
 }
 
 void DrainEventFd(int fd) {

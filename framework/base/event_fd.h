@@ -18,8 +18,9 @@ namespace virtbay {
 
 enum class EventFdKind : uint8_t { kEventFd, kPipe, kSocket };
 
-// What `fd` is; InvalidArgument for anything else: of a file, a terminal or a connection nobody
-// knows how long a write or a close takes. Asks no file system, which may never answer. [any]
+// What `fd` is, by the name that the kernel gives it; InvalidArgument for anything else: nobody
+// knows how long a write to it or its last close takes. FailedPrecondition without /proc. Asks no
+// file system, which may never answer, and takes no lock that a user of `fd` can hold. [any]
 absl::StatusOr<EventFdKind> EventFdKindOf(int fd);
 
 // Writes `data` to a pipe or socket and never waits, whatever its flags: the bytes written, or -1
@@ -27,8 +28,8 @@ absl::StatusOr<EventFdKind> EventFdKindOf(int fd);
 // [any]
 ssize_t WriteNow(EventFdKind kind, int fd, std::span<const std::byte> data);
 
-// The last close of a connection may wait for its peer (SO_LINGER): after this it does not. [any]
-void CloseAtOnce(int fd);
+// A write to the eventfd would wait now, unless it is not to. [any]
+bool IsFull(int fd);
 
 // Takes what an eventfd holds and never waits, so that whoever waits for room in it goes on. [any]
 void DrainEventFd(int fd);

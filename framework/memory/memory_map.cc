@@ -25,6 +25,8 @@ constexpr size_t kMaxRegions = 509;
 // The unit in which the file can be mapped: hugetlbfs takes nothing smaller than its own pages.
 uint64_t MappingUnit(int fd) {
   const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  // Of file systems the kernel's own for memory alone take seals, and answer at once.
+  if (fcntl(fd, F_GET_SEALS) < 0) return page;
   struct statfs fs {};
   if (fstatfs(fd, &fs) != 0 || static_cast<uint64_t>(fs.f_type) != HUGETLBFS_MAGIC) return page;
   const uint64_t huge = static_cast<uint64_t>(fs.f_bsize);

@@ -1,28 +1,24 @@
 #include "hostif/vhost_user/backend_channel.h"
 
-#include <poll.h>
 #include <sys/socket.h>
 
-#include <array>
 #include <cerrno>
 #include <utility>
 
-#include "framework/base/event_fd.h"
 #include "framework/base/status.h"
+#include "hostif/vhost_user/front_end_fd.h"
 #include "hostif/vhost_user/messages.h"
 
 namespace virtbay::vhost_user {
 namespace {
 
+// Without NEED_REPLY: nothing ever comes back.
 constexpr Header kConfigChange{static_cast<uint32_t>(BackendRequest::kConfigChange), kVersion, 0};
 
 }  // namespace
 
-absl::Status BackendChannel::Set(UniqueFd fd) {
-  const auto kind = EventFdKindOf(fd.get());
-  if (!kind.ok() || *kind != EventFdKind::kSocket) {
-    return absl::InvalidArgumentError("the back-end channel is not a Unix socket");
-  }
+absl::Status BackendChannel::Set(UniqueFd&& fd) {
+  VIRTBAY_RETURN_IF_ERROR(Annotate(CheckOneWaySocket(fd.get()), "the back-end channel"));
   fd_ = std::move(fd);
   return absl::OkStatus();
 }
@@ -42,17 +38,6 @@ absl::Status BackendChannel::SendConfigChange() {
                                  : absl::UnavailableError("half a message was taken");
   Close();
   return status;
-}
-
-void BackendChannel::Drain(short revents) {
-  // Also what recv would not notice on some kinds of socket, and poll would report for ever.
-  if ((revents & (POLLERR | POLLHUP | POLLNVAL)) != 0) return Close();
-  std::array<char, 256> dropped{};
-  // Without a control buffer the kernel closes fds that come along.
-  const ssize_t got = recv(fd_.get(), dropped.data(), dropped.size(), MSG_DONTWAIT);
-  if (got > 0) return;
-  if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
-  Close();
 }
 
 }  // namespace virtbay::vhost_user

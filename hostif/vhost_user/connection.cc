@@ -2,8 +2,9 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
+#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,17 +24,23 @@ std::string Name(const MessageInfo* info, uint32_t request) {
 
 absl::StatusOr<std::unique_ptr<Connection>> Connection::Create(UniqueFd socket,
                                                                const AttachFunction& attach,
-                                                               int wake_fd, LogLimiter* log) {
-  std::unique_ptr<Connection> connection(new Connection(std::move(socket), wake_fd, log));
+                                                               ConnectionEnvironment environment) {
+  std::unique_ptr<Connection> connection(new Connection(std::move(socket), environment));
   VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<DevicePort> port, attach(connection.get()));
-  connection->session_.emplace(std::move(port), log->log());
+  connection->session_.emplace(std::move(port), environment.log->log());
   return connection;
 }
 
-Connection::Connection(UniqueFd socket, int wake_fd, LogLimiter* log)
-    : socket_(std::move(socket)), wake_fd_(wake_fd), log_(log) {}
+Connection::Connection(UniqueFd socket, ConnectionEnvironment environment)
+    : socket_(std::move(socket)),
+      environment_(environment),
+      log_(environment.log),
+      reader_(environment.closer) {}
 
-Connection::~Connection() = default;
+Connection::~Connection() {
+  session_.reset();
+  environment_.closer->HangUp(std::move(socket_));
+}
 
 short Connection::events() const { return writer_.pending() ? POLLOUT : POLLIN; }
 
@@ -89,11 +96,21 @@ absl::Status Connection::Handle(Message& message) {
   const MessageInfo* const info = FindMessage(message.header.request);
   Reply reply;
   absl::Status result = Check(info, message);
-  if (result.ok()) result = ((*session_).*(info->handler))(message, reply);
+  if (result.ok()) {
+    // A literal of the table, so it ends with a zero.
+    environment_.activity->store(info->name.data(), std::memory_order_relaxed);
+    result = ((*session_).*(info->handler))(message, reply);
+  }
+  const bool had_fds = !message.fds.empty();
   // What the handler did not keep is closed before the front-end may go on.
-  message.fds.clear();
+  environment_.activity->store("closing its descriptors", std::memory_order_relaxed);
+  reader_.DropFds();
   if (!result.ok()) {
     log_->Warn(absl::StrCat(Name(info, message.header.request), ": ", result.message()));
+  }
+  if (had_fds && GaveItselfAway()) {
+    return absl::InvalidArgumentError(
+        "the front-end gave its own end of the connection as a descriptor");
   }
   // A change from before the channel was there.
   if (info != nullptr && info->request == Request::kSetBackendReqFd) OnWake();
@@ -123,7 +140,7 @@ absl::Status Connection::Answer(const MessageInfo* info, const Message& message,
 void Connection::OnConfigChanged() {
   config_changed_.store(true, std::memory_order_release);
   // An eventfd that is full is awake anyway.
-  static_cast<void>(eventfd_write(wake_fd_, 1));
+  static_cast<void>(eventfd_write(environment_.wake_fd, 1));
 }
 
 void Connection::OnWake() {
@@ -134,6 +151,11 @@ void Connection::OnWake() {
   if (!status.ok()) {
     log_->Warn(absl::StrCat("BACKEND_CONFIG_CHANGE_MSG dropped: ", status.message()));
   }
+}
+
+bool Connection::GaveItselfAway() const {
+  // Taking its reading side has taken the writing side of ours; its own end would take both.
+  return !PeerGone() && send(fd(), nullptr, 0, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == EPIPE;
 }
 
 bool Connection::PeerGone() const {

@@ -14,6 +14,7 @@
 #include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/attach.h"
+#include "hostif/vhost_user/fd_closer.h"
 #include "hostif/vhost_user/message_table.h"
 #include "hostif/vhost_user/session.h"
 #include "hostif/vhost_user/wire.h"
@@ -21,25 +22,33 @@
 
 namespace virtbay::vhost_user {
 
+// What a connection uses of its caller's, and what must outlive it.
+struct ConnectionEnvironment {
+  int wake_fd = -1;  // an eventfd, written when OnWake should be called
+  LogLimiter* log = nullptr;
+  FdCloser* closer = nullptr;
+  // What the thread does for the front-end, with static storage; null: it waits.
+  std::atomic<const char*>* activity = nullptr;
+};
+
 class Connection final : public DevicePortEvents {
  public:
-  // Attaches the device. `wake_fd` is an eventfd of the caller, written when OnWake should be
-  // called; it and `log` must outlive the connection. The attach function's error.
+  // Attaches the device. The attach function's error.
   static absl::StatusOr<std::unique_ptr<Connection>> Create(UniqueFd socket,
                                                             const AttachFunction& attach,
-                                                            int wake_fd, LogLimiter* log);
+                                                            ConnectionEnvironment environment);
   ~Connection() override;
 
   int fd() const { return socket_.get(); }
   // What to poll fd() for.
   short events() const;
-  // The back-end channel, to be polled for input; -1 when there is none.
+  // The back-end channel, to be polled for its end; -1 when there is none.
   int backend_fd() { return session_->backend().poll_fd(); }
 
   // The socket is ready. False when the connection is over; the reason has been logged. Handles a
   // bounded number of messages, so that the caller gets its turn.
   bool OnReady();
-  void OnBackendReady(short revents) { session_->backend().Drain(revents); }
+  void OnBackendClosed() { session_->backend().Close(); }
   // wake_fd was written: tells the front-end of a change of configuration or status.
   void OnWake();
   // The front-end has closed its end.
@@ -48,16 +57,18 @@ class Connection final : public DevicePortEvents {
   void OnConfigChanged() override;
 
  private:
-  Connection(UniqueFd socket, int wake_fd, LogLimiter* log);
+  Connection(UniqueFd socket, ConnectionEnvironment environment);
 
   // Both return an error only when the connection has to end.
   absl::Status Handle(Message& message);
   absl::Status Answer(const MessageInfo* info, const Message& message, const absl::Status& result,
                       const Reply& reply);
   absl::Status Check(const MessageInfo* info, const Message& message) const;
+  // The front-end has given us its own end of this very connection, and its end would never come.
+  bool GaveItselfAway() const;
 
   UniqueFd socket_;
-  const int wake_fd_;
+  const ConnectionEnvironment environment_;
   LogLimiter* const log_;
   MessageReader reader_;
   ReplyWriter writer_;

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "hostif/vhost_user/front_end_fd.h"
 
 namespace virtbay::vhost_user {
 namespace {
@@ -25,7 +26,8 @@ std::string Describe(const RegionDescription& region) {
 
 absl::StatusOr<MemoryTable::Entry> MemoryTable::Map(const RegionDescription& region,
                                                     const UniqueFd& fd) const {
-  // Asks no file system, which may never answer.
+  // Before its file system is asked anything: another one may never answer.
+  VIRTBAY_RETURN_IF_ERROR(Annotate(CheckMemoryFd(fd.get()), Describe(region)));
   struct statx file {};
   if (statx(fd.get(), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &file) != 0) {
     return ErrnoStatus(errno, Describe(region));

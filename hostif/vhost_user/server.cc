@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
 #include "hostif/vhost_user/server_loop.h"
 
@@ -27,9 +28,12 @@ Server::Server(std::shared_ptr<ServerLoop> loop, absl::Duration patience)
 Server::~Server() {
   BeginStop();
   if (loop_->AwaitEnd(patience_)) return;
-  loop_->log().Error(
-      "the front-end holds the server's thread up, with a descriptor that takes for ever to close; "
-      "the thread is left behind");
+  const char* const activity = loop_->activity();
+  loop_->log().Error(absl::StrCat("the server's thread does not end, ",
+                                  activity == nullptr
+                                      ? "although it does nothing for a front-end"
+                                      : absl::StrCat("held up by the front-end in ", activity),
+                                  "; it is left behind"));
 }
 
 void Server::BeginStop() { loop_->BeginStop(); }

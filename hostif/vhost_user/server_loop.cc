@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "framework/base/join.h"
 #include "framework/base/status.h"
 
 namespace virtbay::vhost_user {
@@ -22,6 +23,9 @@ namespace {
 
 // How long the listener is left alone when the process has no descriptors for a new connection.
 constexpr int kRetryMs = 1000;
+
+// A thread that is over has nothing left to do but to leave.
+constexpr absl::Duration kExit = absl::Seconds(5);
 
 // "pid P, uid U" of the other end.
 std::string Peer(int socket) {
@@ -60,6 +64,7 @@ absl::StatusOr<std::shared_ptr<ServerLoop>> ServerLoop::Create(AttachFunction at
     VIRTBAY_ASSIGN_OR_RETURN(ListeningSocket socket, ListenAt(path, mode));
     self->listener_ = std::move(socket.fd);
     self->file_ = std::move(socket.file);
+    self->listens_alone_ = true;
   }
   VIRTBAY_RETURN_IF_ERROR(Start(self));
   return self;
@@ -92,11 +97,10 @@ absl::Status ServerLoop::Start(const std::shared_ptr<ServerLoop>& self) {
 }
 
 bool ServerLoop::AwaitEnd(absl::Duration patience) {
-  if (over_.WaitForNotificationWithTimeout(patience)) {
-    thread_.join();
+  // Nor is the end of a thread without a bound: the kernel may wait in it.
+  if (over_.WaitForNotificationWithTimeout(patience) && JoinUntil(&thread_, absl::Now() + kExit))
     return true;
-  }
-  thread_.detach();
+  if (thread_.joinable()) thread_.detach();
   absl::MutexLock lock(&callbacks_mutex_);
   abandoned_ = true;
   return false;
@@ -126,6 +130,7 @@ void ServerLoop::Run() {
     }
   }
   Disconnect();
+  StopListening();
   ended_.store(true, std::memory_order_release);
   if (!stop_.load(std::memory_order_acquire)) CallBack(on_ended_);
   over_.Notify();
@@ -142,7 +147,7 @@ bool ServerLoop::Turn() {
   fds[kListener] = {out_of_fds_ ? -1 : listener_.get(), POLLIN, 0};
   fds[kSocket] = {connection_ ? connection_->fd() : -1,
                   connection_ ? connection_->events() : short{0}, 0};
-  fds[kBackend] = {connection_ ? connection_->backend_fd() : -1, POLLIN, 0};
+  fds[kBackend] = {connection_ ? connection_->backend_fd() : -1, 0, 0};
   if (poll(fds.data(), fds.size(), out_of_fds_ ? kRetryMs : -1) < 0 && errno != EINTR) {
     log_.Error(absl::StrCat("poll: ", ErrnoStatus(errno, "server").message()));
     return false;
@@ -156,9 +161,10 @@ bool ServerLoop::Turn() {
     if (connection_ != nullptr) connection_->OnWake();
   }
   // Before the socket, whose messages may replace the channel.
-  if (fds[kBackend].revents != 0) connection_->OnBackendReady(fds[kBackend].revents);
+  if (fds[kBackend].revents != 0) connection_->OnBackendClosed();
   if (fds[kSocket].revents != 0 && !connection_->OnReady()) Disconnect();
   if (fds[kListener].revents != 0) Accept();
+  activity_.store(nullptr, std::memory_order_relaxed);
   return true;
 }
 
@@ -191,14 +197,28 @@ void ServerLoop::Accept() {
   if (connection_ != nullptr) {
     limited_.Warn(absl::StrCat("refused a second front-end (", Peer(socket.get()),
                                "): the device is in use"));
+    closer_.HangUp(std::move(socket));
     return;
   }
   Connect(std::move(socket));
 }
 
+void ServerLoop::StopListening() {
+  // An inherited one is its giver's too, who may serve what waits there.
+  if (!listens_alone_) return;
+  static_cast<void>(shutdown(listener_.get(), SHUT_RD));
+  for (;;) {
+    UniqueFd socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket) break;
+    closer_.HangUp(std::move(socket));
+  }
+  listener_.reset();
+}
+
 void ServerLoop::Connect(UniqueFd socket) {
   const std::string peer = Peer(socket.get());
-  auto connection = Connection::Create(std::move(socket), attach_, wake_.get(), &limited_);
+  auto connection = Connection::Create(std::move(socket), attach_,
+                                       {wake_.get(), &limited_, &closer_, &activity_});
   if (!connection.ok()) {
     limited_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
                                "): ", connection.status().message()));
@@ -212,7 +232,9 @@ void ServerLoop::Connect(UniqueFd socket) {
 
 void ServerLoop::Disconnect() {
   if (connection_ == nullptr) return;
+  activity_.store("its disconnect", std::memory_order_relaxed);
   connection_.reset();
+  activity_.store(nullptr, std::memory_order_relaxed);
   connected_.store(false, std::memory_order_release);
   try {
     CallBack(on_disconnect_);

@@ -20,6 +20,7 @@
 #include "framework/base/log_limiter.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/connection.h"
+#include "hostif/vhost_user/fd_closer.h"
 #include "hostif/vhost_user/server.h"
 #include "hostif/vhost_user/socket.h"
 
@@ -32,13 +33,15 @@ class ServerLoop {
                                                             ServerOptions options);
   // The socket file goes at once, the connection when the thread comes to it.
   void BeginStop();
-  // Waits for the thread, once, after BeginStop. False: it did not end in time; from now on it
-  // calls nobody back, and goes when what holds it up lets it.
+  // Waits for the thread, once, after BeginStop. False: it did not end in time, or does not leave
+  // the kernel; from now on it calls nobody back, and goes when what holds it up lets it.
   bool AwaitEnd(absl::Duration patience);
 
   bool connected() const { return connected_.load(std::memory_order_acquire); }
   bool ended() const { return ended_.load(std::memory_order_acquire); }
   const Log& log() const { return log_; }
+  // What the thread does for its front-end, with static storage; null: it waits.
+  const char* activity() const { return activity_.load(std::memory_order_relaxed); }
 
  private:
   ServerLoop(AttachFunction attach, ServerOptions options);
@@ -48,6 +51,8 @@ class ServerLoop {
   // One poll and what it says; false when there is nothing left to do.
   bool Turn();
   void Accept();
+  // Closes our own listening socket, and the connections that wait there with all they have sent.
+  void StopListening();
   void Connect(UniqueFd socket);
   void Disconnect();
   void CallBack(const std::function<void()>& function) ABSL_LOCKS_EXCLUDED(callbacks_mutex_);
@@ -55,10 +60,13 @@ class ServerLoop {
   const AttachFunction attach_;
   const Log log_;
   LogLimiter limited_;  // for lines that a front-end can cause
+  FdCloser closer_;
+  std::atomic<const char*> activity_{nullptr};
   const std::function<void()> on_connect_;
   const std::function<void()> on_disconnect_;
   const std::function<void()> on_ended_;
   UniqueFd listener_;
+  bool listens_alone_ = false;  // nobody else has listener_
   SocketFile file_;
   UniqueFd first_;  // an inherited connection, until it is served
   UniqueFd wake_;   // eventfd: stop, or a change to tell the front-end of

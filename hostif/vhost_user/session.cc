@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "framework/base/event_fd.h"
 #include "framework/base/status.h"
+#include "hostif/vhost_user/front_end_fd.h"
 
 namespace virtbay::vhost_user {
 namespace {
@@ -25,7 +25,7 @@ struct VringFd {
   UniqueFd fd;
 };
 
-absl::StatusOr<VringFd> TakeVringFd(Message& message) {
+absl::StatusOr<VringFd> TakeVringFd(Message& message, absl::Status (*check)(int)) {
   const uint64_t value = message.Get<uint64_t>();
   if ((value & ~(kVringFdIndexMask | kVringFdNone)) != 0) {
     // Not cut down to its low bits: a ring number of 256 is an error, not ring 0.
@@ -39,13 +39,8 @@ absl::StatusOr<VringFd> TakeVringFd(Message& message) {
   VringFd result;
   result.index = static_cast<uint32_t>(value & kVringFdIndexMask);
   if (expected) {
-    const auto kind = EventFdKindOf(message.fds[0].get());
-    VIRTBAY_RETURN_IF_ERROR(Annotate(kind.status(), absl::StrCat("ring ", result.index)));
-    // A pipe has a lock that the front-end can hold for ever, and reads and writes wait for that.
-    if (*kind == EventFdKind::kPipe) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("ring ", result.index, ": the descriptor is a pipe, not an eventfd"));
-    }
+    VIRTBAY_RETURN_IF_ERROR(
+        Annotate(check(message.fds[0].get()), absl::StrCat("ring ", result.index)));
     result.fd = std::move(message.fds[0]);
   }
   return result;
@@ -179,17 +174,17 @@ absl::Status Session::GetVringBase(Message& message, Reply& reply) {
 }
 
 absl::Status Session::SetVringKick(Message& message, Reply&) {
-  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message));
+  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message, &CheckKickFd));
   return rings_.SetKick(vring.index, std::move(vring.fd));
 }
 
 absl::Status Session::SetVringCall(Message& message, Reply&) {
-  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message));
+  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message, &CheckCallFd));
   return rings_.SetCall(vring.index, std::move(vring.fd));
 }
 
 absl::Status Session::SetVringErr(Message& message, Reply&) {
-  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message));
+  VIRTBAY_ASSIGN_OR_RETURN(VringFd vring, TakeVringFd(message, &CheckCallFd));
   return rings_.SetError(vring.index, std::move(vring.fd));
 }
 

@@ -3,28 +3,22 @@
 #include <sys/uio.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "framework/base/event_fd.h"
 #include "framework/base/status.h"
 
 namespace virtbay::vhost_user {
-namespace {
 
-// Room for more fds than are allowed: they are better received and closed here than left to the
-// kernel's truncation, which cannot be told from running out of descriptors.
-constexpr size_t kControlFds = size_t{4} * kMaxFds;
-// An inherited socket may have SO_PASSCRED or SO_PASSPIDFD set.
-constexpr size_t kControlSize = CMSG_SPACE(kControlFds * sizeof(int)) +
-                                CMSG_SPACE(3 * sizeof(uint32_t)) + CMSG_SPACE(sizeof(int));
+MessageReader::~MessageReader() { DropFds(); }
 
-}  // namespace
+void MessageReader::DropFds() { closer_->Close(std::exchange(message_.fds, FdList())); }
 
 absl::StatusOr<MessageReader::Progress> MessageReader::Read(int socket) {
   if (whole_) {
     whole_ = false;
     received_ = 0;
-    message_.fds.clear();
+    DropFds();
   }
   while (received_ < sizeof(Header)) {
     std::array<std::byte, sizeof(Header)> bytes{};
@@ -60,14 +54,12 @@ absl::StatusOr<MessageReader::Progress> MessageReader::Read(int socket) {
 absl::StatusOr<size_t> MessageReader::Receive(int socket, std::span<std::byte> into,
                                               bool with_fds) {
   iovec part{into.data(), into.size()};
-  alignas(cmsghdr) std::array<std::byte, kControlSize> control{};
+  ControlBuffer control;
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
-  if (with_fds) {
-    message.msg_control = control.data();
-    message.msg_controllen = control.size();
-  }
+  message.msg_control = control.bytes.data();
+  message.msg_controllen = control.bytes.size();
   ssize_t got = 0;
   do {
     got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
@@ -79,35 +71,22 @@ absl::StatusOr<size_t> MessageReader::Receive(int socket, std::span<std::byte> i
     return absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
   }
   // The fds first: from here on they are owned, whatever else is wrong.
-  if (with_fds) VIRTBAY_RETURN_IF_ERROR(TakeFds(message));
-  if ((message.msg_flags & MSG_CTRUNC) != 0) {
-    // Fds belong to the header's bytes; without a control buffer the kernel has closed them.
-    return with_fds ? absl::ResourceExhaustedError(
-                          "file descriptors were lost: too many, or none left in this process")
-                    : absl::InvalidArgumentError("file descriptors inside a payload");
+  const size_t before = message_.fds.size();
+  AppendFds(message, &message_.fds);
+  // Fds belong to the header's bytes.
+  if (!with_fds && message_.fds.size() > before) {
+    return absl::InvalidArgumentError("file descriptors inside a payload");
   }
-  return static_cast<size_t>(got);
-}
-
-absl::Status MessageReader::TakeFds(const msghdr& message) {
-  // CMSG_NXTHDR wants a mutable header but does not write to it.
-  msghdr walk = message;
-  for (cmsghdr* part = CMSG_FIRSTHDR(&walk); part != nullptr; part = CMSG_NXTHDR(&walk, part)) {
-    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(part) + i * sizeof(int), sizeof fd);
-      message_.fds.emplace_back(fd);
-      CloseAtOnce(fd);
-    }
+  if ((message.msg_flags & MSG_CTRUNC) != 0) {
+    return absl::ResourceExhaustedError(
+        "file descriptors were lost: none are left in this process");
   }
   if (message_.fds.size() > kMaxFds) {
     return absl::InvalidArgumentError(absl::StrCat(message_.fds.size(),
                                                    " file descriptors in one message; at most ",
                                                    kMaxFds, " are ever sent"));
   }
-  return absl::OkStatus();
+  return static_cast<size_t>(got);
 }
 
 absl::Status MessageReader::CheckHeader() const {

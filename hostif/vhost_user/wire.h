@@ -11,15 +11,13 @@
 #include <cstring>
 #include <span>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "framework/base/unique_fd.h"
+#include "hostif/vhost_user/fd_closer.h"
+#include "hostif/vhost_user/fd_list.h"
 #include "hostif/vhost_user/messages.h"
 
 namespace virtbay::vhost_user {
-
-using FdList = absl::InlinedVector<UniqueFd, kMaxFds>;
 
 // One message of a front-end: header, header.size bytes of payload, and the fds that came along.
 struct Message {
@@ -41,18 +39,26 @@ class MessageReader {
  public:
   enum class Progress { kMessage, kIncomplete, kEnd };
 
+  // `closer` gets the fds that nobody took out of a message, and must outlive this.
+  explicit MessageReader(FdCloser* closer) : closer_(closer) {}
+  ~MessageReader();
+  MessageReader(const MessageReader&) = delete;
+  MessageReader& operator=(const MessageReader&) = delete;
+
   // Reads on from the non-blocking `socket`. kMessage: message() is whole and stays until the next
   // call. kIncomplete: nothing more for now. kEnd: the front-end closed between two messages.
   // An error is the end of the connection: bad version, a reply in place of a request, an
   // oversized payload, too many or misplaced fds, the end inside a message, a socket error.
   absl::StatusOr<Progress> Read(int socket);
   Message& message() { return message_; }
+  // Closes the message's fds.
+  void DropFds();
 
  private:
   absl::StatusOr<size_t> Receive(int socket, std::span<std::byte> into, bool with_fds);
-  absl::Status TakeFds(const msghdr& message);
   absl::Status CheckHeader() const;
 
+  FdCloser* const closer_;
   Message message_;
   size_t received_ = 0;  // bytes of header and payload together
   bool whole_ = false;

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -36,8 +37,8 @@ inline constexpr uint32_t kMemorySize = 1u << 20;  // bytes
 // One turn of what a Server does; false when the connection is over.
 inline bool Turn(vhost_user::Connection* connection, int front) {
   // Replies are read away half of the time by the caller; a full socket must do no harm.
-  pollfd backend{connection->backend_fd(), POLLIN, 0};
-  if (poll(&backend, 1, 0) == 1) connection->OnBackendReady(backend.revents);
+  pollfd backend{connection->backend_fd(), 0, 0};
+  if (poll(&backend, 1, 0) == 1) connection->OnBackendClosed();
   connection->OnWake();
   char dropped[4096];
   static_cast<void>(recv(front, dropped, sizeof dropped, MSG_DONTWAIT));
@@ -64,10 +65,17 @@ inline void Play(std::span<const uint8_t> input, const vhost_user::AttachFunctio
   const UniqueFd event(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   const UniqueFd memory = testing::MakeMemory(kMemorySize);
   const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
-  const int kinds[] = {event.get(), memory.get(), pair[0], null.get()};
+  int channel[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, channel) != 0) abort();
+  const UniqueFd mine(channel[0]);
+  const UniqueFd theirs(channel[1]);
+  const int kinds[] = {event.get(), memory.get(), theirs.get(), null.get()};
 
   LogLimiter limiter{Log()};
-  auto connection = vhost_user::Connection::Create(UniqueFd(pair[1]), attach, wake.get(), &limiter);
+  vhost_user::FdCloser closer;
+  std::atomic<const char*> activity{nullptr};
+  auto connection = vhost_user::Connection::Create(UniqueFd(pair[1]), attach,
+                                                   {wake.get(), &limiter, &closer, &activity});
   if (!connection.ok()) abort();
 
   while (input.size() >= 3) {

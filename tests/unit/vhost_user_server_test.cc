@@ -94,7 +94,10 @@ TEST_F(VhostUserServerTest, ServesTheNextFrontEnd) {
   ASSERT_OK_AND_ASSIGN(const auto server, Server::Create(Attach(), AtPath()));
   const UniqueFd memory = MakeMemory(1 << 20);
   const UniqueFd event = MakeEventFd();
-  const UniqueFd channel(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const UniqueFd mine(pair[0]);
+  const UniqueFd channel(pair[1]);
   int before = 0;
   for (int i = 0; i < 100; ++i) {
     FrontEnd front(ConnectTo(path_));

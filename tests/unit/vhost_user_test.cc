@@ -1,5 +1,8 @@
 // The vhost-user back-end message by message, over a socketpair, with a fake device behind it.
 #include <gtest/gtest.h>
+#include <sys/epoll.h>
+#include <sys/inotify.h>
+#include <sys/timerfd.h>
 
 #include <algorithm>
 #include <array>
@@ -203,7 +206,11 @@ TEST_F(VhostUserTest, FdsOfARingAreEventfdsOrUnixSockets) {
   const UniqueFd zero(open("/dev/zero", O_RDWR | O_CLOEXEC));
   const UniqueFd file = MakeMemory(4096);
   const UniqueFd net(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  for (const int fd : {zero.get(), file.get(), net.get()}) {
+  // These have no type of file either, and a read of some waits for their other users.
+  const UniqueFd timer(timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC));
+  const UniqueFd polls(epoll_create1(EPOLL_CLOEXEC));
+  const UniqueFd notify(inotify_init1(IN_CLOEXEC));
+  for (const int fd : {zero.get(), file.get(), net.get(), timer.get(), polls.get(), notify.get()}) {
     for (const Request request :
          {Request::kSetVringKick, Request::kSetVringCall, Request::kSetVringErr}) {
       EXPECT_EQ(front_.Ack(request, uint64_t{0}, {fd}), 1);
@@ -221,6 +228,10 @@ TEST_F(VhostUserTest, FdsOfARingAreEventfdsOrUnixSockets) {
   const UniqueFd mine(pair[0]);
   const UniqueFd theirs(pair[1]);
   EXPECT_EQ(front_.Ack(Request::kSetVringCall, uint64_t{0}, {theirs.get()}), 0);
+  EXPECT_EQ(front_.Ack(Request::kSetVringErr, uint64_t{0}, {theirs.get()}), 0);
+  // The lock of its reading side can be held by somebody who sleeps.
+  EXPECT_EQ(front_.Ack(Request::kSetVringKick, uint64_t{0}, {theirs.get()}), 1);
+  EXPECT_TRUE(log_.Contains("ring 0: the descriptor is a socket, not an eventfd"));
 }
 
 TEST_F(VhostUserTest, FdsOfARunningRingAreReplaced) {
