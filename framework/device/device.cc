@@ -137,6 +137,7 @@ std::unique_ptr<OffloadPool> Device::UseGeneration(std::unique_ptr<OffloadPool> 
 
 absl::StatusOr<std::unique_ptr<DevicePort>> Device::Attach(DevicePortEvents* events) {
   absl::MutexLock lock(&mutex_);
+  if (!attached_) Recover();
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
   if (attached_) {
     return absl::AlreadyExistsError(
@@ -165,8 +166,7 @@ void Device::Detach() {
 absl::Status Device::CheckServing() const {
   if (retired_) return absl::UnavailableError("the device has been removed");
   if (stuck_) {
-    return absl::UnavailableError(
-        absl::StrCat("device ", core_->spec.name, ": a callback of its plugin does not return"));
+    return absl::UnavailableError(absl::StrCat("device ", core_->spec.name, ": ", stuck_why_));
   }
   return absl::OkStatus();
 }
@@ -371,6 +371,7 @@ absl::Status Device::Retire(FarewellReason reason) {
   absl::MutexLock lock(&mutex_);
   if (retired_) return absl::OkStatus();
   retired_ = true;
+  Recover();
   Farewell(reason);
   EndSession(/*forget=*/true);
   // A device that served nobody has nothing to account for, and Stop has said it already.
@@ -384,9 +385,8 @@ absl::Status Device::Retire(FarewellReason reason) {
   const bool quiet = stuck_ || core_->offload->Drain(core_->spec.stop_deadline);
   if (stuck_ || !quiet) {
     // Its code is still being executed: nothing of it may go away, so the device keeps itself.
-    const std::string why =
-        absl::StrCat("the device is leaked with its plugin, because ",
-                     stuck_ ? "a callback" : "offloaded work", " does not return");
+    const std::string why = absl::StrCat("the device is leaked with its plugin, because ",
+                                         stuck_ ? stuck_why_ : "offloaded work does not return");
     core_->log.Error(why);
     self_ = shared_from_this();
     return absl::DeadlineExceededError(why);
@@ -560,15 +560,46 @@ absl::StatusOr<uint32_t> Device::StopQueueLocked(uint32_t index, bool forget, ab
 }
 
 absl::Status Device::RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task) {
-  absl::Status status = thread->Run(std::move(task), core_->spec.stop_deadline);
+  auto came_back = std::make_shared<std::atomic<bool>>(false);
+  const absl::Status status = thread->Run(
+      [task = std::move(task), came_back]() mutable {
+        task();
+        came_back->store(true, std::memory_order_release);
+      },
+      core_->spec.stop_deadline);
   if (absl::IsDeadlineExceeded(status)) {
     stuck_ = true;
-    const CallbackMonitor& monitor = thread->monitor();
-    core_->RaiseNeedsReset(absl::StrCat("queue ", monitor.queue(), ": the plugin's ",
-                                        monitor.name(), " does not return"),
-                           /*stops=*/true);
+    came_back_ = std::move(came_back);
+    core_->RaiseNeedsReset(DescribeStuck(thread), /*stops=*/true);
   }
   return status;
+}
+
+std::string Device::DescribeStuck(const QueueThread* thread) {
+  // A notification may be made in a callback, which then is not to blame.
+  for (const auto& queue : core_->queues) {
+    if (queue->thread() != thread || !queue->notifying()) continue;
+    stuck_why_ = "a descriptor of the front-end holds a thread up";
+    return absl::StrCat("queue ", queue->index(),
+                        ": a call or error descriptor of the front-end holds its thread up");
+  }
+  const CallbackMonitor& monitor = thread->monitor();
+  if (monitor.sequence() % 2 != 0) {
+    stuck_why_ = "a callback does not return";
+    return absl::StrCat("queue ", monitor.queue(), ": the plugin's ", monitor.name(),
+                        " does not return");
+  }
+  stuck_why_ = "the kernel holds a thread up";
+  return absl::StrCat(thread->name(), ": the queue thread is held up outside of the plugin");
+}
+
+void Device::Recover() {
+  if (!stuck_ || !came_back_->load(std::memory_order_acquire)) return;
+  core_->log.Info("the thread that did not answer has come back");
+  stuck_ = false;
+  session_ = !core_->threads.empty();
+  EndSession(/*forget=*/true);
+  if (!stuck_ && !stopped_) core_->ClearFailure();
 }
 
 bool Device::queue_running(uint32_t queue) const {

@@ -119,9 +119,15 @@ class Device : public std::enable_shared_from_this<Device> {
   Threads UseThreads(Threads threads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void JoinThreads(Threads threads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Runs a task on the thread; one that does not come to it is stuck in a callback of the plugin.
+  // Runs a task on the thread; the device is stuck when that does not come to it, be it in a
+  // callback of the plugin or held up by the front-end.
   absl::Status RunOrStuck(QueueThread* thread, absl::AnyInvocable<void()> task)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Says who holds the thread up, and sets stuck_why_.
+  std::string DescribeStuck(const QueueThread* thread) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of a device that was stuck, and whose thread has come back: ends the session that could not be
+  // ended then, after which it serves as before.
+  void Recover() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // ---- parts of Reload (reload.cc) ----
   // A generation with what its queues run on: the one to come, later the one that was.
   struct Replacement {
@@ -191,7 +197,9 @@ class Device : public std::enable_shared_from_this<Device> {
   bool saved_ ABSL_GUARDED_BY(mutex_) = false;    // its state is another device's
   bool served_ ABSL_GUARDED_BY(mutex_) = false;   // a front-end was attached at some time
   bool retired_ ABSL_GUARDED_BY(mutex_) = false;
-  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;      // a callback does not return
+  bool stuck_ ABSL_GUARDED_BY(mutex_) = false;  // a thread does not come back
+  const char* stuck_why_ ABSL_GUARDED_BY(mutex_) = "";
+  std::shared_ptr<const std::atomic<bool>> came_back_ ABSL_GUARDED_BY(mutex_);  // of that thread
   bool leaked_io_ ABSL_GUARDED_BY(mutex_) = false;  // nor does the kernel from some I/O
   uint64_t features_ ABSL_GUARDED_BY(mutex_) = 0;
   uint8_t status_ ABSL_GUARDED_BY(mutex_) = 0;

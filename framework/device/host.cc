@@ -90,6 +90,7 @@ class HostImpl final : public Host {
     adding_.erase(name);
     if (!device.ok()) return Annotate(device.status(), absl::StrCat("device '", name, "'"));
     devices_.emplace(name, *device);
+    added_ = true;
     return DeviceHandle(*device);
   }
 
@@ -186,20 +187,37 @@ class HostImpl final : public Host {
     return image;
   }
 
+  // A thread that its front-end holds up is freed by the second look, and may be held up once more:
+  // before whoever stops the ring gives the device up. Another device's has nothing to do with it.
+  absl::Duration PeriodOf(const Device& device) const {
+    return std::max(kShortestWatch,
+                    std::min(options_.stuck_callback_warning / 4, device.stop_deadline() / 8));
+  }
+
   void Watch() {
+    std::map<std::string, absl::Time, std::less<>> looks;  // the next one at each device
     for (;;) {
       std::vector<std::shared_ptr<Device>> devices;
       {
         absl::MutexLock lock(&mutex_);
-        // A thread that its front-end holds up is freed by the second look, and may be held up
-        // once more: before whoever stops the ring gives the device up.
-        absl::Duration period = options_.stuck_callback_warning / 4;
+        const auto woken = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return stopping_ || added_;
+        };
+        absl::Time next = absl::InfiniteFuture();
+        for (const auto& [name, look] : looks) next = std::min(next, look);
+        mutex_.AwaitWithDeadline(absl::Condition(&woken), next);
+        if (stopping_) return;
+        added_ = false;
+        const absl::Time now = absl::Now();
+        std::erase_if(looks, [this](const auto& look) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return !devices_.contains(look.first);
+        });
         for (const auto& [name, device] : devices_) {
-          period = std::min(period, device->stop_deadline() / 8);
+          absl::Time& look = looks.try_emplace(name, now).first->second;
+          if (look > now) continue;
+          look = now + PeriodOf(*device);
+          devices.push_back(device);
         }
-        period = std::max(period, kShortestWatch);
-        if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), period)) return;
-        for (const auto& [name, device] : devices_) devices.push_back(device);
       }
       for (const auto& device : devices) device->ReportStuck(options_.stuck_callback_warning);
     }
@@ -213,6 +231,7 @@ class HostImpl final : public Host {
   std::set<std::string> adding_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<SlotPool> shared_pool_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool added_ ABSL_GUARDED_BY(mutex_) = false;  // the watchdog has a device more
   absl::Mutex images_mutex_;
   std::map<ImageKey, std::weak_ptr<Plugin>> images_ ABSL_GUARDED_BY(images_mutex_);
   std::thread watchdog_;

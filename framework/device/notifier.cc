@@ -23,6 +23,7 @@ void Notifier::Set(SharedFd fd) {
   if (fd_ >= 0) kind_ = EventFdKindOf(fd_).value_or(EventFdKind::kEventFd);
   absl::MutexLock lock(&mutex_);
   held_ = std::move(fd);
+  dead_.store(false, std::memory_order_relaxed);
 }
 
 SharedFd Notifier::fd() const {
@@ -31,7 +32,7 @@ SharedFd Notifier::fd() const {
 }
 
 void Notifier::Notify() {
-  if (fd_ < 0) return;
+  if (fd_ < 0 || dead_.load(std::memory_order_relaxed)) return;
   const std::span one = std::as_bytes(std::span(&kOne, 1));
   if (kind_ != EventFdKind::kEventFd) {
     static_cast<void>(WriteNow(kind_, fd_, one));
@@ -45,18 +46,22 @@ void Notifier::Notify() {
 
 bool Notifier::Release() {
   const uint64_t writes = writes_.load(std::memory_order_relaxed);
-  if (writes % 2 == 0 || writes != seen_) {
-    seen_ = writes;
-    return std::exchange(drained_, false);
-  }
+  if (writes % 2 == 0 || std::exchange(seen_, writes) != writes) return false;
   const SharedFd held = fd();
-  for (int i = 0; i < kDrains; ++i) {
+  // One that was only preempted in its write, or has room by now, is held up by nobody.
+  if (!held || !IsFull(held.get())) return false;
+  bool first = false;
+  {
+    // With the lock, so that it is not what is set next that dies.
+    absl::MutexLock lock(&mutex_);
+    if (writes_.load(std::memory_order_relaxed) != writes) return false;
+    first = !dead_.exchange(true, std::memory_order_relaxed);
+  }
+  for (int i = 0; i < kDrains && writes_.load(std::memory_order_relaxed) == writes; ++i) {
     DrainEventFd(held.get());
     sched_yield();
-    if (writes_.load(std::memory_order_relaxed) != writes) return true;
   }
-  drained_ = true;  // the thread may only not have run yet
-  return false;
+  return first;
 }
 
 }  // namespace virtbay

@@ -24,15 +24,18 @@ class Notifier {
   // What was not read yet stands for this one too; a front-end that is gone is not told. [queue]
   void Notify();
 
-  // Makes room when a Notify has not come back since the last call of this function; true: it had
-  // to, and Notify goes on. [one thread]
+  // A Notify that has waited for room since the last call of this function: makes room, and has
+  // this one and all that follow do nothing more, until the next Set. True when it was found so.
+  // [one thread]
   bool Release();
+  // A Notify is going on. [any]
+  bool writing() const { return writes_.load(std::memory_order_relaxed) % 2 != 0; }
 
  private:
   int fd_ = -1;
   EventFdKind kind_ = EventFdKind::kEventFd;
-  uint64_t seen_ = 0;                // writes_ at the last Release
-  bool drained_ = false;             // and room was made then
+  uint64_t seen_ = 0;  // writes_ at the last Release
+  std::atomic<bool> dead_{false};
   std::atomic<uint64_t> writes_{0};  // odd: in one
   mutable absl::Mutex mutex_;        // never held in a write
   SharedFd held_ ABSL_GUARDED_BY(mutex_);

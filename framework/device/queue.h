@@ -115,9 +115,11 @@ class Queue {
   void TellStopped();
   // Writes to the error descriptor: the ring's, or of one that has stopped this one.
   void TellError(SharedFd fd);
-  // [watchdog] Makes room for notifications that have not come back since the last call; true: the
-  // front-end had filled a descriptor that blocks.
+  // [watchdog] Frees notifications that have waited since the last call, and lets no other follow
+  // them; true: the front-end had filled a descriptor that blocks.
   bool ReleaseNotifiers();
+  // [any] It is writing a descriptor of the front-end's.
+  bool notifying() const { return call_.writing() || error_.writing(); }
 
   // [any]
   bool running() const { return running_.load(std::memory_order_acquire); }

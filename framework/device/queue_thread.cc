@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "framework/base/clock.h"
+#include "framework/base/join.h"
 #include "framework/base/status.h"
 #include "framework/device/plugin_call.h"
 #include "framework/memory/payload.h"
@@ -102,8 +103,13 @@ void QueueThread::Join() {
   over_.WaitForNotification();
   if (leaks_loop_) {
     thread_.detach();
-  } else {
-    thread_.join();
+  } else if (!JoinUntil(&thread_, absl::Now() + kIoDrain)) {
+    // The kernel does not let it go, and has the ring still.
+    core_->log.Error(absl::StrCat(name_,
+                                  ": the queue thread does not leave the kernel; it is left "
+                                  "behind with its ring"));
+    leaks_loop_ = true;
+    thread_.detach();
   }
 }
 

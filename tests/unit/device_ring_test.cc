@@ -1,6 +1,10 @@
 // Running rings: hostile drivers, memory that changes, descriptors of every kind, back-pressure.
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <csignal>
@@ -10,6 +14,7 @@
 #include <vector>
 
 #include "framework/isolation/sigbus_guard.h"
+#include "tests/support/temp_dir.h"
 #include "tests/unit/device_fixture.h"
 
 namespace virtbay::testing {
@@ -650,6 +655,99 @@ TEST_F(DeviceTest, AFullCallEventfdThatBlocksCostsTheFrontEndItsRing) {
   }
   ASSERT_OK_AND_ASSIGN(auto next, Client::Create(device));
   EXPECT_OK(next->Check());
+}
+
+// Processes that fill an eventfd whenever there is room.
+class Fillers {
+ public:
+  Fillers(int fd, int count) {
+    const uint64_t most = ~uint64_t{1};
+    for (int i = 0; i < count; ++i) {
+      const pid_t child = fork();
+      if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        while (write(fd, &most, sizeof most) > 0) {
+        }
+        _exit(1);
+      }
+      children_.push_back(child);
+    }
+  }
+  ~Fillers() {
+    for (const pid_t child : children_) {
+      kill(child, SIGKILL);
+      waitpid(child, nullptr, 0);
+    }
+  }
+  Fillers(const Fillers&) = delete;
+  Fillers& operator=(const Fillers&) = delete;
+
+ private:
+  std::vector<pid_t> children_;
+};
+
+TEST_F(DeviceTest, ACallEventfdThatIsFilledAgainAndAgainCostsTheFrontEndItsRingOnly) {
+  DeviceSpec spec = Spec("a");
+  spec.stop_deadline = absl::Milliseconds(500);
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(spec));
+  Client::Options options;
+  options.driver.event_idx = false;  // a call for every answer
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
+  const UniqueFd call(eventfd(0, EFD_CLOEXEC));
+  {
+    const Fillers fillers(call.get(), 4);
+    pollfd full{.fd = call.get(), .events = POLLOUT, .revents = 0};
+    ASSERT_TRUE(Eventually([&] { return poll(&full, 1, 0) == 0; }));
+    ASSERT_OK(client->port().SetCall(0, call.Duplicate()));
+    for (int i = 0; i < 8; ++i) client->Send({.op = Op::kNothing});
+    ASSERT_TRUE(Eventually([&] { return !client->port().queue_running(0); }));
+    EXPECT_TRUE(client->NeedsReset());
+    ASSERT_OK(client->port().Reset()) << "its thread is free again";
+  }
+  EXPECT_TRUE(log_.Contains("made its call or error descriptor block"));
+  EXPECT_FALSE(log_.Contains("does not return"));
+  ASSERT_OK(client->driver().Restart());
+  EXPECT_OK(client->Check());
+}
+
+// Of a kind that cannot be made to let go: no transport of ours passes a named pipe on.
+TEST_F(DeviceTest, AThreadThatADescriptorHoldsUpIsNotBlamedOnThePlugin) {
+  const TempDir directory;
+  const std::string path = directory / "fifo";
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const UniqueFd reader(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
+  UniqueFd writer(open(path.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
+  ASSERT_TRUE(writer);
+  const std::string data(4096, 'x');
+  while (write(writer.get(), data.data(), data.size()) > 0) {
+  }
+  MakeBlocking(writer.get());
+  DeviceSpec spec = Spec("a");
+  spec.stop_deadline = absl::Milliseconds(200);
+  ASSERT_OK_AND_ASSIGN(const DeviceHandle device, host_->Add(spec));
+  Client::Options options;
+  options.driver.event_idx = false;
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device, options));
+  ASSERT_OK(client->port().SetCall(0, std::move(writer)));
+  const uint64_t token = client->Send({.op = Op::kNothing});
+  ASSERT_TRUE(Eventually([&] { return client->Has(token); }));
+  EXPECT_THAT(client->port().StopQueue(0), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(
+      device.Inspect()->failure,
+      HasSubstr("queue 0: a call or error descriptor of the front-end holds its thread up"));
+  client.reset();
+  EXPECT_THAT(Client::Create(device).status(),
+              StatusIs(absl::StatusCode::kUnavailable, "a descriptor of the front-end"));
+  // The thread comes back, and so does the device.
+  std::string taken(4096, 0);
+  ASSERT_TRUE(Eventually([&] {
+    while (read(reader.get(), taken.data(), taken.size()) > 0) {
+    }
+    auto next = Client::Create(device);
+    if (next.ok()) client = *std::move(next);
+    return next.ok();
+  }));
+  EXPECT_OK(client->Check());
 }
 
 TEST_F(DeviceTest, AFullErrorEventfdThatBlocksHoldsNobodyUp) {

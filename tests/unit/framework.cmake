@@ -35,7 +35,7 @@ add_dependencies(device_message_test test_op test_op_parallel test_message test_
 
 virtbay_add_test(device_parts_test
   SOURCES poll_window_test.cc metrics_test.cc offload_pool_test.cc
-          slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc
+          slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc notifier_test.cc
   LIBRARIES virtbay_device)
 # The same over split and over packed rings.
 foreach(layout IN ITEMS split packed)

@@ -437,6 +437,27 @@ TEST_F(StuckPluginTest, AStopGivesUpAndTheHostEndsWithoutIt) {
   kept.push_back(std::move(client_));
 }
 
+TEST_F(StuckPluginTest, ADeviceWhoseCallbackReturnsAfterAllServesTheNextFrontEnd) {
+  Connect("stuck_in_on_requests");
+  client_->Send({});
+  EXPECT_TRUE(log_.WaitFor("has been in on_requests"));
+  EXPECT_THAT(client_->port().StopQueue(0), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  client_.reset();
+  EXPECT_EQ(device_.Inspect()->state, "failed");
+  EXPECT_THAT(Client::Create(device_).status(),
+              StatusIs(absl::StatusCode::kUnavailable, "a callback does not return"));
+  Release();
+  ASSERT_TRUE(testing::Eventually([&] {
+    auto next = Client::Create(device_);
+    if (next.ok()) client_ = *std::move(next);
+    return next.ok();
+  }));
+  EXPECT_FALSE(client_->NeedsReset());
+  EXPECT_EQ(device_.Inspect()->state, "running");
+  client_.reset();
+  EXPECT_OK(host_->Remove("bad")) << "nothing of it is leaked";
+}
+
 // ---- what is left of a plugin -------------------------------------------------------------------
 
 TEST_F(PluginContractTest, AThreadLocalOfALivingThreadKeepsTheImageAndIsReported) {
