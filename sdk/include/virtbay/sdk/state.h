@@ -5,11 +5,14 @@
 #ifndef VIRTBAY_SDK_STATE_H_
 #define VIRTBAY_SDK_STATE_H_
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -20,9 +23,41 @@
 
 namespace virtbay::sdk {
 
+/// @cond INTERNAL
+
+/// Memory for what may be large and is filled at once: on large pages then, because the kernel
+/// takes microseconds for each page that is touched first.
+template <typename T>
+struct StateAllocator {
+  using value_type = T;
+  StateAllocator() = default;
+  template <typename U>
+  explicit StateAllocator(const StateAllocator<U>& /*other*/) {}
+  T* allocate(size_t n) {
+    const size_t bytes = n * sizeof(T);
+    if (bytes < kLargePage / 2) return static_cast<T*>(::operator new(bytes));
+    const size_t rounded = (bytes + kLargePage - 1) & ~(kLargePage - 1);
+    void* const data = std::aligned_alloc(kLargePage, rounded);
+    if (data == nullptr) throw std::bad_alloc();
+    ::madvise(data, rounded, MADV_HUGEPAGE);
+    return static_cast<T*>(data);
+  }
+  void deallocate(T* data, size_t n) {
+    n * sizeof(T) < kLargePage / 2 ? ::operator delete(data) : std::free(data);
+  }
+  bool operator==(const StateAllocator&) const = default;
+
+ private:
+  static constexpr size_t kLargePage = size_t{2} << 20;
+};
+
+/// @endcond
+
 /// What Device::Save fills.
 class StateWriter {
  public:
+  /// Room for so many more bytes, headers of sections included: where that is much and known.
+  void Reserve(size_t bytes) { bytes_.reserve(bytes_.size() + bytes); }
   /// A section of these bytes; a tag may come several times.
   void Add(uint32_t tag, std::span<const std::byte> bytes) {
     Append(&tag, sizeof(tag));
@@ -45,12 +80,11 @@ class StateWriter {
  private:
   void Append(const void* data, size_t size) {
     if (size == 0) return;
-    const size_t at = bytes_.size();
-    bytes_.resize(at + size);
-    std::memcpy(bytes_.data() + at, data, size);
+    const auto* bytes = static_cast<const std::byte*>(data);
+    bytes_.insert(bytes_.end(), bytes, bytes + size);
   }
 
-  std::vector<std::byte> bytes_;
+  std::vector<std::byte, StateAllocator<std::byte>> bytes_;
   std::vector<virtbay_state_fd> fds_;
 };
 
