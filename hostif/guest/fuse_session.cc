@@ -68,6 +68,10 @@ absl::StatusOr<std::unique_ptr<FuseSession>> FuseSession::Create(
     session->clients_.emplace_back(session->queues_.back().get(), session->init_.get());
   }
   session->init_flags_ = options.init_flags;
+  if (options.negotiated.has_value()) {
+    *session->init_ = *options.negotiated;
+    return session;
+  }
   if (options.init) VIRTBAY_RETURN_IF_ERROR(session->Init());
   return session;
 }

@@ -6,6 +6,7 @@
 #define VIRTBAY_HOSTIF_GUEST_FUSE_SESSION_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct FuseSessionOptions {
   uint32_t hiprio_depth = 16;
   bool init = true;  // send INIT with init_flags
   uint64_t init_flags = kFuseLinuxInitFlags;
+  // Another session's, which this one goes on with: no INIT is sent.
+  std::optional<FuseInit> negotiated;
   // Guest memory for the session; default: one region that fits.
   std::unique_ptr<GuestMemory> memory;
 };

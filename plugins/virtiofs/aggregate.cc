@@ -57,8 +57,13 @@ Aggregate::~Aggregate() {
 // A memory file takes the place of a directory: whatever is done with it by mistake meets an empty
 // file and no directory of the host, and the locks of those who have the root open are real ones.
 Status Aggregate::OpenRoot(Share* root) {
-  root->root_fd = ::memfd_create("virtiofs-root", MFD_CLOEXEC);
-  if (root->root_fd < 0) return sdk::Errno(errno, "memfd for the root of the shares");
+  const int fd = ::memfd_create("virtiofs-root", MFD_CLOEXEC);
+  if (fd < 0) return sdk::Errno(errno, "memfd for the root of the shares");
+  return AdoptRoot(root, fd);
+}
+
+Status Aggregate::AdoptRoot(Share* root, int fd) {
+  root->root_fd = fd;
   if (const int error = StatFd(root->root_fd, &root->root_stat); error != 0) {
     return sdk::Errno(error, "memfd for the root of the shares");
   }
@@ -66,6 +71,41 @@ Status Aggregate::OpenRoot(Share* root) {
   root->options.readonly = true;
   root->plain = false;
   root->aggregate = this;
+  return {};
+}
+
+Aggregate::Progress Aggregate::progress() const {
+  return {next_id_, next_cookie_, changed_ns_.load(std::memory_order_relaxed)};
+}
+
+std::vector<ShareRef> Aggregate::Shares() const {
+  const std::lock_guard<std::mutex> lock(mu_);
+  std::vector<ShareRef> shares;
+  for (const auto& [cookie, share] : by_cookie_) shares.push_back(ShareRef::Of(share));
+  return shares;
+}
+
+Status Aggregate::Restore(const Progress& progress, std::span<const ShareRef> shares) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  const Error wrong = sdk::InvalidArgument("the state's shares do not go together");
+  if (progress.next_id == 0 || progress.next_cookie <= kDotDot) return wrong;
+  for (const ShareRef& share : shares) {
+    if (share->id == 0 || share->id >= progress.next_id) return wrong;
+    if (share->removed.load(std::memory_order_relaxed)) continue;
+    if (Status status = CheckShareName(share->name); !status.ok()) return status;
+    if (Status status = CheckOptions(share->options); !status.ok()) return status;
+    if (share->cookie <= kDotDot || share->cookie >= progress.next_cookie ||
+        by_name_.contains(share->name) || by_cookie_.contains(share->cookie)) {
+      return wrong;
+    }
+    by_cookie_.emplace(share->cookie, &*share);
+    by_name_.emplace(share->name, ShareRef::Of(&*share).Release());
+  }
+  next_id_ = progress.next_id;
+  next_cookie_ = progress.next_cookie;
+  changed_ns_.store(progress.changed_ns, std::memory_order_relaxed);
+  count_.store(static_cast<uint32_t>(by_name_.size()), std::memory_order_relaxed);
+  if (counter_ != nullptr) __atomic_store_n(counter_, count(), __ATOMIC_RELAXED);
   return {};
 }
 

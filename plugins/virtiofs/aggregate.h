@@ -34,6 +34,22 @@ class Aggregate {
   // [control] Makes the root that stands for no directory of the host.
   sdk::Status OpenRoot(Share* root);
 
+  // [control] The same with the file that stood for it in another generation of the device.
+  sdk::Status AdoptRoot(Share* root, int fd);
+
+  // [control] What of it another generation goes on with, beside the shares.
+  struct Progress {
+    uint32_t next_id = 1;
+    uint64_t next_cookie = 0;
+    uint64_t changed_ns = 0;
+  };
+  Progress progress() const;
+  // [control] Those that have a name, in the order of their cookies.
+  std::vector<ShareRef> Shares() const;
+  // [control, before any other use, after AdoptRoot] Takes over shares that are open, some of them
+  // removed already. An Error when they do not go together, or with this device.
+  sdk::Status Restore(const Progress& progress, std::span<const ShareRef> shares);
+
   struct Added {
     std::string name;
     bool existing = false;  // an equal share was there before

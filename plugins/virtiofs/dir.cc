@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <new>
@@ -135,6 +136,32 @@ int DirStream::Peek(int fd, DirEntry* entry) {
   *entry = {raw.d_ino, raw.d_off, raw.d_type, std::string_view(name)};
   step_ = raw.d_reclen;
   return 1;
+}
+
+bool DirStream::Restore(const Place& place) {
+  if (place.ahead.size() > kBuffer || place.at > place.ahead.size()) return false;
+  std::copy(place.ahead.begin(), place.ahead.end(), data_);
+  bool entry = place.at == place.ahead.size();
+  for (size_t at = 0; at < place.ahead.size();) {
+    entry |= at == place.at;
+    const size_t left = place.ahead.size() - at;
+    if (left <= kRawName) return false;
+    const uint16_t length = ReadRaw(data_ + at).d_reclen;
+    if (length <= kRawName || length > left) return false;
+    // As a directory may have it: of this it is told by name what it is.
+    const char* const name = data_ + at + kRawName;
+    const size_t size = ::strnlen(name, length - kRawName);
+    if (size == 0 || size == length - kRawName || size > kNameMax ||
+        std::memchr(name, '/', size) != nullptr) {
+      return false;
+    }
+    at += length;
+  }
+  at_ = place.at;
+  end_ = place.ahead.size();
+  offset_ = place.offset;
+  fresh_ = place.fresh;
+  return entry;
 }
 
 void DirStream::Skip(const DirEntry& entry) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 namespace virtbay::virtiofs {
@@ -24,6 +25,23 @@ struct DirStream {
   // Looks at the next entry: 1, 0 at the end, or -errno. Stays there until Skip.
   int Peek(int fd, DirEntry* entry);
   void Skip(const DirEntry& entry);
+
+  // What was read ahead, and where in it the next entry is; and whose offset that entry has.
+  struct Place {
+    std::span<const char> ahead;
+    size_t at = 0;
+    uint64_t offset = 0;
+    bool fresh = true;
+  };
+  Place place() const { return {{data_, end_}, at_, offset_, fresh_}; }
+  // Goes on where another stream of the same open directory was. False: these are no entries.
+  bool Restore(const Place& place);
+  // The same without what was read ahead: by the offset that the guest gives.
+  void Restart() {
+    at_ = end_ = 0;
+    offset_ = 0;
+    fresh_ = false;
+  }
 
  private:
   size_t at_ = 0;

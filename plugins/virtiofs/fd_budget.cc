@@ -65,15 +65,17 @@ int FdBudget::Remove(Inode& inode) {
   return static_cast<int>(w >> 32) - 1;
 }
 
-bool FdBudget::KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths) {
+bool FdBudget::KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths, bool later) {
   host_ = host;
   uint32_t kept = 0;
   // More than the least only of its own: there may be a thousand of such devices.
   while (kept < count && TakeUnit(kept < kLeastSpares ? 0 : VIRTBAY_DESCRIPTOR_OWN)) ++kept;
   spares_.store(kept);
-  spares_wanted_.store(kept);
   Keep(static_cast<int32_t>(kept));
-  spares_for_paths_ = std::min(for_paths, kept / 2);
+  const uint32_t wanted = later ? count : kept;
+  spares_wanted_.store(wanted);
+  spares_for_paths_ = std::min(for_paths, wanted / 2);
+  if (later) return true;
   // A share of which no file can be opened is of no use.
   if (!TakeUnit(0)) return false;
   GiveUnit();
@@ -91,7 +93,52 @@ bool FdBudget::KeepForFiles() {
   return true;
 }
 
+void FdBudget::CountOpen() {
+  open_.fetch_add(1, std::memory_order_relaxed);
+  if (gauge_ != nullptr) __atomic_fetch_add(gauge_, 1, __ATOMIC_RELAXED);
+}
+
+void FdBudget::Adopt(bool path) {
+  if (path) paths_.fetch_add(1, std::memory_order_relaxed);
+  CountOpen();
+  if (owed() != 0 || !TakeUnit(0)) owed_.fetch_add(1, std::memory_order_relaxed);
+}
+
+bool FdBudget::AdoptCached() {
+  if (paths_.load(std::memory_order_relaxed) >= max_paths_ ||
+      !TakeUnit(VIRTBAY_DESCRIPTOR_CACHED)) {
+    return false;
+  }
+  paths_.fetch_add(1, std::memory_order_relaxed);
+  CountOpen();
+  return true;
+}
+
+void FdBudget::Settle() {
+  while (PayOff()) {
+    if (CountUnit(0)) continue;
+    owed_.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+}
+
+bool FdBudget::PayOff() {
+  uint32_t owed = owed_.load(std::memory_order_relaxed);
+  do {
+    if (owed == 0) return false;
+  } while (!owed_.compare_exchange_weak(owed, owed - 1, std::memory_order_relaxed));
+  return true;
+}
+
 bool FdBudget::TakeUnit(uint32_t flags) {
+  if (owed() != 0) {
+    Settle();
+    if (owed() != 0) return false;
+  }
+  return CountUnit(flags);
+}
+
+bool FdBudget::CountUnit(uint32_t flags) {
   uint32_t units = units_.load(std::memory_order_relaxed);
   do {
     if (units >= max_total_) return false;
@@ -157,8 +204,7 @@ bool FdBudget::Reserve(FdKind kind) {
     Evict(std::clamp(max_paths_ / 16, 1u, kBatch));
   }
   if (TakeFor(kind)) {
-    open_.fetch_add(1, std::memory_order_relaxed);
-    if (gauge_ != nullptr) __atomic_fetch_add(gauge_, 1, __ATOMIC_RELAXED);
+    CountOpen();
     return true;
   }
   if (path) paths_.fetch_sub(1, std::memory_order_relaxed);
@@ -180,7 +226,7 @@ void FdBudget::Unreserve(bool path) {
   open_.fetch_sub(1, std::memory_order_relaxed);
   if (gauge_ != nullptr) __atomic_fetch_sub(gauge_, 1, __ATOMIC_RELAXED);
   if (path) paths_.fetch_sub(1, std::memory_order_relaxed);
-  if (AddSpare()) return;
+  if (PayOff() || AddSpare()) return;
   GiveUnit();
 }
 

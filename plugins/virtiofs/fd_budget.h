@@ -69,7 +69,8 @@ class FdBudget {
   // or for as many as there are: for those without which directories could not be listed or files
   // found; the last `for_paths` for the latter alone, because a guest may have many directories
   // open. False: there are not even kLeastSpares. `host` has to live as long.
-  bool KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths);
+  // `later`: with fewer than that, or none, the rest comes out of descriptors that are closed.
+  bool KeepSpares(const sdk::Host* host, uint32_t count, uint32_t for_paths, bool later = false);
   void set_evicted_counter(uint64_t* cell) { evicted_ = cell; }
   void set_open_gauge(uint64_t* cell) { gauge_ = cell; }
 
@@ -99,6 +100,13 @@ class FdBudget {
   // The same for the directory of a share; kFilesOfShares stay for the guest's files, however many
   // shares there are. [control]
   bool ReserveRoot();
+  // Counts one that is open already, which another generation of the device had: also when there is
+  // no room. It is owed then, and settled before anything is opened.
+  void Adopt(bool path);
+  // The same for one that may as well be closed. False: there is no room.
+  bool AdoptCached();
+  // Counts what is owed with the host, as far as there is room by now.
+  void Settle();
   void Unreserve(bool path);
   void UnreserveRoot();
   // A descriptor is closed: close(2) and Unreserve.
@@ -112,6 +120,7 @@ class FdBudget {
   uint32_t Evict(uint32_t n, bool nameless = false);
 
   uint32_t open() const { return open_.load(std::memory_order_relaxed); }
+  uint32_t owed() const { return owed_.load(std::memory_order_relaxed); }
   uint32_t spares() const { return spares_.load(std::memory_order_relaxed); }
 
  private:
@@ -123,6 +132,9 @@ class FdBudget {
   void Keep(int32_t change) {
     if (host_ != nullptr) host_->KeepDescriptors(change);
   }
+  bool CountUnit(uint32_t flags);
+  void CountOpen();
+  bool PayOff();  // one that is owed was closed
   bool TakeFor(FdKind kind);
   // Sets aside what kFilesOfShares need beside paths and directories. False: there are fewer.
   bool KeepForFiles();
@@ -145,6 +157,7 @@ class FdBudget {
   std::atomic<uint32_t> open_{0};   // counted for an open
   std::atomic<uint32_t> roots_{0};  // of them those of shares
   std::atomic<uint32_t> units_{0};  // the same and the spare ones: what the host has given
+  std::atomic<uint32_t> owed_{0};   // open, and not among units_
   std::atomic<uint32_t> spares_{0};
   std::mutex mu_;
   std::vector<Inode*> ring_;  // guarded by mu_

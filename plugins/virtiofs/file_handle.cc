@@ -21,6 +21,26 @@ FileHandle* FileHandle::Of(int fd) {
   return static_cast<FileHandle*>(copy);
 }
 
+int FileHandle::type() const {
+  return reinterpret_cast<const struct file_handle*>(this)->handle_type;
+}
+
+std::span<const std::byte> FileHandle::bytes() const {
+  const auto* handle = reinterpret_cast<const struct file_handle*>(this);
+  return {reinterpret_cast<const std::byte*>(handle->f_handle), handle->handle_bytes};
+}
+
+FileHandle* FileHandle::From(int type, std::span<const std::byte> bytes) {
+  if (bytes.empty() || bytes.size() > MAX_HANDLE_SZ) return nullptr;
+  void* const copy = std::malloc(sizeof(struct file_handle) + bytes.size());
+  if (copy == nullptr) return nullptr;
+  auto* handle = static_cast<struct file_handle*>(copy);
+  handle->handle_type = type;
+  handle->handle_bytes = static_cast<unsigned int>(bytes.size());
+  std::memcpy(handle->f_handle, bytes.data(), bytes.size());
+  return static_cast<FileHandle*>(copy);
+}
+
 void FileHandle::Free(FileHandle* handle) { std::free(handle); }
 
 int FileHandle::Open(int mount_fd, int flags) {

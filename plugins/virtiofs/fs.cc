@@ -64,11 +64,14 @@ Status Fs::Init(const sdk::Host* the_host) {
     inos = std::make_unique<InoSpace>();
     aggregate = std::make_unique<Aggregate>(this);
   }
-  Status opened = options.aggregate
-                      ? aggregate->OpenRoot(&share)
-                      : share.Open(options.shared_dir, "option shared-dir: " + options.shared_dir,
-                                   options.share);
-  if (!opened.ok()) return opened;
+  restores = host->Option(VIRTBAY_OPTION_RESTORES) == "true";
+  if (!restores) {
+    Status opened = options.aggregate
+                        ? aggregate->OpenRoot(&share)
+                        : share.Open(options.shared_dir, "option shared-dir: " + options.shared_dir,
+                                     options.share);
+    if (!opened.ok()) return opened;
+  }
 
   struct rlimit limit = {1024, 1024};
   ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -81,13 +84,15 @@ Status Fs::Init(const sdk::Host* the_host) {
   budget.Configure(&inodes, std::min(paths, total / 2), total);
   // Each request queue may be in a RENAME: two directories, each with the step that leads to it.
   const uint32_t for_paths = kSparesPerQueue * options.request_queues;
-  if (!budget.KeepSpares(host, std::min(for_paths + kSpareDirectories, total / 5), for_paths)) {
+  if (!budget.KeepSpares(host, std::min(for_paths + kSpareDirectories, total / 5), for_paths,
+                         /*later=*/restores)) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, EMFILE,
                       "the limit on open files leaves none for this share"};
   }
   lock_waiters.Configure(options.max_lock_waiters.value_or(
       host->BoundsParked() ? kLockWaiters : kLockWaitersUnbounded));
-  if (!inodes.Init(&budget, options.max_inodes, &share) || !handles.Init(this, total)) {
+  if (!inodes.Init(&budget, options.max_inodes, restores ? nullptr : &share) ||
+      !handles.Init(this, total)) {
     return sdk::Error{VIRTBAY_RESOURCE_EXHAUSTED, ENOMEM, "no memory for the inode table"};
   }
 
@@ -289,6 +294,7 @@ void Fs::PinBeforeLoss(Inode& inode, FdUse* use) {
 }
 
 void Fs::Unlock(Handle& handle) {
+  if (shared_with_another()) return;
   if (handle.flocked.load(std::memory_order_relaxed)) ::flock(handle.fd, LOCK_UN);
   lock_owners.DropAll(*this, *handle.inode);
 }

@@ -54,8 +54,18 @@ class Fs : public HandleTable::Closer {
   Fs(const Fs&) = delete;
   Fs& operator=(const Fs&) = delete;
 
-  // [control] Opens the shared directory and checks what the kernel offers.
+  // [control] Opens the shared directory and checks what the kernel offers. A device that will be
+  // restored opens none: it comes with the state.
   sdk::Status Init(const sdk::Host* host);
+
+  // [control] Before Restore, and when another generation goes on with what this one has: its open
+  // files are the other one's too, so that it may close them, but not give up their locks.
+  void ShareWithAnother() { shared_with_another_.store(true, std::memory_order_relaxed); }
+  // [queue] The guest's requests come here: there is no other generation that would serve it.
+  void TakeOver() {
+    if (shared_with_another()) shared_with_another_.store(false, std::memory_order_relaxed);
+  }
+  bool shared_with_another() const { return shared_with_another_.load(std::memory_order_relaxed); }
 
   // [control] and [queue] (INIT, DESTROY): forgets what the guest knows, closes what it has open.
   void DropSession();
@@ -123,6 +133,7 @@ class Fs : public HandleTable::Closer {
 
   int proc_fd = -1;  // /proc/self/fd
 
+  bool restores = false;                   // a state follows Init
   std::atomic<bool> ready{false};          // INIT was answered
   std::atomic<uint64_t> session_flags{0};  // FUSE_* of INIT that both sides have
   mutable std::atomic<bool> said_no_switch{false};
@@ -131,6 +142,8 @@ class Fs : public HandleTable::Closer {
   mutable std::atomic<bool> said_endian{false};
 
  private:
+  std::atomic<bool> shared_with_another_{false};
+
   PathFd OpenPath(Inode& inode, int* error);
   PathFd OpenPathStep(Inode& inode, Inode* parent, int* error);
   int OpenByName(Inode& inode, int flags, struct statx* st, int* error);

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
+#include <vector>
 
 #include "plugins/virtiofs/inode.h"
 #include "plugins/virtiofs/lazy_array.h"
@@ -85,6 +87,7 @@ struct HandleTraits {
   bool writable = false;
   bool direct = false;
   bool no_nowait = false;
+  bool flocked = false;
 };
 
 class HandleTable {
@@ -112,12 +115,32 @@ class HandleTable {
   HandleRef Open(InodeRef* inode, const HandleTraits& traits);
   // The handle that the guest calls `fh` of inode `nodeid`; empty when there is none (EBADF).
   HandleRef Find(uint64_t fh, uint64_t nodeid);
+  // The same of whatever inode it is. [control]
+  HandleRef Find(uint64_t fh);
   // Any open handle of the inode; may be empty.
   HandleRef AnyOf(const Inode& inode);
   // The guest has closed it: takes back the table's reference, once.
   bool Release(Handle& handle);
   // Releases all: the session is over.
   void DropAll();
+
+  // [control, no operation at work] All that are open.
+  template <typename Visitor>
+  void ForEach(Visitor&& visit) const {
+    const uint32_t slots = slots_.load(std::memory_order_acquire);
+    for (uint32_t i = 0; i < slots; ++i) {
+      Handle* const handle = Slot(i);
+      if (handle != nullptr && handle->inode != nullptr) visit(*handle);
+    }
+  }
+  // [control, no operation at work] No free index has a generation above this one.
+  uint32_t LastGeneration() const;
+  // [control, before any other use, after Init] Takes over what another table had open:
+  // StartRestore with the generation of all other indices, Restore for each, FinishRestore.
+  // nullptr: the fh is none, is there already, is beyond what the table can have, or memory is out.
+  void StartRestore(uint32_t generation) { first_generation_ = generation; }
+  Handle* Restore(uint64_t fh, InodeRef* inode, const HandleTraits& traits);
+  void FinishRestore();
 
   void set_counter(uint64_t* cell) { counter_ = cell; }
 
@@ -134,6 +157,9 @@ class HandleTable {
     return chunk == nullptr ? nullptr : &chunk[index % kChunk];
   }
   HandleRef TryRef(Handle* handle, uint64_t generation, bool any_generation);
+  Handle* NewChunk() const;  // nullptr: no memory
+  Handle* TakeSlot();        // mu_ held; nullptr: no memory, or as many as there may be
+  void Fill(Handle* handle, InodeRef* inode, const HandleTraits& traits);
   Stripe& StripeOf(const Inode& inode) { return stripes_[inode.index % kStripes]; }
   void Unref(Handle* handle);
 
@@ -141,8 +167,10 @@ class HandleTable {
   uint32_t max_ = 0;
   LazyArray<std::atomic<Handle*>> chunks_;
   std::atomic<uint32_t> slots_{0};
-  std::mutex mu_;      // free list
-  uint32_t free_ = 0;  // index + 1, through next; guarded by mu_
+  std::mutex mu_;                  // free list
+  uint32_t free_ = 0;              // index + 1, through next; guarded by mu_
+  uint32_t first_generation_ = 0;  // of an index that is given out first
+  std::vector<uint32_t> holes_;    // chunks without memory below slots_; guarded by mu_
   uint64_t* counter_ = nullptr;
   std::array<Stripe, kStripes> stripes_;
 };

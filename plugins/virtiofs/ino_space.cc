@@ -43,6 +43,39 @@ void InoSpace::Release(uint32_t share) {
   }
 }
 
+std::vector<InoSpace::Entry> InoSpace::Entries() const {
+  const std::lock_guard<std::mutex> lock(mu_);
+  std::vector<Entry> entries;
+  entries.reserve(prefixes_.size());
+  for (const auto& [key, prefix] : prefixes_) {
+    entries.push_back({key.share, prefix, key.dev, key.high});
+  }
+  return entries;
+}
+
+uint32_t InoSpace::next() const {
+  const std::lock_guard<std::mutex> lock(mu_);
+  return next_;
+}
+
+bool InoSpace::Restore(const std::vector<Entry>& entries, uint32_t next) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  if (next == 0 || next > kPrefixes) return false;
+  std::vector<bool> used(next, false);
+  for (const Entry& entry : entries) {
+    if (entry.prefix == 0 || entry.prefix >= next || used[entry.prefix] ||
+        !prefixes_.emplace(Key{entry.share, entry.dev, entry.high}, entry.prefix).second) {
+      return false;
+    }
+    used[entry.prefix] = true;
+  }
+  next_ = next;
+  for (uint32_t prefix = next; prefix-- > 1;) {
+    if (!used[prefix]) free_.push_back(prefix);
+  }
+  return true;
+}
+
 size_t InoSpace::used() const {
   const std::lock_guard<std::mutex> lock(mu_);
   return prefixes_.size();

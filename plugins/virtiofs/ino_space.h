@@ -28,6 +28,19 @@ class InoSpace {
   void Release(uint32_t share);
   size_t used() const;
 
+  struct Entry {
+    uint32_t share = 0;
+    uint32_t prefix = 0;  // not shifted
+    uint64_t dev = 0;
+    uint64_t high = 0;
+  };
+  // What is given out, for another space that goes on with it. next(): every prefix that was ever
+  // given out is below.
+  std::vector<Entry> Entries() const;
+  uint32_t next() const;
+  // Before any other use. False: the same twice, or beyond `next`.
+  bool Restore(const std::vector<Entry>& entries, uint32_t next);
+
  private:
   static constexpr uint32_t kPrefixes = 1u << (64 - kLowBits);
   struct Key {

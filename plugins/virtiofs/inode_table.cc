@@ -61,22 +61,28 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, Share* share) {
   chunks_[0] = chunk;
   slots_.store(1, std::memory_order_release);
   root_ = chunk;
-  root_->key = KeyOf(share->root_stat);
-  root_->btime = BirthOf(share->root_stat);
-  root_->share = share;
   root_->type = S_IFDIR >> 12;
   root_->keep_fd.store(true);
-  root_->fd_word.store((static_cast<uint64_t>(share->root_fd) + 1) << 32);
   root_->nlookup.store(1);
   root_->word.store(1);
+  if (share != nullptr) SetRoot(*share);
   return true;
+}
+
+void InodeTable::SetRoot(Share& share) {
+  root_->key = KeyOf(share.root_stat);
+  root_->btime = BirthOf(share.root_stat);
+  root_->share = &share;
+  root_->fd_word.store((static_cast<uint64_t>(share.root_fd) + 1) << 32);
 }
 
 InodeTable::~InodeTable() {
   if (!chunks_) return;
   DropAll();
   const uint32_t slots = slots_.load();
-  for (uint32_t i = 0; i * kChunk < slots; ++i) delete[] chunks_[i].load();
+  for (uint32_t i = 0; i * kChunk < slots; ++i) {
+    if (Inode* const chunk = chunks_[i].load(); !IsRestored(chunk)) delete[] chunk;
+  }
 }
 
 uint64_t InodeTable::HashKey(const InodeKey& key) const {
@@ -104,13 +110,16 @@ Inode* InodeTable::NewSlot(KeyShard& shard) {
     shard.free = inode->next_key;
     return inode;
   }
+  if (holes_left_.load(std::memory_order_relaxed) != 0) {
+    if (Inode* inode = SlotOfHole(shard)) return inode;
+  }
   uint32_t index = slots_.load(std::memory_order_relaxed);
   do {
     if (index >= max_slots_) return nullptr;
-    // The chunk first, so that an index below slots_ always has one.
+    // The chunk first, so that an index below slots_ has one, unless it is of a hole.
     std::atomic<Inode*>& chunk = chunks_[index / kChunk];
     if (chunk.load(std::memory_order_acquire) == nullptr) {
-      Inode* fresh = new (std::nothrow) Inode[kChunk];
+      Inode* fresh = NewChunk();
       if (fresh == nullptr) return nullptr;
       Inode* none = nullptr;
       if (!chunk.compare_exchange_strong(none, fresh, std::memory_order_acq_rel)) delete[] fresh;
@@ -119,6 +128,37 @@ Inode* InodeTable::NewSlot(KeyShard& shard) {
   Inode* inode = Slot(index);
   inode->index = index;
   return inode;
+}
+
+Inode* InodeTable::NewChunk() const {
+  Inode* const chunk = new (std::nothrow) Inode[kChunk];
+  if (chunk != nullptr) SetFirstGeneration(chunk);
+  return chunk;
+}
+
+void InodeTable::SetFirstGeneration(Inode* chunk) const {
+  if (first_generation_ == 0) return;
+  for (uint32_t i = 0; i < kChunk; ++i) {
+    chunk[i].word.store(static_cast<uint64_t>(first_generation_) << 32, std::memory_order_relaxed);
+  }
+}
+
+Inode* InodeTable::SlotOfHole(KeyShard& shard) {
+  const std::lock_guard<std::mutex> lock(holes_mu_);
+  if (holes_.empty()) return nullptr;
+  Inode* const chunk = NewChunk();
+  if (chunk == nullptr) return nullptr;
+  const uint32_t at = holes_.back();
+  holes_.pop_back();
+  holes_left_.store(static_cast<uint32_t>(holes_.size()), std::memory_order_relaxed);
+  for (uint32_t i = kChunk; i-- > 0;) {
+    chunk[i].index = at * kChunk + i;
+    if (i == 0) break;
+    chunk[i].next_key = shard.free;
+    shard.free = chunk[i].index;
+  }
+  chunks_[at].store(chunk, std::memory_order_release);
+  return chunk;
 }
 
 void InodeTable::GrowKeys(KeyShard& shard) {
@@ -174,6 +214,34 @@ Inode* InodeTable::UnlinkName(NameShard& shard, Inode& inode) {
   return std::exchange(inode.parent, nullptr);
 }
 
+void InodeTable::LinkKey(KeyShard& shard, Inode& inode, uint64_t hash) {
+  uint32_t& bucket = shard.buckets[(hash >> 6) & (shard.buckets.size() - 1)];
+  inode.next_key = bucket;
+  bucket = inode.index;
+  inode.hashed = true;
+  ++shard.count;
+}
+
+void InodeTable::LinkName(NameShard& to, Inode& inode, Inode& parent, std::string_view name,
+                          uint64_t hash, char* storage) {
+  parent.word.fetch_add(1, std::memory_order_relaxed);
+  inode.parent = &parent;
+  inode.name_len = static_cast<uint16_t>(name.size());
+  if (storage != nullptr) {
+    inode.long_name = storage;
+    std::memcpy(storage, name.data(), name.size());
+  } else {
+    std::memcpy(inode.inline_name.data(), name.data(), name.size());
+  }
+  inode.name_hash = static_cast<uint32_t>(hash >> 6);
+  uint32_t& bucket = to.buckets[inode.name_hash & (to.buckets.size() - 1)];
+  inode.next_name = bucket;
+  bucket = inode.index;
+  ++to.count;
+  inode.named = true;
+  inode.name_shard.store(static_cast<uint8_t>(hash % kShards), std::memory_order_release);
+}
+
 InodeRef InodeTable::Enter(Share& share, const struct statx& st, int own_fd) {
   const InodeKey key = KeyOf(st);
   const uint64_t hash = HashKey(key);
@@ -216,11 +284,7 @@ InodeRef InodeTable::Enter(Share& share, const struct statx& st, int own_fd) {
   inode->keep_fd.store(own_fd >= 0, std::memory_order_relaxed);
   if (own_fd >= 0) inode->fd_word.store((static_cast<uint64_t>(own_fd) + 1) << 32);
   if (share.counted()) share.Ref();
-  uint32_t& bucket = shard.buckets[(hash >> 6) & (shard.buckets.size() - 1)];
-  inode->next_key = bucket;
-  bucket = inode->index;
-  inode->hashed = true;
-  ++shard.count;
+  LinkKey(shard, *inode, hash);
   count_.fetch_add(1, std::memory_order_relaxed);
   if (counter_ != nullptr) __atomic_fetch_add(counter_, 1, __ATOMIC_RELAXED);
   inode->nlookup.store(1, std::memory_order_release);
@@ -249,7 +313,6 @@ void InodeTable::SetName(Inode& inode, Inode& parent, std::string_view name) {
   if (&inode == root_ || &inode == &parent || name.size() > 255) return;
   const uint64_t hash = HashName(parent, name);
   const uint32_t target = static_cast<uint32_t>(hash % kShards);
-  const uint32_t name_hash = static_cast<uint32_t>(hash >> 6);
   Inode* old_parent = nullptr;
   {
     NameLock lock(this, inode, target);
@@ -262,22 +325,7 @@ void InodeTable::SetName(Inode& inode, Inode& parent, std::string_view name) {
     NameShard& to = names_[target];
     GrowNames(to);
     old_parent = UnlinkName(*lock.shard, inode);
-    parent.word.fetch_add(1, std::memory_order_relaxed);
-    inode.parent = &parent;
-    inode.name_len = static_cast<uint16_t>(name.size());
-    if (storage != nullptr) {
-      inode.long_name = storage;
-      std::memcpy(storage, name.data(), name.size());
-    } else {
-      std::memcpy(inode.inline_name.data(), name.data(), name.size());
-    }
-    inode.name_hash = name_hash;
-    uint32_t& bucket = to.buckets[name_hash & (to.buckets.size() - 1)];
-    inode.next_name = bucket;
-    bucket = inode.index;
-    ++to.count;
-    inode.named = true;
-    inode.name_shard.store(static_cast<uint8_t>(target), std::memory_order_release);
+    LinkName(to, inode, parent, name, hash, storage);
     inode.keep_fd.store(false, std::memory_order_relaxed);
   }
   if (old_parent != nullptr) Unref(old_parent);

@@ -4,9 +4,11 @@
 #ifndef VIRTBAY_PLUGINS_VIRTIOFS_INODE_TABLE_H_
 #define VIRTBAY_PLUGINS_VIRTIOFS_INODE_TABLE_H_
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <string_view>
 #include <vector>
@@ -27,8 +29,10 @@ class InodeTable {
   InodeTable& operator=(const InodeTable&) = delete;
 
   // [control] Makes the root inode of the share, which stays until the end; its descriptor is the
-  // share's and never evicted. False: no memory.
+  // share's and never evicted. Without a share SetRoot has to follow. False: no memory.
   bool Init(FdBudget* budget, uint32_t max_inodes, Share* share);
+  // [control] What the root inode stands for.
+  void SetRoot(Share& share);
 
   // The inode that the guest calls `nodeid`; empty when it does not know it (any more).
   InodeRef Find(uint64_t nodeid) {
@@ -86,6 +90,56 @@ class InodeTable {
   // they end.
   void DropAll();
 
+  // [control, no operation at work] Everything that is referenced, the root apart, in the order of
+  // indices. Returns a generation that no free index is above.
+  template <typename Visitor>
+  uint32_t ForEach(Visitor&& visit) const {
+    uint32_t last = first_generation_;
+    const uint32_t slots = slots_.load(std::memory_order_acquire);
+    for (uint32_t at = 0; at < slots; at += kChunk) {
+      Inode* const chunk = chunks_[at / kChunk].load(std::memory_order_acquire);
+      if (chunk == nullptr) continue;
+      for (uint32_t i = at == 0 ? 1 : 0; i < kChunk; ++i) {
+        const uint64_t w = chunk[i].word.load(std::memory_order_acquire);
+        if ((w & Inode::kRefMask) != 0) {
+          visit(chunk[i]);
+        } else {
+          last = std::max(last, static_cast<uint32_t>(w >> 32));
+        }
+      }
+    }
+    return last;
+  }
+  // [control, no operation at work] One of each circle of parents, of which there are some when the
+  // host moves directories while the guest looks. `directories`: all that there are.
+  std::vector<const Inode*> Circles(const std::vector<const Inode*>& directories) const;
+
+  // An inode that another table knew.
+  struct Known {
+    uint64_t nodeid = 0;
+    uint64_t lookups = 0;
+    InodeKey key;
+    uint64_t btime = 0;
+    Share* share = nullptr;
+    uint32_t nlink = 0;
+    uint8_t type = 0;
+    bool hashed = false;
+    bool keep_fd = false;
+  };
+  // [control, before any other use, after Init] Takes inodes over, which begin nameless and without
+  // a descriptor: StartRestore with how many there will be, the last nodeid, and the generation of
+  // others, Restore for each (nullptr: the nodeid is none, is beyond what the table can have, is
+  // there already, or memory is out), RestoreName, and FinishRestore, which says whether they go
+  // together.
+  void StartRestore(uint32_t count, uint64_t last, uint32_t generation);
+  Inode* Restore(const Known& known);
+  // False: it has a name, or the parent is none for it, or memory is out.
+  bool RestoreName(Inode& inode, Inode& parent, std::string_view name);
+  enum class Restored { kWhole, kUnreferenced, kCircle };
+  Restored FinishRestore();
+  // [control] What Restore made of that index, or the root; nullptr: nothing.
+  Inode* At(uint32_t index) const;
+
   Inode& root() { return *root_; }
   uint32_t count() const { return count_.load(std::memory_order_relaxed); }
   void set_counter(uint64_t* cell) { counter_ = cell; }
@@ -115,10 +169,21 @@ class InodeTable {
   // `own_fd`: the share's descriptor, for its root, or -1.
   InodeRef Enter(Share& share, const struct statx& st, int own_fd);
   void DropName(Inode& inode);
-  Inode* NewSlot(KeyShard& shard);                    // shard held
-  void GrowKeys(KeyShard& shard);                     // shard held
-  void GrowNames(NameShard& shard);                   // shard held
-  void UnlinkKey(KeyShard& shard, Inode& inode);      // shard held
+  Inode* NewSlot(KeyShard& shard);  // shard held
+  Inode* NewChunk() const;          // nullptr: no memory
+  void SetFirstGeneration(Inode* chunk) const;
+  bool IsRestored(const Inode* chunk) const {
+    return restored_size_ != 0 && std::greater_equal<>()(chunk, &restored_[0]) &&
+           std::less<>()(chunk, &restored_[0] + restored_size_);
+  }
+  Inode* SlotOfHole(KeyShard& shard);  // shard held; nullptr: none left
+  // The name's shard and the inode's shard held; `storage`: of a long name.
+  void LinkName(NameShard& to, Inode& inode, Inode& parent, std::string_view name, uint64_t hash,
+                char* storage);
+  void LinkKey(KeyShard& shard, Inode& inode, uint64_t hash);  // shard held
+  void GrowKeys(KeyShard& shard);                              // shard held
+  void GrowNames(NameShard& shard);                            // shard held
+  void UnlinkKey(KeyShard& shard, Inode& inode);               // shard held
   Inode* UnlinkName(NameShard& shard, Inode& inode);  // shard held; the parent to unreference
   void Unref(Inode* inode);
   Inode* Destroy(Inode* inode, uint32_t generation, uint64_t hash);
@@ -135,6 +200,13 @@ class InodeTable {
   std::atomic<uint32_t> slots_{0};  // every index below has been given out once
   std::atomic<uint32_t> count_{0};
   uint64_t* counter_ = nullptr;
+  LazyArray<Inode> restored_;  // the first chunks, of a table that took many inodes over
+  size_t restored_size_ = 0;
+  uint32_t first_generation_ = 0;  // of an index that is given out first
+  // Chunks without memory below slots_: of a restored table, whose inodes have high indices.
+  std::atomic<uint32_t> holes_left_{0};
+  std::mutex holes_mu_;          // taken after a key shard
+  std::vector<uint32_t> holes_;  // guarded by holes_mu_
   std::array<KeyShard, kShards> keys_;
   std::array<NameShard, kShards> names_;
 };

@@ -98,6 +98,9 @@ void SetLock(Call& c, bool wait) {
   if (!handle) return c.Error(EBADF);
   const bool flock = (in.lk_flags & FUSE_LK_FLOCK) != 0;
   int error = TryLock(fs, *handle, in.owner, in.lk, flock);
+  if (wait && fs.lock_waiters.TakeInterrupted(c.unique()) && error == EAGAIN) {
+    return c.Error(EINTR);
+  }
   if (error == EAGAIN && wait) return Park(c, std::move(handle), in, flock);
   // A write lock made a read lock lets others in as well.
   if (error == 0 && in.lk.type != F_WRLCK && fs.lock_waiters.Poke(*handle->inode, c.worker.queue)) {
@@ -181,6 +184,7 @@ void RequeueParked(Fs& fs, Worker& worker) {
       // Nobody would take it up again: this queue's ring stops for good.
       Call::Answer(fs, std::move(request), waiter->unique, EIO, {});
     } else {
+      fs.lock_waiters.HandedBack(*waiter);
       request.Requeue();
     }
   }

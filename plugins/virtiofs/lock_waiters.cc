@@ -61,6 +61,37 @@ void LockWaiters::RemoveLocked(LockWaiter* waiter) {
   count_.store(static_cast<uint32_t>(waiters_.size()), std::memory_order_release);
 }
 
+void LockWaiters::HandedBack(const LockWaiter& waiter) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  // Of some nothing is heard again: those of a ring that was not started again.
+  if (handed_back_.size() >= limit_) handed_back_.erase(handed_back_.begin());
+  handed_back_.push_back({waiter.unique, waiter.interrupted.load(std::memory_order_acquire)});
+  handed_back_count_.store(static_cast<uint32_t>(handed_back_.size()), std::memory_order_release);
+}
+
+bool LockWaiters::TakeHandedBack(uint64_t unique) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  const auto found = std::find_if(handed_back_.begin(), handed_back_.end(),
+                                  [&](const Absent& absent) { return absent.unique == unique; });
+  if (found == handed_back_.end()) return false;
+  const bool interrupted = found->interrupted;
+  handed_back_.erase(found);
+  handed_back_count_.store(static_cast<uint32_t>(handed_back_.size()), std::memory_order_release);
+  return interrupted;
+}
+
+std::vector<LockWaiters::Absent> LockWaiters::handed_back() const {
+  const std::lock_guard<std::mutex> lock(mu_);
+  return handed_back_;
+}
+
+void LockWaiters::Restore(std::vector<Absent> handed_back) {
+  const std::lock_guard<std::mutex> lock(mu_);
+  if (handed_back.size() > limit_) handed_back.resize(limit_);
+  handed_back_ = std::move(handed_back);
+  handed_back_count_.store(static_cast<uint32_t>(handed_back_.size()), std::memory_order_release);
+}
+
 uint32_t* LockWaiters::HoldersOf(const Inode& inode, uint64_t wanted_owner) {
   const auto [at, fresh] = first_holder_.try_emplace(&inode, kNoHolder);
   if (!fresh) return &at->second;
@@ -121,11 +152,14 @@ bool LockWaiters::Deadlocks(const LockWaiter& wanted, LockOwners& owners) {
 
 bool LockWaiters::Interrupt(uint64_t unique, uint32_t own_queue, bool* own) {
   *own = false;
-  if (count() == 0) return false;
+  if (count() == 0 && handed_back_count_.load(std::memory_order_acquire) == 0) return false;
   uint32_t queues = 0;
   bool found = false;
   {
     const std::lock_guard<std::mutex> lock(mu_);
+    for (Absent& absent : handed_back_) {
+      if (absent.unique == unique) found = absent.interrupted = true;
+    }
     for (LockWaiter* waiter : waiters_) {
       if (waiter->unique != unique) continue;
       found = true;
@@ -158,10 +192,13 @@ bool LockWaiters::Poke(const Inode& inode, uint32_t own_queue) {
 }
 
 bool LockWaiters::InterruptAll(uint32_t own_queue) {
-  if (count() == 0) return false;
+  if (count() == 0 && handed_back_count_.load(std::memory_order_acquire) == 0) return false;
   uint32_t queues = 0;
   {
     const std::lock_guard<std::mutex> lock(mu_);
+    // Of those that are not here nobody will ask again.
+    handed_back_.clear();
+    handed_back_count_.store(0, std::memory_order_release);
     for (LockWaiter* waiter : waiters_) {
       waiter->interrupted.store(true, std::memory_order_release);
       queues |= 1u << waiter->queue;

@@ -60,6 +60,21 @@ class LockWaiters {
   void Remove(LockWaiter* waiter);
   // [any] The request was interrupted; true if it waits. *queue: whose it is.
   bool Interrupt(uint64_t unique, uint32_t own_queue, bool* own);
+  // [queue] A waiter's request was handed back, to be presented again: it can be interrupted until
+  // then.
+  void HandedBack(const LockWaiter& waiter);
+  // [queue] The request is presented: whether it was handed back and interrupted since.
+  bool TakeInterrupted(uint64_t unique) {
+    return handed_back_count_.load(std::memory_order_acquire) != 0 && TakeHandedBack(unique);
+  }
+  // [control] Requests that were handed back, and those of another generation: of more than may
+  // wait here, the first.
+  struct Absent {
+    uint64_t unique = 0;
+    bool interrupted = false;
+  };
+  std::vector<Absent> handed_back() const;
+  void Restore(std::vector<Absent> handed_back);
   // [any] A lock on the inode was given up. True when a waiter of own_queue should try again.
   bool Poke(const Inode& inode, uint32_t own_queue);
   // [any] The session is over: all waiters end with EINTR.
@@ -82,6 +97,7 @@ class LockWaiters {
   static constexpr uint32_t kNoHolder = 0xffffffffu;
 
   void Signal(uint32_t queues);
+  bool TakeHandedBack(uint64_t unique);
   void RemoveLocked(LockWaiter* waiter);                         // mu_ held
   bool Deadlocks(const LockWaiter& wanted, LockOwners& owners);  // mu_ held
   // Of a search: mu_ and the owners held.
@@ -90,7 +106,9 @@ class LockWaiters {
 
   uint32_t limit_ = 1024;
   std::atomic<uint32_t> count_{0};
-  std::mutex mu_;
+  std::atomic<uint32_t> handed_back_count_{0};
+  mutable std::mutex mu_;
+  std::vector<Absent> handed_back_;  // guarded by mu_
   // Guarded by mu_, which is taken before the locks of LockOwners.
   std::vector<LockWaiter*> waiters_;   // in order of arrival
   std::vector<LockWaiter*> by_owner_;  // those for record locks, sorted

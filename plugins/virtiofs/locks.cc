@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <new>
+#include <utility>
 
 #include "plugins/virtiofs/fs.h"
 #include "plugins/virtiofs/path.h"
@@ -322,16 +323,39 @@ void LockOwners::Retire(Fs& fs, Inode& inode, LockOwner* list) {
       // about to start may delay; one that is shared lives on with the handle.
       const std::lock_guard<std::mutex> op(list->op_mu);
       list->dropped = true;
-      if (list->description.shared_fh != 0) {
+      if (fs.shared_with_another()) {
+        // Closing is all: another generation holds the locks by the same descriptions.
+      } else if (list->description.shared_fh != 0) {
         const std::lock_guard<std::mutex> group(StripeOf(inode).group_mu);
         GiveUp(inode, *list, {0, kOffsetMax, false});
-      } else if (list->refs.load(std::memory_order_acquire) > 1) {
+      } else if (list->refs.load(std::memory_order_acquire) > 1 || fs.restores) {
+        // The generation before this one may not have closed it yet.
         SetOn(list->description.fd, HostLock(F_UNLCK, 0, kOffsetMax));
       }
     }
     Unref(fs, list);
     list = next;
   }
+}
+
+bool LockOwners::Restore(Inode& inode, uint64_t owner, uint64_t fh, uint32_t pid,
+                         const LockDescription& description, LockRanges ranges) {
+  const auto count = static_cast<uint32_t>(ranges.size());
+  if (count > kMaxRanges - std::min(ranges_.load(std::memory_order_relaxed), kMaxRanges)) {
+    return false;
+  }
+  auto* fresh = new (std::nothrow) LockOwner;
+  if (fresh == nullptr) return false;
+  fresh->owner = owner;
+  fresh->fh = fh;
+  fresh->pid.store(pid, std::memory_order_relaxed);
+  fresh->description = description;
+  fresh->ranges = std::move(ranges);
+  ranges_.fetch_add(count, std::memory_order_relaxed);
+  const std::lock_guard<std::mutex> lock(StripeOf(inode).mu);
+  fresh->next = inode.lock_owners.load();
+  inode.lock_owners.store(fresh, std::memory_order_release);
+  return true;
 }
 
 bool LockOwners::Drop(Fs& fs, Inode& inode, uint64_t owner) {

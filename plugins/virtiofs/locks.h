@@ -65,6 +65,11 @@ class LockOwners {
   // Gives up the locks of all owners.
   bool DropAll(Fs& fs, Inode& inode);
 
+  // [control] Takes over what an owner of another generation holds; the description stays the
+  // caller's when it is false: too many ranges, or memory is out.
+  bool Restore(Inode& inode, uint64_t owner, uint64_t fh, uint32_t pid,
+               const LockDescription& description, LockRanges ranges);
+
   static LockRange RangeOf(const fuse_file_lock& wire) {
     return {wire.start, wire.end, wire.type == F_WRLCK};
   }

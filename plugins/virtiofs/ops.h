@@ -19,6 +19,8 @@ namespace virtbay::virtiofs {
 
 // session.cc
 void OpInit(Call& c);
+// [any] The FUSE_* bits of INIT that a session can have under some options.
+uint64_t KnownInitFlags();
 void OpDestroy(Call& c);
 
 // lookup.cc

@@ -10,12 +10,16 @@ constexpr uint16_t kMaxBackground = 1024;
 constexpr uint16_t kCongestion = 768;
 constexpr uint32_t kPage = 4096;
 
+// Bits that no option takes away.
+constexpr uint64_t kAlways = FUSE_ASYNC_READ | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS |
+                             FUSE_ATOMIC_O_TRUNC | FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA |
+                             FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS | FUSE_MAX_PAGES |
+                             FUSE_SETXATTR_EXT | FUSE_INIT_EXT | kInitCreateSuppGroup |
+                             kInitNoExportSupport | kInitAllowIdmap;
+
 // What this device can do under its options, as FUSE_INIT bits.
 uint64_t Offered(const Options& o) {
-  uint64_t flags = FUSE_ASYNC_READ | FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | FUSE_ATOMIC_O_TRUNC |
-                   FUSE_BIG_WRITES | FUSE_AUTO_INVAL_DATA | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS |
-                   FUSE_MAX_PAGES | FUSE_SETXATTR_EXT | FUSE_INIT_EXT;
-  flags |= kInitCreateSuppGroup | kInitNoExportSupport | kInitAllowIdmap;
+  uint64_t flags = kAlways;
   if (o.announce_submounts) flags |= FUSE_SUBMOUNTS;
   // Entries that expire at once make READDIRPLUS a waste.
   if (o.readdirplus && o.cache != CachePolicy::kNever) {
@@ -32,6 +36,12 @@ uint64_t Offered(const Options& o) {
 }
 
 }  // namespace
+
+uint64_t KnownInitFlags() {
+  return kAlways | FUSE_SUBMOUNTS | FUSE_DO_READDIRPLUS | FUSE_READDIRPLUS_AUTO |
+         FUSE_WRITEBACK_CACHE | FUSE_HANDLE_KILLPRIV_V2 | FUSE_POSIX_ACL | FUSE_DONT_MASK |
+         FUSE_CACHE_SYMLINKS | kInitDirectIoAllowMmap;
+}
 
 // FUSE_INIT: virtio 1.3 5.11.6.1 allows it again at any time; it begins a new session.
 void OpInit(Call& c) {

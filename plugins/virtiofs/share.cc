@@ -62,13 +62,18 @@ void Share::UseNumbers(InoSpace* space) {
 }
 
 Status Share::Open(const std::string& dir, const std::string& what, ShareOptions how) {
+  const int fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return Errno(errno, what);
+  return Adopt(fd, dir, what, std::move(how));
+}
+
+Status Share::Adopt(int dir_fd, const std::string& dir, const std::string& what, ShareOptions how) {
+  root_fd = dir_fd;
   options = std::move(how);
   path = dir;
   plain = options.plain();
   looks = options.metadata || !options.symlink_root.empty();
   if (options.fold_case) folder = std::make_unique<CaseFolder>();
-  root_fd = ::open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (root_fd < 0) return Errno(errno, what);
   const int probe = OpenBeneath(root_fd, ".", O_PATH | O_DIRECTORY);
   if (probe < 0) return Errno(-probe, what + ": openat2 with RESOLVE_BENEATH");
   ::close(probe);

@@ -33,6 +33,9 @@ struct Share {
   // [control] Opens the directory and looks at its file system. An Error begins with `what`.
   sdk::Status Open(const std::string& dir, const std::string& what, ShareOptions how = {});
 
+  // [control] The same with the open directory, which is the share's from here on.
+  sdk::Status Adopt(int dir_fd, const std::string& dir, const std::string& what, ShareOptions how);
+
   // [control] Files get inode numbers of that space.
   void UseNumbers(InoSpace* space);
   // The number of a file of device `dev` (as in InodeKey) that has number `ino` there.

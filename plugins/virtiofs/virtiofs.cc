@@ -8,6 +8,8 @@
 #include "plugins/virtiofs/dispatch.h"
 #include "plugins/virtiofs/fs.h"
 #include "plugins/virtiofs/ops.h"
+#include "plugins/virtiofs/state/format.h"
+#include "plugins/virtiofs/state/state.h"
 #include "plugins/virtiofs/worker.h"
 #include "virtbay/sdk/plugin.h"
 
@@ -22,6 +24,8 @@ using virtbay::sdk::Status;
 using virtbay::virtiofs::Dispatch;
 using virtbay::virtiofs::Fs;
 using virtbay::virtiofs::LockWaiters;
+using virtbay::virtiofs::RestoreState;
+using virtbay::virtiofs::SaveState;
 using virtbay::virtiofs::Worker;
 
 constexpr uint32_t kVirtioIdFs = 26;
@@ -30,6 +34,8 @@ constexpr uint32_t kView = 1024;
 class VirtioFs : public Device {
  public:
   static constexpr auto& kOptions = virtbay::virtiofs::kOptionList;
+  static constexpr uint32_t kStateVersion = virtbay::virtiofs::state::kVersion;
+  static constexpr uint32_t kPluginFlags = VIRTBAY_PLUGIN_HOT_RELOADABLE;
 
   Status Init() override {
     Status status = fs_.Init(&host());
@@ -61,6 +67,7 @@ class VirtioFs : public Device {
 
   void OnRequests(uint32_t queue, std::span<Request> requests) override {
     Worker& worker = workers_[queue];
+    fs_.TakeOver();
     worker.identity.Bind(fs_.proc_fd);
     for (Request& request : requests) Dispatch(fs_, worker, std::move(request));
     if (worker.retry_parked) RetryParked(fs_, worker);
@@ -90,6 +97,13 @@ class VirtioFs : public Device {
     if (fs_.aggregate != nullptr) return fs_.aggregate->Control(command, text);
     return sdk::Error{VIRTBAY_FAILED_PRECONDITION, 0,
                       "the device is not an aggregate of shares (option aggregate)"};
+  }
+
+  Status Save(sdk::StateWriter* state) override { return SaveState(fs_, state); }
+  Status Restore(sdk::StateReader* state) override { return RestoreState(fs_, state); }
+  void Release() override {
+    fs_.ShareWithAnother();
+    fs_.DropSession();
   }
 
   bool ReadConfig(uint32_t offset, std::span<std::byte> data) override {

@@ -53,17 +53,16 @@ class Share {
     EXPECT_OK(host);
     if (!host.ok()) return;
     host_ = *std::move(host);
-    DeviceSpec spec;
-    spec.name = "share";
-    spec.plugin = VIRTBAY_VIRTIOFS_PLUGIN;
-    spec.options = options.options;
-    spec.offer_access_platform = options.access_platform;
+    spec_.name = "share";
+    spec_.plugin = VIRTBAY_VIRTIOFS_PLUGIN;
+    spec_.options = options.options;
+    spec_.offer_access_platform = options.access_platform;
     if (options.aggregate) {
-      spec.options.emplace("aggregate", "true");
+      spec_.options.emplace("aggregate", "true");
     } else {
-      spec.options.emplace("shared-dir", dir_.path().native());
+      spec_.options.emplace("shared-dir", dir_.path().native());
     }
-    auto device = host_->Add(spec);
+    auto device = host_->Add(spec_);
     EXPECT_OK(device);
     if (!device.ok()) return;
     device_ = *device;
@@ -82,6 +81,21 @@ class Share {
     EXPECT_OK(session);
     if (session.ok()) session_ = *std::move(session);
   }
+  // Another device goes on with the state of this one, and the guest with its session there.
+  void Replace() {
+    guest::FuseSessionOptions options;
+    options.negotiated = session_->init();
+    options.request_queues = session_->request_queues();
+    auto state = device_.Save();
+    ASSERT_OK(state);
+    session_.reset();
+    ASSERT_OK(host_->Remove(spec_.name));
+    auto device = host_->Add(spec_, *std::move(state));
+    ASSERT_OK(device);
+    device_ = *device;
+    Connect(std::move(options));
+    ASSERT_TRUE(ready());
+  }
   void Disconnect() { session_.reset(); }
 
   bool ready() const { return session_ != nullptr; }
@@ -89,6 +103,7 @@ class Share {
   guest::FuseSession& session() { return *session_; }
   guest::FuseClient& fs(uint32_t queue = 0) { return session_->client(queue); }
   Host& host() { return *host_; }
+  const DeviceSpec& spec() const { return spec_; }
   const DeviceHandle& device() const { return device_; }
   const LogCapture& log() const { return log_; }
   uint64_t Metric(const std::string& name) {
@@ -119,6 +134,7 @@ class Share {
   TempDir dir_;
   LogCapture log_;
   std::unique_ptr<Host> host_;
+  DeviceSpec spec_;
   DeviceHandle device_;
   std::unique_ptr<guest::FuseSession> session_;
 };
