@@ -38,6 +38,7 @@ FdKind KindOf(const Inode& inode) { return inode.is_dir() ? FdKind::kShort : FdK
 }  // namespace
 
 Fs::~Fs() {
+  ShareWithAnother();
   DropSession();
   if (proc_fd >= 0) ::close(proc_fd);
 }

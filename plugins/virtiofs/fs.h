@@ -58,8 +58,9 @@ class Fs : public HandleTable::Closer {
   // restored opens none: it comes with the state.
   sdk::Status Init(const sdk::Host* host);
 
-  // [control] Before Restore, and when another generation goes on with what this one has: its open
-  // files are the other one's too, so that it may close them, but not give up their locks.
+  // [control] What is open may be another generation's too, from which this one takes over, or
+  // which goes on with it: it may be closed, but its locks are not given up. For good measure also
+  // when nothing is at work any more, since closing is enough then.
   void ShareWithAnother() { shared_with_another_.store(true, std::memory_order_relaxed); }
   // [queue] The guest's requests come here: there is no other generation that would serve it.
   void TakeOver() {

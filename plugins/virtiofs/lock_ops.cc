@@ -73,6 +73,8 @@ void Park(Call& c, HandleRef handle, const fuse_lk_in& in, bool flock) {
       break;
     case LockWaiters::Added::kTooMany:
       return c.Error(ENOLCK);
+    case LockWaiters::Added::kInterrupted:
+      return c.Error(EINTR);
     case LockWaiters::Added::kDeadlock:
       sdk::Host::Add(fs.counters.lock_deadlocks);
       return c.Error(EDEADLK);
@@ -98,10 +100,8 @@ void SetLock(Call& c, bool wait) {
   if (!handle) return c.Error(EBADF);
   const bool flock = (in.lk_flags & FUSE_LK_FLOCK) != 0;
   int error = TryLock(fs, *handle, in.owner, in.lk, flock);
-  if (wait && fs.lock_waiters.TakeInterrupted(c.unique()) && error == EAGAIN) {
-    return c.Error(EINTR);
-  }
   if (error == EAGAIN && wait) return Park(c, std::move(handle), in, flock);
+  if (wait) fs.lock_waiters.Ended(c.unique());
   // A write lock made a read lock lets others in as well.
   if (error == 0 && in.lk.type != F_WRLCK && fs.lock_waiters.Poke(*handle->inode, c.worker.queue)) {
     c.worker.retry_parked = true;
@@ -178,13 +178,13 @@ void OnLockPoll(Fs& fs, Worker& worker) {
 
 void RequeueParked(Fs& fs, Worker& worker) {
   for (auto& waiter : worker.parked) {
-    fs.lock_waiters.Remove(waiter.get());
     sdk::Request request(fs.host, waiter->request);
     if (worker.condemned) {
+      fs.lock_waiters.Remove(waiter.get());
       // Nobody would take it up again: this queue's ring stops for good.
       Call::Answer(fs, std::move(request), waiter->unique, EIO, {});
     } else {
-      fs.lock_waiters.HandedBack(*waiter);
+      fs.lock_waiters.HandBack(waiter.get());
       request.Requeue();
     }
   }

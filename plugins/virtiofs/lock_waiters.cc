@@ -30,6 +30,7 @@ LockWaiters::~LockWaiters() {
 
 LockWaiters::Added LockWaiters::Add(LockWaiter* waiter, LockOwners& owners) {
   const std::lock_guard<std::mutex> lock(mu_);
+  if (TakeHandedBackLocked(waiter->unique)) return Added::kInterrupted;
   if (waiters_.size() >= limit_) return Added::kTooMany;
   // Under one lock with the entry: of two that close the same circle, one is told.
   if (!waiter->flock) {
@@ -61,16 +62,21 @@ void LockWaiters::RemoveLocked(LockWaiter* waiter) {
   count_.store(static_cast<uint32_t>(waiters_.size()), std::memory_order_release);
 }
 
-void LockWaiters::HandedBack(const LockWaiter& waiter) {
+void LockWaiters::HandBack(LockWaiter* waiter) {
   const std::lock_guard<std::mutex> lock(mu_);
+  RemoveLocked(waiter);
   // Of some nothing is heard again: those of a ring that was not started again.
   if (handed_back_.size() >= limit_) handed_back_.erase(handed_back_.begin());
-  handed_back_.push_back({waiter.unique, waiter.interrupted.load(std::memory_order_acquire)});
+  handed_back_.push_back({waiter->unique, waiter->interrupted.load(std::memory_order_acquire)});
   handed_back_count_.store(static_cast<uint32_t>(handed_back_.size()), std::memory_order_release);
 }
 
-bool LockWaiters::TakeHandedBack(uint64_t unique) {
+void LockWaiters::TakeHandedBack(uint64_t unique) {
   const std::lock_guard<std::mutex> lock(mu_);
+  TakeHandedBackLocked(unique);
+}
+
+bool LockWaiters::TakeHandedBackLocked(uint64_t unique) {
   const auto found = std::find_if(handed_back_.begin(), handed_back_.end(),
                                   [&](const Absent& absent) { return absent.unique == unique; });
   if (found == handed_back_.end()) return false;
@@ -152,7 +158,6 @@ bool LockWaiters::Deadlocks(const LockWaiter& wanted, LockOwners& owners) {
 
 bool LockWaiters::Interrupt(uint64_t unique, uint32_t own_queue, bool* own) {
   *own = false;
-  if (count() == 0 && handed_back_count_.load(std::memory_order_acquire) == 0) return false;
   uint32_t queues = 0;
   bool found = false;
   {

@@ -46,12 +46,13 @@ class LockWaiters {
 
   // [control] Makes no descriptors yet.
   void Configure(uint32_t limit) { limit_ = limit; }
-  enum class Added { kWaits, kTooMany, kDeadlock };
+  enum class Added { kWaits, kTooMany, kDeadlock, kInterrupted };
   // [queue] kTooMany: ENOLCK. kDeadlock: whoever holds what it wants waits, if through others, for
-  // a lock of the same owner (EDEADLK). Only record locks are searched, as everywhere in Linux, and
-  // only those of this device: what the host's processes wait for nobody can tell. The search is
-  // exact; it looks once at each owner of an inode that is waited for, and from each waiter that it
-  // comes to at those who hold something there and wait themselves.
+  // a lock of the same owner (EDEADLK). kInterrupted: it was, while it was handed back. Only record
+  // locks are searched, as everywhere in Linux, and only those of this device: what the host's
+  // processes wait for nobody can tell. The search is exact; it looks once at each owner of an
+  // inode that is waited for, and from each waiter that it comes to at those who hold something
+  // there and wait themselves.
   Added Add(LockWaiter* waiter, LockOwners& owners);
   // [queue] The same search for one that waits already, because others hold the lock by now. True:
   // it is removed.
@@ -60,12 +61,12 @@ class LockWaiters {
   void Remove(LockWaiter* waiter);
   // [any] The request was interrupted; true if it waits. *queue: whose it is.
   bool Interrupt(uint64_t unique, uint32_t own_queue, bool* own);
-  // [queue] A waiter's request was handed back, to be presented again: it can be interrupted until
-  // then.
-  void HandedBack(const LockWaiter& waiter);
-  // [queue] The request is presented: whether it was handed back and interrupted since.
-  bool TakeInterrupted(uint64_t unique) {
-    return handed_back_count_.load(std::memory_order_acquire) != 0 && TakeHandedBack(unique);
+  // [queue] Removes a waiter whose request is handed back, to be presented again: it can be
+  // interrupted until then.
+  void HandBack(LockWaiter* waiter);
+  // [queue] The request, if it is one of these, has ended without waiting.
+  void Ended(uint64_t unique) {
+    if (handed_back_count_.load(std::memory_order_acquire) != 0) TakeHandedBack(unique);
   }
   // [control] Requests that were handed back, and those of another generation: of more than may
   // wait here, the first.
@@ -97,7 +98,8 @@ class LockWaiters {
   static constexpr uint32_t kNoHolder = 0xffffffffu;
 
   void Signal(uint32_t queues);
-  bool TakeHandedBack(uint64_t unique);
+  void TakeHandedBack(uint64_t unique);
+  bool TakeHandedBackLocked(uint64_t unique);                    // mu_ held; whether interrupted
   void RemoveLocked(LockWaiter* waiter);                         // mu_ held
   bool Deadlocks(const LockWaiter& wanted, LockOwners& owners);  // mu_ held
   // Of a search: mu_ and the owners held.

@@ -35,7 +35,6 @@ class VirtioFs : public Device {
  public:
   static constexpr auto& kOptions = virtbay::virtiofs::kOptionList;
   static constexpr uint32_t kStateVersion = virtbay::virtiofs::state::kVersion;
-  static constexpr uint32_t kPluginFlags = VIRTBAY_PLUGIN_HOT_RELOADABLE;
 
   Status Init() override {
     Status status = fs_.Init(&host());
@@ -63,7 +62,11 @@ class VirtioFs : public Device {
   }
 
   // Stop leaves the session alone: a front-end that pauses goes on with it. Deactivate ends it.
-  void Deactivate() override { fs_.DropSession(); }
+  // Closing is enough, and right as well where a reload is undone: the one before has it all open.
+  void Deactivate() override {
+    fs_.ShareWithAnother();
+    fs_.DropSession();
+  }
 
   void OnRequests(uint32_t queue, std::span<Request> requests) override {
     Worker& worker = workers_[queue];

@@ -83,14 +83,14 @@ TEST_F(VirtioFsStateGolden, Version1) {
   EXPECT_EQ(lock.value.end, 19u);
   EXPECT_EQ(lock.value.pid, 1u);
   EXPECT_EQ(fs().SetLk(kFile, 1, 9, {30, 39, F_RDLCK, 1}, false), 0);
+  const auto open = fs().Open(kCold, O_RDONLY);
+  EXPECT_EQ(open.value.fh >> 32, 5u) << "the generation of handles";
   // Lookups: two of the file, one of the others.
   EXPECT_EQ(fs().Release(kFile, 1), 0);
   EXPECT_EQ(fs().Forget(kFile, 2), 0);
   EXPECT_EQ(fs().GetAttr(kFile).error, 0) << "and the one of this test";
   EXPECT_EQ(fs().Forget(kFile, 1), 0);
   EXPECT_EQ(fs().GetAttr(kFile).error, ESTALE);
-  const auto open = fs().Open(kCold, O_RDONLY);
-  EXPECT_EQ(open.value.fh >> 32, 5u) << "the generation of handles";
 }
 
 TEST_F(VirtioFsStateGolden, Version1OfManyShares) {

@@ -128,7 +128,7 @@ TEST_F(VirtioFsState, OpenFilesGoOn) {
   const uint64_t next = share_.OpenPath("file", O_RDONLY);
   for (const uint64_t used : {both, reads, nameless, made_fh}) EXPECT_NE(next, used);
   EXPECT_EQ(CountNameless(share_.dir().path()), 1u) << "kept for the inode";
-  EXPECT_EQ(fs().Forget(gone, 1), 0);
+  EXPECT_EQ(fs().Forget(gone, 2), 0);
   // Taken up behind the answer to the next one.
   EXPECT_EQ(fs().GetAttr(kRoot).error, 0);
   EXPECT_EQ(CountNameless(share_.dir().path()), 0u)
@@ -303,6 +303,74 @@ TEST_F(VirtioFsState, AWaiterWaitsAgainAndGetsTheLock) {
   EXPECT_EQ(fs().FinishLk(waits), 0);
 }
 
+// The same under the guest's rings, by a reload: it notices nothing.
+TEST_F(VirtioFsState, SurvivesAReloadOfItsPlugin) {
+  const auto reload = [this] {
+    const auto report = share_.host().Reload("share", {});
+    EXPECT_OK(report);
+    return report.ok() && report->state_restored;
+  };
+  stdfs::create_directories(share_.dir() / "dir");
+  for (int i = 0; i < 500; ++i) share_.dir().Write(absl::StrCat("dir/name-of-a-file-", i), "");
+  share_.dir().Write("file", "0123456789");
+  const uint64_t node = share_.Node("file"), dir = share_.Node("dir");
+  const uint64_t fh = share_.OpenPath("file", O_RDWR), other = share_.OpenPath("file", O_RDWR);
+  const uint64_t list = fs().OpenDir(dir).value.fh;
+  ASSERT_EQ(fs().SetLk(node, fh, 1, Lock(F_WRLCK), false), 0);
+  guest::FuseSlot* const interrupted = fs().StartLkw(node, other, 2, Lock(F_WRLCK));
+  guest::FuseSlot* const waits = fs().StartLkw(node, other, 3, Lock(F_WRLCK));
+  ASSERT_NE(interrupted, nullptr);
+  ASSERT_NE(waits, nullptr);
+  std::multiset<std::string> seen;
+  uint64_t offset = 0;
+  for (int i = 0; i < 5; ++i) {
+    const auto entries = fs().ReadDir(dir, list, offset, 2048);
+    ASSERT_EQ(entries.error, 0);
+    for (const auto& entry : entries.value) {
+      seen.insert(entry.name);
+      offset = entry.next_offset;
+    }
+    ASSERT_TRUE(reload()) << i;
+    EXPECT_EQ(Text(fs().Read(node, fh, 0, 99).value), "0123456789");
+  }
+  for (;;) {
+    const auto entries = fs().ReadDir(dir, list, offset, 2048);
+    ASSERT_EQ(entries.error, 0);
+    if (entries.value.empty()) break;
+    for (const auto& entry : entries.value) {
+      seen.insert(entry.name);
+      offset = entry.next_offset;
+    }
+  }
+  EXPECT_EQ(seen.size(), 502u);
+  EXPECT_EQ(std::set<std::string>(seen.begin(), seen.end()).size(), 502u);
+  // Both wait on, under the numbers that they had.
+  ASSERT_EQ(share_.session().hiprio().Interrupt(interrupted->unique()), 0);
+  EXPECT_EQ(fs().FinishLk(interrupted), EINTR);
+  EXPECT_EQ(share_.fs(1).SetLk(node, fh, 1, Lock(F_UNLCK), false), 0);
+  EXPECT_EQ(fs().FinishLk(waits), 0);
+  const UniqueFd host(::open((share_.dir() / "file").c_str(), O_RDWR | O_CLOEXEC));
+  struct flock lock = {};
+  lock.l_type = F_WRLCK;
+  EXPECT_EQ(::fcntl(host.get(), F_OFD_GETLK, &lock), 0);
+  EXPECT_NE(lock.l_type, F_UNLCK);
+}
+
+// Whenever it comes: it is remembered for a request that was handed back.
+TEST_F(VirtioFsState, AnInterruptBeforeAReloadIsNotLost) {
+  share_.dir().Write("file", "");
+  const uint64_t node = share_.Node("file"), fh = share_.OpenPath("file", O_RDWR);
+  ASSERT_EQ(fs().SetLk(node, fh, 1, Lock(F_WRLCK), false), 0);
+  for (int i = 0; i < 20; ++i) {
+    guest::FuseSlot* const waits = fs().StartLkw(node, fh, 2, Lock(F_WRLCK));
+    ASSERT_EQ(fs().GetAttr(kRoot).error, 0);
+    std::thread reload([this] { EXPECT_OK(share_.host().Reload("share", {})); });
+    EXPECT_EQ(share_.session().hiprio().Interrupt(waits->unique()), 0);
+    EXPECT_EQ(fs().FinishLk(waits), EINTR);
+    reload.join();
+  }
+}
+
 TEST_F(VirtioFsState, NothingIsLeftOfTheOneBefore) {
   stdfs::create_directories(share_.dir() / "dir");
   for (int i = 0; i < 50; ++i) share_.dir().Write(absl::StrCat("dir/", i), "text");
@@ -348,7 +416,7 @@ TEST(VirtioFsStateAlone, ADeviceThatHasGoneIsNotGoneForTheOneThatFailed) {
   EXPECT_THAT(refused.status().message(), ::testing::HasSubstr("another directory"));
   const UniqueFd host(::open((share.dir() / "file").c_str(), O_RDWR | O_CLOEXEC));
   EXPECT_NE(::flock(host.get(), LOCK_EX | LOCK_NB), 0);
-  // One that is restored, and goes before its guest has come.
+  // One that is restored, and goes: where a reload is undone the one before goes on.
   spec = share.spec();
   spec.name = "rolled-back";
   copy = {};
@@ -358,7 +426,18 @@ TEST(VirtioFsStateAlone, ADeviceThatHasGoneIsNotGoneForTheOneThatFailed) {
   for (const DeviceState::Fd& fd : state->fds) {
     copy.fds.push_back({fd.role, UniqueFd(::fcntl(fd.fd.get(), F_DUPFD_CLOEXEC, 3))});
   }
-  ASSERT_OK(share.host().Add(spec, std::move(copy)));
+  auto undone = share.host().Add(spec, std::move(copy));
+  ASSERT_OK(undone);
+  guest::FuseSessionOptions session_options;
+  session_options.negotiated = share.session().init();
+  {
+    // It has served already.
+    auto transport = guest::InProcessTransport::Attach(*undone);
+    ASSERT_OK(transport);
+    auto session = guest::FuseSession::Create(*std::move(transport), std::move(session_options));
+    ASSERT_OK(session);
+    EXPECT_EQ((*session)->client().GetAttr(node).error, 0);
+  }
   ASSERT_OK(share.host().Remove("rolled-back"));
   EXPECT_NE(::flock(host.get(), LOCK_EX | LOCK_NB), 0);
   struct flock lock = {};
