@@ -103,6 +103,11 @@ class FdBudget {
   // Counts one that is open already, which another generation of the device had: also when there is
   // no room. It is owed then, and settled before anything is opened.
   void Adopt(bool path);
+  // The same for the directory of a share.
+  void AdoptRoot() {
+    Adopt(false);
+    roots_.fetch_add(1, std::memory_order_relaxed);
+  }
   // The same for one that may as well be closed. False: there is no room.
   bool AdoptCached();
   // Counts what is owed with the host, as far as there is room by now.

@@ -293,7 +293,7 @@ class Restorer {
     share.cookie = texts.record.cookie;
     share.name = texts.name;
     share.budget = &fs_.budget;
-    fs_.budget.Adopt(false);
+    fs_.budget.AdoptRoot();
     Status status = share.Adopt(share_fds_.Taken(), texts.path, "the state's share " + texts.path,
                                 std::move(options));
     if (!status.ok()) return status;
