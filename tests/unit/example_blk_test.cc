@@ -247,7 +247,8 @@ TEST_F(ExampleBlkTest, WrongOptionsAreNamed) {
                 StatusIs(invalid, "option block-size"));
   }
   EXPECT_THAT(Refusal({{"file", disk}, {"queues", "17"}}), StatusIs(invalid, "option queues"));
-  EXPECT_THAT(Refusal({{"file", disk}, {"size", "1"}}), StatusIs(invalid, "option size: there is no such option"));
+  EXPECT_THAT(Refusal({{"file", disk}, {"size", "1"}}),
+              StatusIs(invalid, "option size: there is no such option"));
 }
 
 }  // namespace

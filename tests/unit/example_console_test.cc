@@ -148,8 +148,8 @@ TEST_F(ExampleConsoleTest, WrongOptionsAreNamed) {
               StatusIs(absl::StatusCode::kInvalidArgument, "option rows"));
   EXPECT_THAT(Refusal({{"link", "/x"}}),
               StatusIs(absl::StatusCode::kInvalidArgument, "option link"));
-  EXPECT_THAT(Refusal({{"colour", "green"}}),
-              StatusIs(absl::StatusCode::kInvalidArgument, "option colour: there is no such option"));
+  EXPECT_THAT(Refusal({{"colour", "green"}}), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                       "option colour: there is no such option"));
   // A link is never put over something else.
   const TempDir dir;
   const auto file = dir.Write("file", "precious");
