@@ -98,13 +98,13 @@ void DescriptorBudget::Share::SetRoom(uint32_t room) {
 }
 
 uint32_t DescriptorBudget::Share::LimitNeeded() const {
-  // A device that was refused some would have gone on asking.
-  const int64_t each = refused() ? kLeastGuaranteed : kNeeded;
+  // A device that was refused some would have gone on asking, and is not given the last ones.
+  const int64_t each = refused() ? kLeastGuaranteed + kNeeded : kNeeded;
   absl::MutexLock lock(&budget_->mutex_);
   const Process now = budget_->Look();
   const auto [others, room] = budget_->Others(now);
   const auto wanted = each * static_cast<int64_t>(budget_->shares_.size());
-  uint32_t limit = now.limit;
+  uint32_t limit = refused() ? now.limit + 1 : now.limit;
   while (limit < kHighest && ForDevices(limit, others, room) < wanted) ++limit;
   return limit;
 }

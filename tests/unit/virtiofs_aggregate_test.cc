@@ -438,7 +438,7 @@ TEST_F(VirtioFsAggregate, WhatCannotBeAdded) {
   all_.dir().Write("plain", "");
   EXPECT_THAT(TryAdd("x", Dir("none")).status(), StatusIs(absl::StatusCode::kNotFound, "none"));
   EXPECT_THAT(TryAdd("x", Dir("plain")).status(),
-              StatusIs(absl::StatusCode::kInvalidArgument, "plain"));
+              StatusIs(absl::StatusCode::kFailedPrecondition, "plain"));
   EXPECT_THAT(TryAdd("x", "").status(), StatusIs(absl::StatusCode::kInvalidArgument, "path"));
   for (const std::string& name :
        {std::string("."), std::string(".."), std::string("a/b"), std::string("/"),

@@ -463,7 +463,7 @@ TEST(VirtioFsOptions, BadOnesAreNamed) {
               StatusIs(absl::StatusCode::kNotFound, "none"));
   dir.Write("file", "");
   EXPECT_THAT(Refused({{"shared-dir", path + "/file"}}),
-              StatusIs(absl::StatusCode::kInvalidArgument, "file"));
+              StatusIs(absl::StatusCode::kFailedPrecondition, "file"));
   EXPECT_THAT(Refused({{"shared-dir", path}, {"cahce", "auto"}}),
               StatusIs(absl::StatusCode::kInvalidArgument, "cahce"));
   EXPECT_THAT(Refused({{"shared-dir", path}, {"cache", "some"}}),
