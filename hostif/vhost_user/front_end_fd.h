@@ -19,9 +19,10 @@ absl::Status CheckKickFd(int fd);
 // A call or an error descriptor is written: an eventfd, or a socket as CheckOneWaySocket wants it.
 absl::Status CheckCallFd(int fd);
 
-// One end of a pair of Unix stream sockets that is written and never read: from here on nothing can come in at it, and nothing is in its queue (a descriptor there
-// would be closed with it, or would keep its other end from ever being). InvalidArgument for any
-// other socket, of which one that is connected to a listening socket may be our own.
+// One end of a pair of Unix stream sockets that is written and never read: from here on nothing can
+// come in at it, and nothing is in its queue (a descriptor there would be closed with it, or would
+// keep its other end from ever being). InvalidArgument for any other socket, of which one that is
+// connected to a listening socket may be our own.
 absl::Status CheckOneWaySocket(int fd);
 
 // Guest memory: a memfd or a file of a file system that this machine's kernel serves by itself; of
