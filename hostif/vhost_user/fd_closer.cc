@@ -67,7 +67,7 @@ void FdCloser::Close(FdList fds) {
   try {
     std::thread([shared, busy = busy_] {
       Disarm(std::move(*shared));
-      busy->fetch_sub(1, std::memory_order_relaxed);
+      busy->fetch_sub(1, std::memory_order_release);
     }).detach();
   } catch (const std::system_error&) {
     busy_->fetch_sub(1, std::memory_order_relaxed);

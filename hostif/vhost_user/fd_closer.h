@@ -20,9 +20,11 @@ class FdCloser {
   // Ends a connection: receives what the front-end has sent and closes the descriptors in it, then
   // closes the socket.
   void HangUp(UniqueFd socket);
+  // Threads that have not come back. [any]
+  int busy() const { return busy_->load(std::memory_order_acquire); }
 
  private:
-  // Threads that have not come back; they may outlive this.
+  // The threads may outlive this.
   const std::shared_ptr<std::atomic<int>> busy_ = std::make_shared<std::atomic<int>>(0);
 };
 

@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -27,6 +28,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "hostif/vhost_user/connection.h"
 #include "tests/support/vhost_user_front_end.h"
 
@@ -73,6 +75,10 @@ inline void Play(std::span<const uint8_t> input, const vhost_user::AttachFunctio
 
   LogLimiter limiter{Log()};
   vhost_user::FdCloser closer;
+  // The caller counts descriptors.
+  const absl::Cleanup closed = [&closer] {
+    while (closer.busy() != 0) sched_yield();
+  };
   std::atomic<const char*> activity{nullptr};
   auto connection = vhost_user::Connection::Create(UniqueFd(pair[1]), attach,
                                                    {wake.get(), &limiter, &closer, &activity});
