@@ -2,7 +2,7 @@
 # wrote, a lock is held on, a listing and an unlinked file go on, and nothing of the process grows.
 LIMIT=280
 NEEDS=fio
-RELOADS=${VIRTBAY_RELOADS:-200}
+RELOADS=${VIRTBAY_RELOADS:-100}
 suite_shares() { share a "$WORK/a"; }
 suite_prepare() { (cd "$WORK/a" && mkdir many && cd many && seq 5000 | xargs touch); }
 # Images, threads, descriptors.

@@ -1,0 +1,93 @@
+"""Hot reload: the pause that a guest sees, and what each phase of it takes."""
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import report
+
+# Field of reload_bench's lines -> unit, higher is better.
+PHASES = ["stage", "quiesce", "save", "restore", "commit", "trial", "retire", "pause"]
+METRICS = {"gap_p50_ms": "ms", "gap_p99_ms": "ms", "state_bytes": "B"} | {f"{p}_p50_ms": "ms" for p in PHASES}
+
+
+def arguments():
+    parser = report.parser("reload", __doc__, seconds=1, seconds_help="not used",
+                           quick_help="one short repetition with up to 10,000 inodes, as a smoke test")
+    parser.add_argument("--reloads", type=int, default=200, help="in each repetition")
+    parser.add_argument("--inodes", default="10,10000,100000", help="numbers of known inodes")
+    args = parser.parse_args()
+    if args.quick:
+        args.repetitions, args.reloads, args.inodes = 1, 20, "10,10000"
+    args.inodes = [int(count) for count in args.inodes.split(",")]
+    return args
+
+
+def workload(inodes, depth):
+    return f"virtiofs_{inodes}_d{depth}"
+
+
+def measure(args, results):
+    cases = [(inodes, depth) for inodes in args.inodes for depth in (1, 32)]
+    progress = report.Progress(args.repetitions * len(cases))
+    with tempfile.TemporaryDirectory(prefix="virtbay-reload-") as name:
+        directory = pathlib.Path(name)
+        share = directory / "share"
+        share.mkdir()
+        for i in range(max(args.inodes)):
+            (share / f"f{i}").touch()
+        # Two files with the same code: each reload loads another image.
+        builds = [directory / "first.so", directory / "second.so"]
+        for build in builds:
+            shutil.copy(args.build / "plugins" / "virtiofs.so", build)
+        for repetition in range(args.repetitions):
+            for inodes, depth in cases:
+                progress.show(f"repetition {repetition + 1} of {args.repetitions}: {workload(inodes, depth)}")
+                command = [args.build / "bin" / "reload_bench", *(f"--build={build}" for build in builds),
+                           f"--share={share}", f"--inodes={inodes}", f"--depth={depth}", f"--reloads={args.reloads}"]
+                bench = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+                if bench.returncode != 0:
+                    sys.exit(1)
+                line = json.loads(bench.stdout)
+                for field, unit in METRICS.items():
+                    results.add(workload(inodes, depth), "virtbay", field, unit, False, line[field])
+                progress.show(f"{workload(inodes, depth)} done", True)
+    progress.end()
+
+
+def check_targets(args, results):
+    targets = report.Targets()
+    if 10000 not in args.inodes:
+        return targets
+    for depth in (1, 32):
+        case = workload(10000, depth)
+        for metric, text, limit in (("gap_p50_ms", "p50", 2), ("gap_p99_ms", "p99", 10)):
+            value = results.median(case, "virtbay", metric)
+            targets.check(case, None if value is None else value <= limit,
+                          f"{text} of the pause {report.number(value)} ms, target at most {limit} ms")
+    return targets
+
+
+def main():
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = report.Results()
+    measure(args, results)
+    results.write_json(args.out / "reload.json")
+    report.svg_bars(args.out / "reload.svg", "Longest gap between answers around a reload, ms, medians and ranges",
+                    results, "gap_p50_ms", "virtbay")
+    columns = {"gap_p50_ms": "gap p50, ms", "gap_p99_ms": "gap p99, ms", "pause_p50_ms": "pause, ms"}
+    columns |= {f"{p}_p50_ms": f"{p}, ms" for p in PHASES if p != "pause"}
+    rows = [[workload(i, d)] + [report.number(results.median(workload(i, d), "virtbay", c)) for c in columns]
+            for i in args.inodes for d in (1, 32)]
+    print(report.table(["known inodes, depth", *columns.values()], rows))
+    print("gap: the longest time without an answer around a reload, to a driver that never stops asking.\n")
+    print(check_targets(args, results).text())
+    print(f"\n{args.out / 'reload.json'}, {args.out / 'reload.svg'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
