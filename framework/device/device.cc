@@ -1,6 +1,9 @@
 #include "framework/device/device.h"
 
 #include <linux/virtio_config.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
 // The header's legacy helpers are not valid C++.
 #define VIRTIO_RING_NO_LEGACY
 #include <linux/virtio_ring.h>
@@ -389,6 +392,9 @@ absl::Status Device::Retire(FarewellReason reason) {
                                          stuck_ ? stuck_why_ : "offloaded work does not return");
     core_->log.Error(why);
     self_ = shared_from_this();
+#ifdef __SANITIZE_ADDRESS__
+    __lsan_ignore_object(this);
+#endif
     return absl::DeadlineExceededError(why);
   }
   core_->offload.reset();

@@ -159,11 +159,9 @@ void QueueThread::Condemn(std::string why) {
 
 uint64_t QueueThread::CpuNs() const {
   if (ended()) return final_cpu_ns_.load(std::memory_order_relaxed);
-  clockid_t clock{};
   timespec now{};
-  auto& thread = const_cast<std::thread&>(thread_);
-  if (pthread_getcpuclockid(thread.native_handle(), &clock) != 0) return 0;
-  if (clock_gettime(clock, &now) != 0) return 0;
+  const int64_t clock = cpu_clock_.load(std::memory_order_relaxed);
+  if (clock == kNoClock || clock_gettime(static_cast<clockid_t>(clock), &now) != 0) return 0;
   return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(now.tv_nsec) +
          (helper_ ? helper_->CpuNs() : 0);
 }
@@ -172,6 +170,10 @@ uint64_t QueueThread::CpuNs() const {
 
 void QueueThread::Main() {
   pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
+  // Others look at the clock by its number: the thread itself may be joined meanwhile.
+  if (clockid_t clock{}; pthread_getcpuclockid(pthread_self(), &clock) == 0) {
+    cpu_clock_.store(clock, std::memory_order_relaxed);
+  }
   BlockSignals();
   const absl::Status enabled = loop_->Enable();
   adopted_.WaitForNotification();

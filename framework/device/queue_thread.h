@@ -127,6 +127,8 @@ class QueueThread final : private LoopEvents {
   std::shared_ptr<Mailbox> mailbox_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> ended_{false};
+  static constexpr int64_t kNoClock = INT64_MIN;
+  std::atomic<int64_t> cpu_clock_{kNoClock};  // a clockid_t
   std::atomic<uint64_t> final_cpu_ns_{0};
   std::thread thread_;
 };
