@@ -183,36 +183,18 @@ absl::Status Device::CheckOwnsState() const {
 
 absl::Status Device::BeginSession() {
   if (session_) return absl::OkStatus();
-  DeviceCore* core = core_.get();
-  const uint64_t features[2] = {features_, 0};
-  if (core->ops.negotiate != nullptr) {
-    VIRTBAY_RETURN_IF_ERROR(CallOnControl(core, "negotiate", [&](virtbay_error* error) {
-      return core->ops.negotiate(core->device, features, error);
-    }));
-  }
-  if (core->ops.activate != nullptr) {
-    VIRTBAY_RETURN_IF_ERROR(CallOnControl(core, "activate", [&](virtbay_error* error) {
-      return core->ops.activate(core->device, error);
-    }));
-  }
+  VIRTBAY_RETURN_IF_ERROR(generation_->Negotiate(features_));
+  VIRTBAY_RETURN_IF_ERROR(generation_->Activate());
   absl::StatusOr<Threads> threads = MakeThreads(*generation_);
   absl::Status status = threads.status();
   if (threads.ok()) {
     UseThreads(*std::move(threads));
-    for (const auto& thread : core->threads) thread->Adopt();
-  }
-  if (status.ok() && core->ops.start != nullptr) {
-    status = CallOnControl(
-        core, "start", [&](virtbay_error* error) { return core->ops.start(core->device, error); });
+    for (const auto& thread : core_->threads) thread->Adopt();
+    status = generation_->Start();
   }
   if (!status.ok()) {
     EndThreads();
-    if (core->ops.deactivate != nullptr) {
-      CallOnControl(core, "deactivate", [&](virtbay_error*) {
-        core->ops.deactivate(core->device);
-        return VIRTBAY_OK;
-      }).IgnoreError();
-    }
+    generation_->Deactivate();
     return status;
   }
   session_ = true;
@@ -250,18 +232,8 @@ void Device::EndSession(bool forget, absl::AnyInvocable<void()> quiesced) {
   EndThreads();
   for (const auto& queue : core_->queues) queue->EndSession();
   if (quiesced) quiesced();
-  if (core_->ops.stop != nullptr) {
-    CallOnControl(core_.get(), "stop", [&](virtbay_error*) {
-      core_->ops.stop(core_->device);
-      return VIRTBAY_OK;
-    }).IgnoreError();
-  }
-  if (core_->ops.deactivate != nullptr) {
-    CallOnControl(core_.get(), "deactivate", [&](virtbay_error*) {
-      core_->ops.deactivate(core_->device);
-      return VIRTBAY_OK;
-    }).IgnoreError();
-  }
+  generation_->Stop();
+  generation_->Deactivate();
   state_ = "ready";
   core_->descriptors->SetRoom(RoomToKeep());
 }

@@ -168,7 +168,6 @@ class Device : public std::enable_shared_from_this<Device> {
   void Retire(Replacement old, ReloadReport* report) ABSL_LOCKS_EXCLUDED(mutex_);
   // The bytes of a generation's configuration space.
   std::string ConfigOf(const Generation& generation);
-  static void EndPluginSession(Generation* generation);
 
   // Frees threads that the front-end holds up in a notification.
   void ReleaseNotifiers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);

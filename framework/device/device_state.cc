@@ -26,10 +26,7 @@ absl::StatusOr<DeviceState> Device::Save() {
     status = saved.Save(generation_.get());
     if (!status.ok()) return;
     state = std::move(saved).Keep();
-    CallOnControl(core_.get(), "release", [&](virtbay_error*) {
-      table->release(core_->device);
-      return VIRTBAY_OK;
-    }).IgnoreError();
+    generation_->Release();
   };
   if (session_) {
     EndSession(/*forget=*/true, save);

@@ -65,11 +65,7 @@ absl::StatusOr<std::unique_ptr<Generation>> Generation::Make(DeviceCore* core,
 }
 
 void Generation::Destroy() {
-  if (device_ == nullptr) return;
-  CallOnControl(&host_, "destroy", [&](virtbay_error*) {
-    ops_.destroy(device_);
-    return VIRTBAY_OK;
-  }).IgnoreError();
+  if (device_ != nullptr) Tell("destroy", ops_.destroy);
   device_ = nullptr;
 }
 
@@ -85,8 +81,7 @@ absl::Status Generation::Init() {
   if (!created.ok()) return MarkOption(created.status());
   device_ = *created;
   CopySized(&ops_, device_->ops);
-  return MarkOption(CallOnControl(&host_, "init",
-                                  [&](virtbay_error* error) { return ops_.init(device_, error); }));
+  return MarkOption(Call("init", ops_.init));
 }
 
 absl::Status Generation::Describe() {
@@ -118,6 +113,32 @@ absl::Status Generation::Describe() {
     queues_.push_back(queue);
   }
   return absl::OkStatus();
+}
+
+absl::Status Generation::Call(const char* what,
+                              int32_t (*function)(virtbay_device*, virtbay_error*)) {
+  if (function == nullptr) return absl::OkStatus();
+  return CallOnControl(&host_, what,
+                       [&](virtbay_error* error) { return function(device_, error); });
+}
+
+void Generation::Tell(const char* what, void (*function)(virtbay_device*)) {
+  if (function == nullptr) return;
+  CallOnControl(&host_, what, [&](virtbay_error*) {
+    function(device_);
+    return VIRTBAY_OK;
+  }).IgnoreError();
+}
+
+absl::Status Generation::Negotiate(uint64_t features) {
+  if (ops_.negotiate == nullptr) return absl::OkStatus();
+  const uint64_t words[2] = {features, 0};
+  return CallOnControl(&host_, "negotiate",
+                       [&](virtbay_error* error) { return ops_.negotiate(device_, words, error); });
+}
+
+void Generation::Release() {
+  if (const virtbay_device_state* table = StateTable()) Tell("release", table->release);
 }
 
 const void* Generation::Extension(const char* id) {

@@ -32,6 +32,16 @@ class Generation {
   // Destroys the plugin's device; nothing else may be called then but the accessors below.
   void Destroy();
 
+  // A driver's session begins (Negotiate, Activate, Start) and ends (Stop, Deactivate); what the
+  // plugin leaves out is passed over.
+  absl::Status Negotiate(uint64_t features);
+  absl::Status Activate() { return Call("activate", ops_.activate); }
+  absl::Status Start() { return Call("start", ops_.start); }
+  void Stop() { Tell("stop", ops_.stop); }
+  void Deactivate() { Tell("deactivate", ops_.deactivate); }
+  // Another one goes on with what it saved.
+  void Release();
+
   // The plugin's table of an extension, or nullptr.
   const void* Extension(const char* id);
   // Its table of what saves and restores it, or nullptr.
@@ -62,6 +72,8 @@ class Generation {
   Generation(DeviceCore* core, std::shared_ptr<Plugin> plugin);
   absl::Status Init();
   absl::Status Describe();
+  absl::Status Call(const char* what, int32_t (*function)(virtbay_device*, virtbay_error*));
+  void Tell(const char* what, void (*function)(virtbay_device*));
 
   std::shared_ptr<Plugin> plugin_;
   mutable virtbay_host_device host_;

@@ -43,13 +43,6 @@ class Stopwatch {
   absl::Time last_ = absl::Now();
 };
 
-absl::Status CallIfGiven(Generation* generation, const char* what,
-                         int32_t (*function)(virtbay_device*, virtbay_error*)) {
-  if (function == nullptr) return absl::OkStatus();
-  return CallOnControl(generation->host(), what,
-                       [&](virtbay_error* error) { return function(generation->device(), error); });
-}
-
 }  // namespace
 
 std::filesystem::path Device::plugin_path() const {
@@ -168,18 +161,6 @@ void Device::Exchange(Replacement* other, bool quiesced) {
   }
 }
 
-void Device::EndPluginSession(Generation* generation) {
-  const virtbay_device_ops& ops = generation->ops();
-  for (const auto& [what, function] :
-       {std::pair("stop", ops.stop), std::pair("deactivate", ops.deactivate)}) {
-    if (function == nullptr) continue;
-    CallOnControl(generation->host(), what, [&, call = function](virtbay_error*) {
-      call(generation->device());
-      return VIRTBAY_OK;
-    }).IgnoreError();
-  }
-}
-
 std::string Device::ConfigOf(const Generation& generation) {
   std::string config(config_size_, '\0');
   if (config.empty() || generation.ops().config_read == nullptr) return config;
@@ -247,14 +228,8 @@ absl::Status Device::PassState(Replacement* next, ReloadReport* report) {
   }
   Generation* const generation = next->generation.get();
   if (session_) {
-    const uint64_t features[2] = {features_, 0};
-    if (generation->ops().negotiate != nullptr) {
-      VIRTBAY_RETURN_IF_ERROR(
-          CallOnControl(generation->host(), "negotiate", [&](virtbay_error* error) {
-            return generation->ops().negotiate(generation->device(), features, error);
-          }));
-    }
-    VIRTBAY_RETURN_IF_ERROR(CallIfGiven(generation, "activate", generation->ops().activate));
+    VIRTBAY_RETURN_IF_ERROR(generation->Negotiate(features_));
+    VIRTBAY_RETURN_IF_ERROR(generation->Activate());
     next->activated = true;
   }
   report->restore += watch.Lap();
@@ -269,7 +244,7 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
   for (const auto& thread : core_->threads) thread->Adopt();
   absl::Status status;
   if (session_) {
-    status = CallIfGiven(generation_.get(), "start", generation_->ops().start);
+    status = generation_->Start();
     if (status.ok()) StartRings(std::exchange(*rings, {}));
   }
   report->commit = watch.Lap();
@@ -298,7 +273,10 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
 void Device::RollBack(Replacement* next, std::vector<StoppedRing> rings,
                       absl::string_view failure) {
   // A new device that cannot be stopped stays, for the driver to reset; what was before it goes.
-  if (next->activated || next->lost) EndPluginSession(next->generation.get());
+  if (next->activated || next->lost) {
+    next->generation->Stop();
+    next->generation->Deactivate();
+  }
   JoinThreads(std::move(next->threads));
   if (next->lost) return;
   if (!failure.empty() && !core_->failed()) core_->RaiseNeedsReset(failure, /*stops=*/true);
@@ -357,14 +335,11 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
 
 void Device::Retire(Replacement old, ReloadReport* report) {
   Generation* const generation = old.generation.get();
-  if (const virtbay_device_state* table = generation->StateTable();
-      report->state_restored && table != nullptr) {
-    CallOnControl(generation->host(), "release", [&](virtbay_error*) {
-      table->release(generation->device());
-      return VIRTBAY_OK;
-    }).IgnoreError();
+  if (report->state_restored) generation->Release();
+  if (!old.threads.empty()) {
+    generation->Stop();
+    generation->Deactivate();
   }
-  if (!old.threads.empty()) EndPluginSession(generation);
   {
     absl::MutexLock lock(&mutex_);
     JoinThreads(std::move(old.threads));

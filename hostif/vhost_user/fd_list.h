@@ -3,11 +3,10 @@
 #ifndef VIRTBAY_HOSTIF_VHOST_USER_FD_LIST_H_
 #define VIRTBAY_HOSTIF_VHOST_USER_FD_LIST_H_
 
-#include <sys/socket.h>
+#include <sys/types.h>
 
-#include <array>
 #include <cstddef>
-#include <cstdint>
+#include <span>
 
 #include "absl/container/inlined_vector.h"
 #include "framework/base/unique_fd.h"
@@ -17,19 +16,9 @@ namespace virtbay::vhost_user {
 
 using FdList = absl::InlinedVector<UniqueFd, kMaxFds>;
 
-// Room for as many fds as the kernel lets a message carry (SCM_MAX_FD): those without room it
-// closes itself, here and now, however long that takes. An inherited socket may have SO_PASSCRED or
-// SO_PASSPIDFD set, whose parts come with the others.
-struct ControlBuffer {
-  static constexpr size_t kMaxScmFds = 253;
-  static constexpr size_t kSize = CMSG_SPACE(kMaxScmFds * sizeof(int)) +
-                                  CMSG_SPACE(3 * sizeof(uint32_t)) + CMSG_SPACE(sizeof(int));
-
-  alignas(cmsghdr) std::array<std::byte, kSize> bytes;
-};
-
-// Takes over the fds that recvmsg has put into `message`'s control buffer.
-void AppendFds(const msghdr& message, FdList* fds);
+// recvmsg without waiting, begun anew when interrupted; the fds that came are in `fds`, behind what
+// was there. `flags`: the message's.
+ssize_t ReceiveWithFds(int socket, std::span<std::byte> into, FdList* fds, int* flags);
 
 // Receives one piece of what is queued in `socket`, of any type, for the sake of the fds in it.
 // False: there is nothing more. Never waits for data.

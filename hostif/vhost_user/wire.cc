@@ -1,6 +1,6 @@
 #include "hostif/vhost_user/wire.h"
 
-#include <sys/uio.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <utility>
@@ -53,31 +53,20 @@ absl::StatusOr<MessageReader::Progress> MessageReader::Read(int socket) {
 
 absl::StatusOr<size_t> MessageReader::Receive(int socket, std::span<std::byte> into,
                                               bool with_fds) {
-  iovec part{into.data(), into.size()};
-  ControlBuffer control;
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = control.bytes.data();
-  message.msg_controllen = control.bytes.size();
-  ssize_t got = 0;
-  do {
-    got = recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  } while (got < 0 && errno == EINTR);
+  const size_t before = message_.fds.size();
+  int flags = 0;
+  const ssize_t got = ReceiveWithFds(socket, into, &message_.fds, &flags);
   if (got < 0) {
     if (errno == EAGAIN || errno == EWOULDBLOCK) return absl::UnavailableError("nothing to read");
     const absl::Status status = ErrnoStatus(errno, "recvmsg");
     // Unavailable is this function's word for "later".
     return absl::IsUnavailable(status) ? absl::InternalError(status.message()) : status;
   }
-  // The fds first: from here on they are owned, whatever else is wrong.
-  const size_t before = message_.fds.size();
-  AppendFds(message, &message_.fds);
   // Fds belong to the header's bytes.
   if (!with_fds && message_.fds.size() > before) {
     return absl::InvalidArgumentError("file descriptors inside a payload");
   }
-  if ((message.msg_flags & MSG_CTRUNC) != 0) {
+  if ((flags & MSG_CTRUNC) != 0) {
     return absl::ResourceExhaustedError(
         "file descriptors were lost: none are left in this process");
   }
