@@ -135,9 +135,11 @@ TEST_F(DeviceReloadTest, RequestsThatDoNotEndKeepTheOldBuild) {
 }
 
 TEST_F(DeviceReloadTest, AHangingQuiesceKeepsTheOldBuild) {
-  Make({{"first", "hangs_in_quiesce"}});
+  Pipe gate;
+  Make({{"first", "hangs_in_quiesce"}, {"gate", absl::StrCat(gate.reader.get())}});
   ASSERT_EQ(Ask(), (Answer{1, 1}));
   EXPECT_THAT(Reload(kSecond), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  gate.writer.reset();
   ExpectUntouched(1);
 }
 

@@ -118,7 +118,11 @@ class Counting : public Device {
   }
 
   void Quiesce(uint32_t queue) override {
-    if (wrong_ == "hangs_in_quiesce") usleep(1'000'000);
+    if (wrong_ == "hangs_in_quiesce") {
+      // Until the test closes the other end.
+      char byte = 0;
+      while (read(std::stoi(host().Option("gate").value()), &byte, 1) > 0) continue;
+    }
     for (Request& request : TakeOf(queue, &parked_)) request.Requeue();
   }
   void Resume(uint32_t /*queue*/) override {
