@@ -165,7 +165,7 @@ class Device : public std::enable_shared_from_this<Device> {
   // The old one goes on where it was, on the threads that it had; `failure` if it had failed.
   void RollBack(Replacement* next, std::vector<StoppedRing> rings, absl::string_view failure)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Retire(Replacement old, ReloadReport* report) ABSL_LOCKS_EXCLUDED(mutex_);
+  void EndGeneration(Replacement old, ReloadReport* report) ABSL_LOCKS_EXCLUDED(mutex_);
   // The bytes of a generation's configuration space.
   std::string ConfigOf(const Generation& generation);
 

@@ -323,7 +323,7 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
   }
   report.pause = report.quiesce + report.save + report.restore + report.commit;
   watch.Lap();
-  Retire(std::move(next), &report);
+  EndGeneration(std::move(next), &report);
   report.retire = watch.Lap();
   core_->log.Info(absl::StrCat("reloaded, generation ", report.generation, ": version ",
                                report.version_before, " (", report.build_before, ") -> ",
@@ -333,7 +333,7 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
   return report;
 }
 
-void Device::Retire(Replacement old, ReloadReport* report) {
+void Device::EndGeneration(Replacement old, ReloadReport* report) {
   Generation* const generation = old.generation.get();
   if (report->state_restored) generation->Release();
   if (!old.threads.empty()) {
