@@ -95,9 +95,12 @@ Finding CheckLoad(const CheckOptions& options, const Notes& doing) {
   for (int i = 0; i < kLoads; ++i) {
     const size_t threads = Threads();
     doing("load");
-    const auto plugin = Plugin::Load(options.file, host, lines.log());
+    auto plugin = Plugin::Load(options.file, host, lines.log());
     if (!plugin.ok()) return Fail(std::string(plugin.status().message()));
-    if (Threads() != threads) return Fail("load() starts a thread");
+    if (Threads() != threads) {
+      static_cast<void>(plugin->release());  // its thread runs its code: this process ends with both
+      return Fail("load() starts a thread");
+    }
     doing("looking for the device type");
     uint32_t index = 0;
     const auto type = (*plugin)->FindType(options.type, &index);
