@@ -132,6 +132,36 @@ TEST_F(TcpDataTest, WindowsStopGrowingWhenMemoryIsShort) {
   EXPECT_EQ(Count(Event::kNoBufferMemory), 1u);
 }
 
+// Those that do nothing have their part of the memory, and the busy one grows in what is left; when
+// that goes to others, it becomes smaller again.
+TEST_F(TcpDataTest, AWindowGrowsBesideManyIdleFlowsAndMakesRoom) {
+  constexpr uint32_t kAll = 4096;
+  limits.buffer_bytes = uint64_t{kAll} * ChunkPool::kSize;
+  Listen();
+  Connect(Full());
+  ChunkPool& pool = shard().core().pool;
+  ASSERT_TRUE(pool.Reserve(kAll * 7 / 8));
+  uint32_t at = ours;
+  uint32_t told = 0;
+  const auto send = [&](int segments) {
+    for (int i = 0; i < segments; ++i) {
+      Say(kAck, at, theirs, std::string(1460, 'x'));
+      at += 1460;
+      Read(peer.get(), 1460);
+      for (const Seen& seen : Heard()) told = uint32_t{seen.tcp.window} << Tcp::kReceiveScale;
+    }
+  };
+  send(500);
+  EXPECT_GT(told, 2 * Tcp::kFirstWindow);
+  EXPECT_LT(told, Tcp::kLargestWindow);
+  ASSERT_TRUE(pool.Reserve(static_cast<uint32_t>(pool.left()) - 8));
+  send(500);
+  EXPECT_LE(told, Tcp::kFirstWindow);
+  pool.Unreserve(pool.reserved() - shard().tcp().At(0)->reserved);
+  send(500);
+  EXPECT_GE(told, Tcp::kLargestWindow);
+}
+
 TEST_F(TcpDataTest, AFrameThatCannotBeReadIsAskedForAgain) {
   Listen();
   Connect(Full());

@@ -38,8 +38,8 @@ class ChunkPool {
     reserved_ -= n;
     budget_->Give(n);
   }
-  // [queue] Whether more than so many eighths of the budget are reserved.
-  bool IsBeyond(uint32_t eighths) const { return budget_->used() > budget_->limit() / 8 * eighths; }
+  // [queue] Chunks of the budget that nobody has reserved.
+  uint64_t left() const { return budget_->limit() - budget_->used(); }
   // [queue] One chunk of those reserved. Its contents are what the last user left.
   uint16_t Take();
   // [queue] Gives a chunk back.

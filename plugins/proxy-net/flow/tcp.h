@@ -61,6 +61,8 @@ class Tcp {
   // The window that a flow begins with: three chunks, wherever in a chunk it begins.
   static constexpr uint32_t kFirstWindow = 2 * ChunkPool::kSize - 32;
   static constexpr uint32_t kLargestWindow = (1u << 20) - 32;
+  // A window grows up to this part of what memory is left.
+  static constexpr uint32_t kGrowthShare = 16;
   static constexpr uint8_t kReceiveScale = 5;
 
  private:

@@ -120,21 +120,23 @@ void Tcp::ReleaseSpill(TcpFlow* flow) {
 }
 
 // The window is what memory is set aside for, less what lies in it. It grows while the guest fills
-// it, and stops moving while memory is short: its right edge never goes back (RFC 9293 3.8.6).
+// it, up to a part of the memory that nobody has: so flows that are idle, whose own part is small,
+// leave busy ones what they need, and busy ones leave new ones some. It stops moving while memory
+// is short: its right edge never goes back (RFC 9293 3.8.6).
 void Tcp::AdvanceWindow(TcpFlow* flow) {
   const bool flows = flow->to_host == flow->data_end();
   const uint32_t window = flow->receive_window;
   ChunkPool& pool = core_->pool;
   if (flow->received - flow->grown_at >= window / 2) {
     flow->grown_at = flow->received;
-    if (flows && window < kLargestWindow && !pool.IsBeyond(6)) {
-      const uint32_t larger = std::min((window + 32) * 4 - 32, kLargestWindow);
-      const uint32_t chunks = std::max(Spill::ChunksFor(larger), flow->reserved);
+    const uint32_t larger = std::min((window + 32) * 4 - 32, kLargestWindow);
+    const uint32_t chunks = std::max(Spill::ChunksFor(larger), flow->reserved);
+    if (flows && window < kLargestWindow && uint64_t{chunks} * kGrowthShare <= pool.left()) {
       if (pool.Reserve(chunks - flow->reserved)) {
         flow->reserved = chunks;
         flow->receive_window = larger;
       }
-    } else if (window > kFirstWindow && pool.IsBeyond(7)) {
+    } else if (window > kFirstWindow && uint64_t{flow->reserved} * kGrowthShare / 2 > pool.left()) {
       flow->receive_window = std::max(kFirstWindow, (window + 32) / 2 - 32);
     }
   }
