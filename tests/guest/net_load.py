@@ -3,10 +3,14 @@
 
 net_load.py serve DIRECTORY PORT     HTTP on every address, one process, until it is ended
 net_load.py meet ADDRESS PORT COUNT  so many connections that are all open before one is answered
+net_load.py chat ADDRESS PORT KIND FILE  one question after the other over one socket (tcp or udp) of
+                                     the server's PORT, which is the one above its HTTP, until FILE
+                                     is there
 
 Server: GET /NAME is the file of that name; PUT answers with the SHA-256 of what came; GET
 /meet/COUNT/ID waits until COUNT clients have asked, then gives each the bytes of its ID.
-Client: exit status 0 when every connection got its own.
+Client: exit status 0 when every connection got its own, and every question its answer: the question
+again, and the port that it came from, which stays the same.
 """
 import asyncio
 import hashlib
@@ -15,6 +19,7 @@ import os
 import resource
 import shutil
 import socket
+import socketserver
 import sys
 import threading
 
@@ -90,9 +95,57 @@ class Server(http.server.ThreadingHTTPServer):
         super().server_bind()
 
 
+class Talk(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(b"%s %d\n" % (line.strip(), self.client_address[1]))
+
+
+class TalkServer(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+class Datagram(socketserver.BaseRequestHandler):
+    def handle(self):
+        data, server = self.request
+        server.sendto(b"%s %d\n" % (data.strip(), self.client_address[1]), self.client_address)
+
+
+class DatagramServer(socketserver.UDPServer):
+    address_family = socket.AF_INET6
+
+
+def chat(address, port, kind, until):
+    """Over UDP a question is asked once as well: nothing on the way may lose it."""
+    peer = socket.getaddrinfo(address, int(port))[0]
+    talker = socket.socket(peer[0], socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    talker.settimeout(PATIENCE_S)
+    talker.connect(peer[4])
+    answers = talker.makefile("rb")
+    asked, from_port = 0, None
+    while not os.path.exists(until) or asked == 0:
+        question = hashlib.sha256(str(asked).encode()).hexdigest()
+        talker.sendall(question.encode() + b"\n")
+        answer = (answers.readline() if kind == "tcp" else talker.recv(1 << 16)).split()
+        from_port = from_port or answer[1:2]
+        if answer[:1] != [question.encode()] or answer[1:2] != from_port:
+            print(f"question {asked}: {answer}, not {question} {from_port}")
+            return 1
+        if asked == 0:
+            print("begun", flush=True)
+        asked += 1
+    print(f"{asked} questions from port {from_port[0].decode()}")
+    return 0
+
+
 def serve(directory, port):
     threading.stack_size(256 * 1024)
     Handler.directory = directory
+    for server in (TalkServer(("::", int(port) + 1), Talk),
+                   DatagramServer(("::", int(port) + 1), Datagram)):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
     Server(("::", int(port)), Handler).serve_forever()
 
 
@@ -122,6 +175,8 @@ def main():
         return serve(sys.argv[2], sys.argv[3])
     if sys.argv[1:2] == ["meet"] and len(sys.argv) == 5:
         return asyncio.run(meet(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    if sys.argv[1:2] == ["chat"] and len(sys.argv) == 6:
+        return chat(*sys.argv[2:])
     sys.exit(__doc__)
 
 
