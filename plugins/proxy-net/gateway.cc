@@ -1,13 +1,16 @@
 #include "plugins/proxy-net/gateway.h"
 
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "plugins/proxy-net/flow/socket_check.h"
 #include "plugins/proxy-net/packet/build.h"
 #include "plugins/proxy-net/packet/cursor.h"
 
@@ -153,6 +156,7 @@ void Gateway::SendDnsAnswer(const Endpoint& to, Bytes answer) {
 
 void Gateway::Start() {
   running_ = true;
+  dns_->Resume(NowNs());
   const bool ipv6 = options_->ipv6 == Ipv6Mode::kOn ||
                     (options_->ipv6 == Ipv6Mode::kAuto && UplinkWatcher::HasIpv6());
   if (options_->ipv6 != Ipv6Mode::kOff && !ends_) lan_.SetIpv6(ipv6, NowNs());
@@ -175,6 +179,9 @@ void Gateway::OnOther(uint32_t token) {
 namespace {
 constexpr uint32_t kLanSection = 1;
 constexpr uint32_t kGuestSection = 2;
+constexpr uint32_t kDnsSection = 3;
+// Beside that of the flows.
+constexpr uint32_t kDnsRole = 2;
 constexpr size_t kGuestSize = 6 + 1 + 4 + 1 + 16;
 }  // namespace
 
@@ -189,11 +196,15 @@ void Gateway::Save(sdk::StateWriter* state) const {
   writer.U8(guest6_.has_value() ? 1 : 0);
   writer.Put(guest6_.value_or(Ipv6Address{}).bytes());
   state->Add(kGuestSection, guest.data(), guest.size());
+  std::vector<int> streams;
+  const std::vector<uint8_t> dns = dns_->Save(&streams);
+  state->Add(kDnsSection, dns.data(), dns.size());
+  for (const int fd : streams) state->AddFd(kDnsRole, fd);
 }
 
-sdk::Status Gateway::Restore(const sdk::StateReader& state) {
-  const auto lan = state.Find(kLanSection);
-  const auto guest = state.Find(kGuestSection);
+sdk::Status Gateway::Restore(sdk::StateReader* state) {
+  const auto lan = state->Find(kLanSection);
+  const auto guest = state->Find(kGuestSection);
   if (!lan.has_value() || !guest.has_value() || guest->size() < kGuestSize) {
     return sdk::InvalidArgument("the state has no link");
   }
@@ -208,7 +219,17 @@ sdk::Status Gateway::Restore(const sdk::StateReader& state) {
   mac_->store(NumberOf(mac), std::memory_order_relaxed);
   if (has4 && options_->lan.InSubnet(four.v4())) guest4_ = four;
   if (has6 && six.v6().InPrefix(options_->lan.prefix6, 64)) guest6_ = six;
-  return {};
+  // An older state has none.
+  const auto dns = state->Find(kDnsSection);
+  if (!dns.has_value()) return {};
+  const std::vector<int> streams = state->TakeFds(kDnsRole);
+  for (const int fd : streams) {
+    const char* const why = WhyNotSocket(fd, kProtocolTcp, true, SocketRole::kService);
+    if (why == nullptr) continue;
+    for (const int each : streams) close(each);
+    return sdk::InvalidArgument(std::string("a stream of the state's resolver: ") + why);
+  }
+  return dns_->Restore(AsBytes(*dns), streams, NowNs());
 }
 
 // ---- what it knows ------------------------------------------------------------------------------

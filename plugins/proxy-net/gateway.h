@@ -57,9 +57,9 @@ class Gateway {
   void UpdateMetrics() { metrics_.Update(lan_.counters(), dns_->resolver().counters()); }
 
   // ---- state [control], while nobody serves the pair ------------------------------------------
-  // Leases, neighbors, and the guest's own addresses.
+  // Leases, neighbors, the guest's own addresses, and what the resolver is asked.
   void Save(sdk::StateWriter* state) const;
-  sdk::Status Restore(const sdk::StateReader& state);
+  sdk::Status Restore(sdk::StateReader* state);
 
   // ---- what it knows --------------------------------------------------------------------------
   // [any] Whether the address is the gateway's own.

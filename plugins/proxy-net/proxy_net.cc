@@ -129,7 +129,7 @@ class ProxyNet final : public NetDevice {
     if (!flows.has_value() || !forwards.has_value()) {
       return sdk::InvalidArgument("the state is none of proxy-net");
     }
-    if (Status status = gateway_->Restore(*state); !status.ok()) return status;
+    if (Status status = gateway_->Restore(state); !status.ok()) return status;
     const absl::string_view lines(reinterpret_cast<const char*>(forwards->data()),
                                   forwards->size());
     for (const absl::string_view line : absl::StrSplit(lines, '\n', absl::SkipEmpty())) {

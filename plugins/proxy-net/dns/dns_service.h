@@ -10,7 +10,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "plugins/proxy-net/dns/resolver.h"
@@ -53,6 +55,16 @@ class DnsService {
   // The records that are known without asking anybody.
   void SetRecords(StaticRecords records) { resolver_->SetRecords(std::move(records)); }
 
+  // ---- state [control], while nobody serves it ------------------------------------------------
+  // What is still to be answered, and the streams, whose descriptors are appended to `fds`: they
+  // stay the service's own.
+  std::vector<uint8_t> Save(std::vector<int>* fds) const;
+  // Takes over what Save gave, and the descriptors, whatever becomes of them; an Error when it is
+  // not well formed or the descriptors are of another number: nothing is taken over then.
+  sdk::Status Restore(Bytes state, std::span<const int> fds, uint64_t now_ns);
+  // Asks for all of that anew.
+  void Resume(uint64_t now_ns);
+
   // [any] For the device's epoll, for reading; then OnReady().
   int fd() const { return epoll_.get(); }
   void OnReady(uint64_t now_ns);
@@ -76,6 +88,8 @@ class DnsService {
   std::optional<ResolvConfWatcher> watcher_;
   std::unique_ptr<Resolver> resolver_;
   DnsStreams streams_;
+  // Of a state, until Resume.
+  std::vector<std::pair<DnsClient, std::vector<uint8_t>>> restored_;
   uint64_t now_ns_ = 0;  // of the call that is under way
 };
 

@@ -94,6 +94,21 @@ void Resolver::Forget(uint64_t stream) {
   }
 }
 
+void Resolver::EachDatagram(
+    const std::function<void(const DnsClient& from, Bytes query)>& visit) const {
+  for (const Slot& slot : slots_) {
+    if (slot.busy && slot.transport == DnsTransport::kDatagram) visit(slot.client, slot.original);
+  }
+}
+
+void Resolver::EachOfStream(uint64_t stream, const std::function<void(Bytes query)>& visit) const {
+  for (const Slot& slot : slots_) {
+    if (slot.busy && slot.transport == DnsTransport::kStream && slot.client.stream == stream) {
+      visit(slot.original);
+    }
+  }
+}
+
 void Resolver::Send(const DnsClient& to, const DnsQuery& query, Bytes original, Bytes response,
                     DnsTransport transport) {
   const size_t most = transport == DnsTransport::kStream

@@ -92,6 +92,11 @@ class Resolver {
   }
   void OnTime(uint64_t now_ns);
 
+  // Queries that came as datagrams and are still to be answered: who asked, and what.
+  void EachDatagram(const std::function<void(const DnsClient& from, Bytes query)>& visit) const;
+  // The same of one stream.
+  void EachOfStream(uint64_t stream, const std::function<void(Bytes query)>& visit) const;
+
   size_t in_flight() const { return in_flight_; }
   const Counters& counters() const { return counters_; }
 

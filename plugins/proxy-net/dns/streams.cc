@@ -24,25 +24,64 @@ sdk::Status DnsStreams::Open(OnQuery on_query, OnEnd on_end) {
   return {};
 }
 
-bool DnsStreams::Add(int fd, uint64_t now_ns) {
+bool DnsStreams::Add(int fd, uint64_t now_ns) { return Insert(fd, now_ns).has_value(); }
+
+std::optional<uint32_t> DnsStreams::Insert(int fd, uint64_t now_ns) {
   Fd socket(fd);
   const auto free = std::find_if(streams_.begin(), streams_.end(),
                                  [](const Stream& s) { return !s.socket.valid(); });
-  if (free == streams_.end()) return false;
+  if (free == streams_.end()) return std::nullopt;
   const auto index = static_cast<uint32_t>(free - streams_.begin());
   const int flags = fcntl(fd, F_GETFL);
-  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return false;
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return std::nullopt;
   Stream& stream = *free;
   ++stream.generation;
   epoll_event event{};
   event.events = stream.armed = EPOLLIN;
   event.data.u64 = IdOf(index);
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return false;
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) != 0) return std::nullopt;
   stream.socket = std::move(socket);
   stream.heard_ns = now_ns;
   ++count_;
   next_ns_ = std::min(next_ns_, now_ns + kIdleNs);
+  return index;
+}
+
+std::vector<DnsStreams::Saved> DnsStreams::Save(const Waiting& waiting) const {
+  std::vector<Saved> all;
+  for (uint32_t i = 0; i < streams_.size(); ++i) {
+    const Stream& stream = streams_[i];
+    if (!stream.socket.valid()) continue;
+    Saved& saved = all.emplace_back();
+    saved.fd = stream.socket.get();
+    saved.ended = stream.ended;
+    // Whoever goes on asks for them anew.
+    waiting(IdOf(i), [&saved](Bytes query) {
+      saved.in.push_back(static_cast<uint8_t>(query.size() >> 8));
+      saved.in.push_back(static_cast<uint8_t>(query.size()));
+      saved.in.insert(saved.in.end(), query.begin(), query.end());
+    });
+    saved.in.insert(saved.in.end(), stream.in.begin(), stream.in.end());
+    saved.out.assign(stream.out.begin() + static_cast<std::ptrdiff_t>(stream.sent),
+                     stream.out.end());
+  }
+  return all;
+}
+
+bool DnsStreams::Restore(Saved saved, uint64_t now_ns) {
+  const std::optional<uint32_t> index = Insert(saved.fd, now_ns);
+  if (!index.has_value()) return false;
+  Stream& stream = streams_[*index];
+  stream.ended = saved.ended;
+  stream.in = std::move(saved.in);
+  stream.out = std::move(saved.out);
   return true;
+}
+
+void DnsStreams::Resume() {
+  for (uint32_t i = 0; i < streams_.size(); ++i) {
+    if (streams_[i].socket.valid()) Take(i);
+  }
 }
 
 DnsStreams::Stream* DnsStreams::Find(uint64_t id) {

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "plugins/proxy-net/dns/fd.h"
@@ -31,6 +32,22 @@ class DnsStreams {
   sdk::Status Open(OnQuery on_query, OnEnd on_end);
   // Takes over a connected stream socket. False, and it is closed, when there are too many.
   bool Add(int fd, uint64_t now_ns);
+  // What a stream is made of, for another resolver to go on with it.
+  struct Saved {
+    int fd = -1;               // still the stream's own
+    bool ended = false;        // the client sends no more
+    std::vector<uint8_t> in;   // queries that are not answered yet, and what has come of the next
+    std::vector<uint8_t> out;  // answers that have not been sent yet
+  };
+  // Takes over a stream that Save told of, with a descriptor of its own. False, and it is closed,
+  // when there are too many. Its queries are taken when Resume is called.
+  bool Restore(Saved saved, uint64_t now_ns);
+  // Once all are there, on the thread that serves them.
+  void Resume();
+  // `waiting` calls back with each query of that stream that is under way.
+  using Waiting =
+      std::function<void(uint64_t stream, const std::function<void(Bytes query)>& visit)>;
+  std::vector<Saved> Save(const Waiting& waiting) const;
   // Sends an answer, which is dropped when the stream has ended.
   void Answer(uint64_t stream, Bytes answer);
 
@@ -58,6 +75,8 @@ class DnsStreams {
 
   uint64_t IdOf(uint32_t index) const { return uint64_t{streams_[index].generation} << 32 | index; }
   Stream* Find(uint64_t id);
+  // Where it is now; nothing, and the descriptor is closed, when there are too many.
+  std::optional<uint32_t> Insert(int fd, uint64_t now_ns);
   void Read(uint32_t index, uint64_t now_ns);
   void Take(uint32_t index);
   void Write(uint32_t index);

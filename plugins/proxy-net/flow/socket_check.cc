@@ -57,6 +57,14 @@ const char* WhyNotSocket(int fd, uint8_t protocol, bool v4, SocketRole role) {
   if (flags < 0) return "it is not open";
   const std::optional<int> domain = Option(fd, SO_DOMAIN);
   if (!domain.has_value()) return "it is no socket";
+  if (role == SocketRole::kService) {
+    if (domain != AF_UNIX || Option(fd, SO_TYPE) != SOCK_STREAM) return "it is no end of a pair";
+    if ((flags & O_NONBLOCK) == 0) return "its operations would block";
+    sockaddr_storage peer = {};
+    socklen_t size = sizeof(peer);
+    const bool connected = getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0;
+    return connected ? nullptr : "it is not connected";
+  }
   if (domain != (v4 ? AF_INET : AF_INET6)) return "it is of another address family";
   if (!IsOf(fd, protocol)) return "it is of another protocol";
   if ((flags & O_NONBLOCK) == 0) return "its operations would block";

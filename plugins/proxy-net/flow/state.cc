@@ -18,7 +18,14 @@ namespace {
 constexpr uint32_t kMagic = 0x50464c57;  // "PFLW"
 constexpr uint16_t kVersion = 1;
 // kTagSockets: the kernel's names of the sockets, by their numbers.
-enum Tag : uint16_t { kTagTcp = 1, kTagDatagram = 2, kTagListener = 3, kTagSockets = 4 };
+// kTagService: as kTagTcp, of a stream to a service of the device's own.
+enum Tag : uint16_t {
+  kTagTcp = 1,
+  kTagDatagram = 2,
+  kTagListener = 3,
+  kTagSockets = 4,
+  kTagService = 5
+};
 constexpr uint32_t kNoFd = UINT32_MAX;
 constexpr uint32_t kEventsOfTcp = 0x2005;     // EPOLLIN | EPOLLOUT | EPOLLRDHUP
 constexpr uint32_t kEventsOfOthers = 0x0009;  // EPOLLIN | EPOLLERR
@@ -189,6 +196,10 @@ bool ReadWanted(const Record& record, Wanted* wanted) {
   if (record.tag == kTagDatagram) in.Get(&wanted->protocol);
   if (!in.Get(&end) || !in.Get(&end) || !in.Get(&wanted->host)) return false;
   TcpFlow flow;
+  if (record.tag == kTagService) {
+    wanted->role = SocketRole::kService;
+    return true;
+  }
   if (record.tag == kTagTcp) EachTcpField(flow, [&](auto& value) { in.Get(&value); });
   // The kernel tells of no peer without a port.
   if (flow.phase == TcpPhase::kConnecting || wanted->host.port == 0) {
@@ -220,7 +231,10 @@ sdk::Status CheckSockets(std::span<const Record> records, std::span<const int> f
       }
       continue;
     }
-    if (record.tag != kTagListener && record.tag != kTagTcp && record.tag != kTagDatagram) continue;
+    if (record.tag != kTagListener && record.tag != kTagTcp && record.tag != kTagDatagram &&
+        record.tag != kTagService) {
+      continue;
+    }
     Wanted wanted;
     if (!ReadWanted(record, &wanted)) return sdk::InvalidArgument("a saved flow is cut short");
     if (wanted.index == kNoFd && record.tag != kTagListener) continue;
@@ -244,9 +258,8 @@ sdk::Status CheckSockets(std::span<const Record> records, std::span<const int> f
 class TcpState {
  public:
   static void Save(Shard* shard, TcpFlow* flow, SavedFlows* saved, StateWriter* out) {
-    // What serves a service of the device's own does not go further than the device.
-    if (flow->kind == FlowKind::kNone || (flow->service && !shard->core().moving)) return;
-    out->Begin(kTagTcp);
+    if (flow->kind == FlowKind::kNone) return;
+    out->Begin(flow->service ? kTagService : kTagTcp);
     uint32_t fd = kNoFd;
     if (flow->fd >= 0) {
       fd = static_cast<uint32_t>(saved->fds.size());
@@ -265,7 +278,6 @@ class TcpState {
     for (uint32_t i = 0; i < flow->range_count; ++i) {
       PutHeld(&shard->core(), *flow, flow->ranges[i].left, flow->ranges[i].right, out);
     }
-    out->Put(flow->service);
     out->End();
     // Who goes on with the socket moves its peek offset; that this one does is not settled yet.
     flow->peek_known = false;
@@ -292,7 +304,7 @@ class TcpState {
   }
 
   // The flow, or nullptr: no room, or a record that cannot be. Takes fd.
-  static TcpFlow* Restore(Shard* shard, StateReader* in, std::span<const int> fds,
+  static TcpFlow* Restore(Shard* shard, Tag tag, StateReader* in, std::span<const int> fds,
                           std::vector<bool>* used) {
     Tcp& tcp = shard->tcp();
     FlowCore& core = shard->core();
@@ -350,8 +362,7 @@ class TcpState {
       tcp.Remove(flow);
       return nullptr;
     }
-    in->Get(&flow->service);
-    if (!core.moving) flow->service = false;
+    flow->service = tag == kTagService;
     flow->ack_now =
         !waits && flow->phase == TcpPhase::kOpen && flow->last_ack_sent != flow->received;
     if (waits) {
@@ -564,13 +575,13 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
       }
       listeners.back() = shard->listeners().ids().back();
       ++result.flows;
-    } else if (record.tag == kTagTcp) {
+    } else if (record.tag == kTagTcp || record.tag == kTagService) {
       if (!count()) {
         ++result.dropped;
         continue;
       }
       const std::vector<bool> before = used;
-      TcpFlow* flow = TcpState::Restore(shard, &in, fds, &used);
+      TcpFlow* flow = TcpState::Restore(shard, Tag{record.tag}, &in, fds, &used);
       if (flow == nullptr && before == used) uncount();
       if (flow != nullptr && flow->fd < 0) uncount();
       ++(flow != nullptr ? result.flows : result.dropped);
