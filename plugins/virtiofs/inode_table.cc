@@ -65,7 +65,11 @@ bool InodeTable::Init(FdBudget* budget, uint32_t max_inodes, Share* share) {
   root_->keep_fd.store(true);
   root_->nlookup.store(1);
   root_->word.store(1);
-  if (share != nullptr) SetRoot(*share);
+  if (share != nullptr) {
+    SetRoot(*share);
+  } else if (restored_.Init(kExpected, /*soon=*/kExpected)) {
+    restored_size_ = kExpected;
+  }
   return true;
 }
 

@@ -29,7 +29,7 @@ class InodeTable {
   InodeTable& operator=(const InodeTable&) = delete;
 
   // [control] Makes the root inode of the share, which stays until the end; its descriptor is the
-  // share's and never evicted. Without a share SetRoot has to follow. False: no memory.
+  // share's and never evicted. Without a share a state will come, and SetRoot. False: no memory.
   bool Init(FdBudget* budget, uint32_t max_inodes, Share* share);
   // [control] What the root inode stands for.
   void SetRoot(Share& share);
@@ -147,6 +147,8 @@ class InodeTable {
  private:
   friend class InodeRef;
   static constexpr uint32_t kChunk = 64;  // the first one is there from the start
+  // Memory for so many is made ready for a state that will come, as the guest waits by then.
+  static constexpr size_t kExpected = (size_t{2} << 20) / sizeof(Inode) / kChunk * kChunk;
   static constexpr uint32_t kShards = 64;
   struct alignas(64) KeyShard {
     std::mutex mu;

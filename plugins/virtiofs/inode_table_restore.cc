@@ -27,9 +27,14 @@ void InodeTable::StartRestore(uint32_t count, uint64_t last, uint32_t generation
   first_generation_ = generation;
   // All at once, unless they are few among many that are gone.
   const uint64_t places = last & Inode::kRefMask;
+  size_t size = 0;
   if (places <= max_slots_ && places <= uint64_t{4} * count + kChunk) {
-    const size_t size = (static_cast<size_t>(places) + kChunk - 1) / kChunk * kChunk;
-    if (size > kChunk && restored_.Init(size, /*soon=*/true)) restored_size_ = size;
+    size = (static_cast<size_t>(places) + kChunk - 1) / kChunk * kChunk;
+  }
+  // Not for a few, which it would have for ever.
+  if (size > restored_size_ || size < restored_size_ / 4) {
+    restored_.Reset();
+    restored_size_ = size > kChunk && restored_.Init(size, /*soon=*/size) ? size : 0;
   }
   // The hashes spread well enough for this to be the only allocation.
   const size_t each = std::bit_ceil(size_t{count} / kShards * 5 / 4 + 16);
@@ -67,7 +72,10 @@ Inode* InodeTable::Restore(const Known& known) {
   }
   Inode& inode = first[index % kChunk];
   if (inode.type != 0) return nullptr;
-  if (index >= slots_.load(std::memory_order_relaxed)) slots_.store(index + 1);
+  // Nobody else looks yet.
+  if (index >= slots_.load(std::memory_order_relaxed)) {
+    slots_.store(index + 1, std::memory_order_relaxed);
+  }
   inode.index = index;
   inode.key = known.key;
   inode.btime = known.btime;

@@ -21,14 +21,13 @@ class LazyArray {
   LazyArray() = default;
   LazyArray(const LazyArray&) = delete;
   LazyArray& operator=(const LazyArray&) = delete;
-  ~LazyArray() {
-    if (mapping_ != nullptr) ::munmap(mapping_, bytes_);
-  }
+  ~LazyArray() { Reset(); }
 
-  // Once, for more than none. `soon`: much of it is about to be used, so that large pages are worth
-  // it: the kernel takes microseconds for each that is touched first. False: no memory.
-  bool Init(size_t size, bool soon = false) {
-    const bool large = soon && size * sizeof(T) >= kLargePage / 2;
+  // Once, for more than none. `soon`: so many are about to be used, for which memory is taken at
+  // once, in large pages where it is worth that: the kernel takes a microsecond for each page that
+  // is touched first, and a hundred for a large one. False: no memory.
+  bool Init(size_t size, size_t soon = 0) {
+    const bool large = soon * sizeof(T) >= kLargePage / 2;
     bytes_ = size * sizeof(T) + (large ? 2 * kLargePage : 0);
     void* const data = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -39,14 +38,23 @@ class LazyArray {
       at = (at + kLargePage - 1) & ~(kLargePage - 1);
       ::madvise(reinterpret_cast<void*>(at), bytes_ - kLargePage, MADV_HUGEPAGE);
     }
+    // A kernel that does not know it takes the pages when they are touched.
+    if (soon > 0) ::madvise(reinterpret_cast<void*>(at), soon * sizeof(T), kPopulateWrite);
     data_ = reinterpret_cast<T*>(at);
     return true;
+  }
+  // Back to how it was before Init.
+  void Reset() {
+    if (mapping_ != nullptr) ::munmap(mapping_, bytes_);
+    mapping_ = nullptr;
+    data_ = nullptr;
   }
   explicit operator bool() const { return data_ != nullptr; }
   T& operator[](size_t index) const { return data_[index]; }
 
  private:
   static constexpr uintptr_t kLargePage = uintptr_t{2} << 20;
+  static constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
 
   void* mapping_ = nullptr;
   T* data_ = nullptr;

@@ -35,7 +35,7 @@ constexpr size_t kReadAhead = size_t{8} << 20;
 // Of what is not inodes, mostly.
 constexpr size_t kSmallSections = 65536;
 // Name and file handle of an inode.
-constexpr size_t kTextMax = 255 + sizeof(int32_t) + 128;
+constexpr size_t kTextMax = 255 + sizeof(int32_t) + 128, kTextLikely = 16;
 // Address space for what has no limit by itself.
 constexpr size_t kSharesMax = size_t{1} << 28, kStreamsMax = size_t{1} << 28;
 
@@ -47,10 +47,10 @@ void AddRecords(StateWriter* out, uint32_t tag, const std::vector<T>& records) {
 // Bytes that grow, into memory that is there from the start and costs nothing until it is used.
 class Bytes {
  public:
-  // Once. False: no memory.
-  bool Reserve(size_t most) {
+  // Once; `likely` of them will be there. False: no memory.
+  bool Reserve(size_t most, size_t likely) {
     most_ = most;
-    return bytes_.Init(std::max<size_t>(most, 1), /*soon=*/true);
+    return bytes_.Init(std::max<size_t>(most, 1), likely);
   }
   void Clear() { size_ = 0; }
   // What there is no room for is left out, see whole().
@@ -85,8 +85,10 @@ class Saver {
 
   sdk::Status Save() {
     const size_t inodes = fs_.inodes.count();
-    if (!inodes_.Reserve(inodes * sizeof(state::Inode)) || !texts_.Reserve(inodes * kTextMax) ||
-        !shares_.Reserve(kSharesMax) || !streams_.Reserve(kStreamsMax)) {
+    const size_t records = inodes * sizeof(state::Inode);
+    if (!inodes_.Reserve(records, records) ||
+        !texts_.Reserve(inodes * kTextMax, inodes * kTextLikely) ||
+        !shares_.Reserve(kSharesMax, 0) || !streams_.Reserve(kStreamsMax, 0)) {
       return sdk::Errno(ENOMEM, "the state");
     }
     if (fs_.aggregate != nullptr) listed_ = fs_.aggregate->Shares();
