@@ -39,6 +39,7 @@ for word in "$@"; do
 done
 case $suite in
   virtiofs) targets=(virtbay_device_host virtiofs virtiofs_bench) ;;
+  abi) targets=(abi_bench null) ;;
   virtq) targets=(virtq_bench null) ;;
   isolation) targets=(isolation_bench bounce virtiofs) ;;
   scale) targets=(virtbay_device_host virtiofs virtio-net scale_bench) ;;
