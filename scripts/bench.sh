@@ -43,7 +43,7 @@ case $suite in
   virtq) targets=(virtq_bench null) ;;
   isolation) targets=(isolation_bench bounce virtiofs) ;;
   scale) targets=(virtbay_device_host virtiofs virtio-net scale_bench) ;;
-  reload) targets=(reload_bench virtiofs) ;;
+  reload) targets=(all) ;;
   net) targets=(virtbay_device_host virtio-net proxy-net net_bench) ;;
   *) targets=(all) ;;
 esac

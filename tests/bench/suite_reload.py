@@ -7,6 +7,7 @@ import sys
 import tempfile
 
 import report
+from edit_loop import EditLoop
 
 # Field of reload_bench's lines -> unit, higher is better.
 PHASES = ["stage", "quiesce", "save", "restore", "commit", "trial", "retire", "pause"]
@@ -57,8 +58,30 @@ def measure(args, results):
     progress.end()
 
 
+EDITS = "edit_to_running"
+
+
+def measure_edits(args, results):
+    progress = report.Progress(args.repetitions)
+    with tempfile.TemporaryDirectory(prefix="virtbay-edit-") as name:
+        loop = EditLoop(args.build, name)
+        try:
+            for repetition in range(args.repetitions):
+                progress.show(f"edit {repetition + 1} of {args.repetitions}")
+                built, answered = loop.edit(repetition)
+                results.add(EDITS, "virtbay", "build_s", "s", False, built)
+                results.add(EDITS, "virtbay", "running_s", "s", False, answered)
+                progress.show("done", True)
+        finally:
+            loop.close()
+    progress.end()
+
+
 def check_targets(args, results):
     targets = report.Targets()
+    running = results.median(EDITS, "virtbay", "running_s")
+    targets.check(EDITS, None if running is None else running <= 3,
+                  f"{report.number(running)} s from the saved source to the first answer, target at most 3 s")
     if 10000 not in args.inodes:
         return targets
     for depth in (1, 32):
@@ -75,6 +98,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     results = report.Results()
     measure(args, results)
+    measure_edits(args, results)
     results.write_json(args.out / "reload.json")
     report.svg_bars(args.out / "reload.svg", "Longest gap between answers around a reload, ms, medians and ranges",
                     results, "gap_p50_ms", "virtbay")
@@ -84,6 +108,9 @@ def main():
             for i in args.inodes for d in (1, 32)]
     print(report.table(["known inodes, depth", *columns.values()], rows))
     print("gap: the longest time without an answer around a reload, to a driver that never stops asking.\n")
+    print(f"A device of `virtbay plugin new` under --watch: {report.number(results.median(EDITS, 'virtbay', 'build_s'))} s from"
+          f" the saved source to the end of the build, {report.number(results.median(EDITS, 'virtbay', 'running_s'))} s to the"
+          " first answer of the new code.\n")
     print(check_targets(args, results).text())
     print(f"\n{args.out / 'reload.json'}, {args.out / 'reload.svg'}")
     return 0

@@ -112,7 +112,7 @@ TEST_F(HostileTest, Cve20196778Cve20207039Cve20208608Cve20207211NoPayloadIsRewri
       const std::string_view ask(
           "\0\1..\\..\\secret\0octet\0blksize\0"
           "65464\0",
-          40);
+          35);
       Deliver({IpFrame(kProtocolUdp, Transport(kProtocolUdp, ask))});
       EXPECT_EQ(Receive(server.get()), ask) << port;
     }
