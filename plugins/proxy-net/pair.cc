@@ -83,9 +83,10 @@ void Pair::Arm(Alarm alarm, uint64_t deadline_ns) {
 }
 
 void Pair::OnStart() {
+  // First: the control plane looks at a pair that nobody serves.
+  mailbox_.SetServing(true);
   armed_.fill(kNoAlarm);
   running_ = true;
-  mailbox_.SetServing(true);
   device().Watch(index_, shard_->epoll_fd(), POLLIN);
   Begin();
   if (first()) pairs_->gateway->Start();
@@ -101,9 +102,9 @@ void Pair::OnStop() {
   // They come again, in this order, when the guest's queue goes on.
   for (Held& held : held_) held.frame.Requeue();
   held_.clear();
-  mailbox_.SetServing(false);
   running_ = false;
   if (first()) pairs_->gateway->Stop();
+  mailbox_.SetServing(false);
 }
 
 void Pair::OnFarewell() {
