@@ -6,6 +6,10 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstring>
+#include <span>
+
+#include "virtbay/sdk/abi.h"
 
 namespace virtbay {
 
@@ -31,6 +35,16 @@ class CallbackMonitor {
   uint64_t sequence() const { return sequence_.load(std::memory_order_acquire); }
   const char* name() const { return name_.load(std::memory_order_relaxed); }
   uint32_t queue() const { return queue_.load(std::memory_order_relaxed); }
+  // What the next on_requests is given; they stay where they are until it has returned.
+  void SetBatch(virtbay_request* const* requests, uint32_t count) {
+    batch_.store(requests, std::memory_order_relaxed);
+    batch_size_.store(count, std::memory_order_relaxed);
+  }
+  // What on_requests was given, while the thread is in it or stands still in its middle.
+  std::span<virtbay_request* const> batch() const {
+    if (std::strcmp(name(), "on_requests") != 0) return {};
+    return {batch_.load(std::memory_order_relaxed), batch_size_.load(std::memory_order_relaxed)};
+  }
 
  private:
   void Step() {
@@ -40,6 +54,8 @@ class CallbackMonitor {
   std::atomic<uint64_t> sequence_{0};
   std::atomic<const char*> name_{""};
   std::atomic<uint32_t> queue_{0};
+  std::atomic<virtbay_request* const*> batch_{nullptr};
+  std::atomic<uint32_t> batch_size_{0};
 };
 
 }  // namespace virtbay

@@ -9,6 +9,7 @@
 #include <linux/virtio_ring.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/algorithm/container.h"
@@ -21,6 +22,7 @@
 #include "framework/device/queue.h"
 #include "framework/device/queue_thread.h"
 #include "framework/io/loop.h"
+#include "framework/isolation/crash_guard.h"
 
 namespace virtbay {
 namespace {
@@ -65,8 +67,9 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                                                        const Log& log,
                                                        std::shared_ptr<SlotPool> shared_pool,
                                                        std::shared_ptr<DescriptorBudget> budget,
-                                                       DeviceState* state) {
+                                                       DeviceState* state, bool contain) {
   std::shared_ptr<Device> device(new Device(spec, log));
+  device->core_->contains = contain;
   device->core_->descriptors.emplace(std::move(budget));
   const DescriptorBudget::Share& descriptors = *device->core_->descriptors;
   const auto too_few = [&descriptors] {
@@ -181,8 +184,16 @@ absl::Status Device::CheckOwnsState() const {
       "device ", core_->spec.name, ": its state was taken; all that is left is to remove it"));
 }
 
+absl::Status Device::CheckCallable() const {
+  VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
+  if (!generation_->crashed()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("device ", core_->spec.name, ": its plugin has crashed; reload it"));
+}
+
 absl::Status Device::BeginSession() {
   if (session_) return absl::OkStatus();
+  if (generation_->crashed()) core_->log.Warn("its plugin has crashed; requests wait for a reload");
   VIRTBAY_RETURN_IF_ERROR(generation_->Negotiate(features_));
   VIRTBAY_RETURN_IF_ERROR(generation_->Activate());
   absl::StatusOr<Threads> threads = MakeThreads(*generation_);
@@ -221,6 +232,7 @@ void Device::EndSession(bool forget, absl::AnyInvocable<void()> quiesced) {
     }
   }
   session_ = false;
+  last_state_.reset();
   // A thread without a running queue may be in a callback too (a timer's, an I/O's).
   for (const auto& thread : core_->threads) {
     if (!stuck_) RunOrStuck(thread.get(), [] {}).IgnoreError();
@@ -294,11 +306,14 @@ Device::Threads Device::UseThreads(Threads threads) {
   return std::exchange(core_->threads, std::move(threads));
 }
 
-void Device::EndThreads() { JoinThreads(UseThreads({})); }
+void Device::EndThreads() { JoinThreads(UseThreads({}), *generation_); }
 
-void Device::JoinThreads(Threads threads) {
+void Device::JoinThreads(Threads threads, const Generation& of) {
   // A thread's last figures are taken when it can no longer change them.
-  for (auto& thread : threads) thread->Join();
+  for (auto& thread : threads) {
+    if (of.crashed()) thread->LeaveBehind();
+    thread->Join();
+  }
   absl::MutexLock lock(&threads_mutex_);
   for (const auto& thread : threads) {
     std::erase(live_threads_, thread.get());
@@ -369,11 +384,18 @@ absl::Status Device::Retire(FarewellReason reason) {
 #endif
     return absl::DeadlineExceededError(why);
   }
-  core_->offload.reset();
+  EndOffload(std::move(core_->offload), *generation_);
   generation_->Destroy();
   core_->device = nullptr;
+  if (core_->crashes.load(std::memory_order_relaxed) > 0) self_ = weak_from_this().lock();
   if (!leaked_io_) return absl::OkStatus();
   return absl::DeadlineExceededError("I/O of the device does not end, and is leaked");
+}
+
+void Device::EndOffload(std::unique_ptr<OffloadPool> pool, const Generation& of) {
+  if (pool == nullptr || !of.crashed()) return;
+  pool->LeaveBehind();
+  static_cast<void>(pool.release());
 }
 
 // ---- the port's functions ---------------------------------------------------------------------
@@ -470,7 +492,10 @@ absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
     return absl::FailedPreconditionError(absl::StrCat("queue ", index, " runs already"));
   }
   if (map_ == nullptr) return absl::FailedPreconditionError("no memory map has been set");
-  if (core_->failed()) return absl::FailedPreconditionError("the device needs a reset");
+  // One that has crashed may be begun with after a reset, and serves when it is reloaded.
+  if (core_->failed() && (!generation_->crashed() || core_->needs_reset())) {
+    return absl::FailedPreconditionError("the device needs a reset");
+  }
   VIRTBAY_RETURN_IF_ERROR(BeginSession());
   rings_.resize(core_->queues.size());
   rings_[index] = RingAddresses{config.size, config.descriptors, config.avail, config.used};
@@ -623,10 +648,19 @@ absl::Status Device::ReadConfig(uint32_t offset, std::span<std::byte> data) {
   if (core_->ops.config_read == nullptr) {
     return absl::UnimplementedError("the device has no readable configuration");
   }
-  return CallOnControl(core_.get(), "config_read", [&](virtbay_error*) {
+  if (core_->contains) config_seen_.resize(size);
+  if (generation_->crashed()) {
+    std::memcpy(data.data(), config_seen_.data() + offset, data.size());
+    return absl::OkStatus();
+  }
+  const absl::Status status = CallOnControl(core_.get(), "config_read", [&](virtbay_error*) {
     return core_->ops.config_read(core_->device, offset, data.data(),
                                   static_cast<uint32_t>(data.size()));
   });
+  if (core_->contains && status.ok()) {
+    std::memcpy(config_seen_.data() + offset, data.data(), data.size());
+  }
+  return status;
 }
 
 absl::Status Device::WriteConfig(uint32_t offset, std::span<const std::byte> data) {
@@ -694,7 +728,8 @@ DeviceInfo Device::Inspect() const {
   info.rings = core_->spec.rings;
   info.needs_reset = core_->needs_reset();
   info.failure = core_->failure();
-  if (core_->failed() && info.state == "running") info.state = "failed";
+  if (core_->failed() && (info.state == "running" || generation_->crashed())) info.state = "failed";
+  info.crashes = core_->crashes.load(std::memory_order_relaxed);
   info.arena_policy = core_->shares_pool() ? "shared" : "private";
   info.arena_size = core_->pool->arena().size();
   info.arena_slots = core_->pool->slots().slots();
@@ -734,10 +769,32 @@ void Device::ReportStuck(absl::Duration threshold) {
     }
     if (watch.reported || now - watch.since < threshold) continue;
     watch.reported = true;
-    core_->log.Error(absl::StrCat("queue ", monitor.queue(), ": the plugin has been in ",
-                                  monitor.name(), " for more than ",
-                                  absl::FormatDuration(now - watch.since)));
+    core_->log.Error(absl::StrCat(
+        "queue ", monitor.queue(), ": the plugin has been in ", monitor.name(), " for more than ",
+        absl::FormatDuration(now - watch.since), StackOfThread(thread->id())));
   }
+  ReportStuckControl(threshold);
+}
+
+void Device::ReportStuckControl(absl::Duration threshold) {
+  const virtbay_host_device& host = *generation_->host();
+  const uint64_t sequence = host.control_sequence.load(std::memory_order_acquire);
+  const absl::Time now = absl::Now();
+  if (sequence % 2 == 0 || sequence != control_watch_.sequence) {
+    control_watch_ = Watch{sequence, now, false};
+    return;
+  }
+  if (control_watch_.reported || now - control_watch_.since < threshold) return;
+  control_watch_.reported = true;
+  core_->log.Error(absl::StrCat("the plugin has been in a call of the control plane for more than ",
+                                absl::FormatDuration(now - control_watch_.since),
+                                StackOfThread(host.control_id.load(std::memory_order_relaxed))));
+}
+
+std::string Device::StackOfThread(pid_t thread) {
+  constexpr absl::Duration kPatience = absl::Milliseconds(250);
+  const std::vector<void*> frames = StackOf(thread, kPatience);
+  return frames.empty() ? "" : absl::StrCat("\n", generation_->plugin().StackText(frames));
 }
 
 void Device::ReleaseNotifiers() {

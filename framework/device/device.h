@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,15 +32,18 @@
 
 namespace virtbay {
 
+class SavedState;
+
 class Device : public std::enable_shared_from_this<Device> {
  public:
   // Makes the plugin's device and brings it to READY.
   // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
   // `state`: what it goes on with, or null; left as it is unless the plugin was given it.
+  // `contain`: a crash of the plugin fails the device, not the process.
   static absl::StatusOr<std::shared_ptr<Device>> Create(
       const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
       std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors,
-      DeviceState* state = nullptr);
+      DeviceState* state = nullptr, bool contain = false);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
@@ -100,6 +104,8 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CheckServing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The same, and its state is still its own.
   absl::Status CheckOwnsState() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The same, and its plugin can be called.
+  absl::Status CheckCallable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `quiesced` is called when every queue has stopped and no thread of the device runs any more.
   void EndSession(bool forget, absl::AnyInvocable<void()> quiesced = nullptr)
@@ -117,7 +123,8 @@ class Device : public std::enable_shared_from_this<Device> {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The session's threads from now on; they are still to be told. Returns the former ones.
   Threads UseThreads(Threads threads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void JoinThreads(Threads threads) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `of`: whose code ran on them.
+  void JoinThreads(Threads threads, const Generation& of) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndThreads() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Runs a task on the thread; the device is stuck when that does not come to it, be it in a
   // callback of the plugin or held up by the front-end.
@@ -141,6 +148,7 @@ class Device : public std::enable_shared_from_this<Device> {
   struct StoppedRing {
     Queue* queue = nullptr;
     QueueConfig config;
+    uint32_t failed = 0;  // requests of a plugin that has crashed that were answered for it
   };
   // The new device, made ready while the old one serves.
   absl::StatusOr<Replacement> Stage(std::shared_ptr<Plugin> plugin, ReloadReport* report)
@@ -149,10 +157,12 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CheckReloadable(Replacement* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Stops the rings where they are, with everything ended or handed back, and has the threads
   // sleep. On failure all goes on as before.
-  absl::StatusOr<std::vector<StoppedRing>> PauseThreads(absl::Time deadline)
+  // `retry`: what a plugin that has crashed holds is not answered as failed.
+  absl::StatusOr<std::vector<StoppedRing>> PauseThreads(absl::Time deadline, bool retry)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartRings(std::vector<StoppedRing> rings) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Saves the old device and restores the new one, up to ACTIVE if a driver is there.
+  // Saves the old device and restores the new one, up to ACTIVE if a driver is there. One that has
+  // crashed saves nothing; then it is what was saved last.
   absl::Status PassState(Replacement* next, ReloadReport* report)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Lets the new one serve. On failure the old one has the rings again, which do not run.
@@ -160,12 +170,24 @@ class Device : public std::enable_shared_from_this<Device> {
                       const ReloadOptions& options, ReloadReport* report)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Exchange(Replacement* other, bool quiesced) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The state that the next generation of one that has crashed goes on with is there.
+  bool HasLastState() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return last_state_.has_value();
+  }
+  // Keeps a copy of what was saved, if crashes are contained.
+  void KeepState(const SavedState& state) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Waits for the first answers of the new one, or its failure.
   absl::Status Try(absl::Duration time) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The old one goes on where it was, on the threads that it had; `failure` if it had failed.
-  void RollBack(Replacement* next, std::vector<StoppedRing> rings, absl::string_view failure)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The old one goes on where it was, on the threads that it had; `failure` if it had failed, which
+  // its driver may have been told.
+  void RollBack(Replacement* next, std::vector<StoppedRing> rings, absl::string_view failure,
+                bool told) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndGeneration(Replacement old, ReloadReport* report) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Lets go of what ran offloaded work of a generation.
+  static void EndOffload(std::unique_ptr<OffloadPool> pool, const Generation& of);
+  // A stack that the watchdog asked a thread for, in lines that begin with an end of line.
+  std::string StackOfThread(pid_t thread) ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
+  void ReportStuckControl(absl::Duration threshold) ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   // The bytes of a generation's configuration space.
   std::string ConfigOf(const Generation& generation);
 
@@ -179,7 +201,9 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::StatusOr<QueueMaps> MapsFor(const RingAddresses& ring)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  std::shared_ptr<Device> self_;  // set only when a plugin callback never returned
+  // Set only when a plugin callback never returned, or crashed: threads of the plugin's own may
+  // still ask for services.
+  std::shared_ptr<Device> self_;
   std::unique_ptr<DeviceCore> core_;
   // Changes with mutex_ and threads_mutex_ held, read with either.
   std::unique_ptr<Generation> generation_;
@@ -200,6 +224,11 @@ class Device : public std::enable_shared_from_this<Device> {
   const char* stuck_why_ ABSL_GUARDED_BY(mutex_) = "";
   std::shared_ptr<const std::atomic<bool>> came_back_ ABSL_GUARDED_BY(mutex_);  // of that thread
   bool leaked_io_ ABSL_GUARDED_BY(mutex_) = false;  // nor does the kernel from some I/O
+  // The configuration space as the driver has seen it, to be seen while a crashed plugin has none;
+  // kept if crashes are contained.
+  std::string config_seen_ ABSL_GUARDED_BY(mutex_);
+  // Saved by the last reload of this session, for the generation after one that crashes.
+  std::optional<DeviceState> last_state_ ABSL_GUARDED_BY(mutex_);
   uint64_t features_ ABSL_GUARDED_BY(mutex_) = 0;
   uint8_t status_ ABSL_GUARDED_BY(mutex_) = 0;
   MemoryMapRef map_ ABSL_GUARDED_BY(mutex_);
@@ -219,6 +248,7 @@ class Device : public std::enable_shared_from_this<Device> {
     bool reported = false;
   };
   std::map<const QueueThread*, Watch> watches_ ABSL_GUARDED_BY(threads_mutex_);
+  Watch control_watch_ ABSL_GUARDED_BY(threads_mutex_);
   std::atomic<const char*> state_{"created"};
   std::atomic<bool> attached_shown_{false};
   std::atomic<uint64_t> features_shown_{0};

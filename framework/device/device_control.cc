@@ -31,7 +31,7 @@ absl::StatusOr<std::string> Device::Control(const std::string& command, absl::st
     return absl::InvalidArgumentError(absl::StrCat("a command's text of ", text.size(), " bytes"));
   }
   absl::MutexLock lock(&mutex_);
-  VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
+  VIRTBAY_RETURN_IF_ERROR(CheckCallable());
   const virtbay_device_control* table = ControlTable();
   if (table == nullptr) {
     return absl::UnimplementedError(absl::StrCat("device ", core_->spec.name, ": devices of type ",

@@ -53,6 +53,23 @@ void DeviceCore::NotifyConfigChanged() {
 }
 
 void DeviceCore::ClearFailure() {
+  if (host != nullptr && host->crashed.load(std::memory_order_acquire)) {
+    needs_reset_.store(false, std::memory_order_release);
+    return;
+  }
+  ForgetFailure();
+}
+
+void DeviceCore::FailAgain(absl::string_view why, bool told) {
+  {
+    absl::MutexLock lock(&mutex_);
+    failure_ = std::string(why);
+  }
+  failed_.store(true, std::memory_order_relaxed);
+  if (told && !needs_reset_.exchange(true, std::memory_order_acq_rel)) NotifyConfigChanged();
+}
+
+void DeviceCore::ForgetFailure() {
   absl::MutexLock lock(&mutex_);
   failure_.clear();
   failed_.store(false, std::memory_order_relaxed);

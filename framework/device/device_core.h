@@ -28,6 +28,7 @@
 
 namespace virtbay {
 
+class Plugin;
 class Queue;
 class QueueThread;
 
@@ -47,6 +48,7 @@ class DeviceCore {
 
   const DeviceSpec spec;
   const Log log;
+  bool contains = false;  // crashes of the plugin, see HostOptions::contain_crashes
   std::vector<std::string> option_keys;
   // Of the generation that serves; changed only while no queue thread runs.
   virtbay_host_device* host = nullptr;
@@ -60,6 +62,7 @@ class DeviceCore {
   std::vector<std::unique_ptr<Queue>> queues;
   std::vector<std::unique_ptr<QueueThread>> threads;
   std::atomic<uint64_t> dma_violations{0};
+  std::atomic<uint32_t> crashes{0};  // of generations that served
   // What parked requests of all queues occupy of an aperture, in slots of the guest's pool.
   std::atomic<uint64_t> parked_pool_slots{0};
 
@@ -85,8 +88,12 @@ class DeviceCore {
     absl::MutexLock lock(&mutex_);
     return failure_;
   }
-  // [control] A reset of the device.
+  // [control] A reset of the device. One whose plugin has crashed still takes no requests.
   void ClearFailure();
+  // [control] Another generation comes, which has not failed.
+  void ForgetFailure();
+  // [control] The one that had failed is there again; `told`: its driver knew.
+  void FailAgain(absl::string_view why, bool told);
   // [control] nullptr: detached. Returns after no call to the former one is going on.
   void SetEvents(DevicePortEvents* events) {
     absl::MutexLock lock(&mutex_);
@@ -110,11 +117,18 @@ struct virtbay_host_device {
   explicit virtbay_host_device(virtbay::DeviceCore* device_core) : core(device_core) {}
 
   virtbay::DeviceCore* const core;
+  virtbay::Plugin* plugin = nullptr;  // whose device it is
+  std::atomic<uint32_t> generation{1};
+  // [any] Its code has crashed, and is called no more.
+  std::atomic<bool> crashed{false};
   bool restores = false;  // it will be given a state before anything else
   // It is the one that the driver sees; another one is being made ready, or has been replaced.
   std::atomic<bool> serves{false};
   // [any] The thread that is in a [control] call of it, for thread-check.
   std::atomic<uint64_t> control_thread{0};
+  // For the watchdog: odd while such a call runs, and the thread by its number.
+  std::atomic<uint64_t> control_sequence{0};
+  std::atomic<int32_t> control_id{0};
   mutable absl::Mutex mutex;
   std::string failure ABSL_GUARDED_BY(mutex);  // what it failed with while it did not serve
 };

@@ -13,7 +13,7 @@ namespace virtbay {
 
 absl::StatusOr<DeviceState> Device::Save() {
   absl::MutexLock lock(&mutex_);
-  VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
+  VIRTBAY_RETURN_IF_ERROR(CheckCallable());
   const virtbay_device_state* table = generation_->StateTable();
   if (table == nullptr) {
     return absl::UnimplementedError(absl::StrCat("device ", core_->spec.name, ": devices of type ",

@@ -52,13 +52,24 @@ std::string Text(const char (&text)[N]) {
 }  // namespace
 
 Generation::Generation(DeviceCore* core, std::shared_ptr<Plugin> plugin)
-    : plugin_(std::move(plugin)), host_(core) {}
+    : plugin_(std::move(plugin)), host_(std::make_unique<virtbay_host_device>(core)) {
+  host_->plugin = plugin_.get();
+}
+
+Generation::~Generation() {
+  Destroy();
+  if (!crashed()) return;
+  // Threads of its own may still run its code, ask for services, and crash in their turn.
+  static_cast<void>(host_.release());
+  static_cast<void>(new std::shared_ptr<Plugin>(std::move(plugin_)));
+}
 
 absl::StatusOr<std::unique_ptr<Generation>> Generation::Make(DeviceCore* core,
                                                              std::shared_ptr<Plugin> plugin,
-                                                             bool restores) {
+                                                             bool restores, uint32_t number) {
   std::unique_ptr<Generation> self(new Generation(core, std::move(plugin)));
-  self->host_.restores = restores;
+  self->host_->restores = restores;
+  self->host_->generation.store(number, std::memory_order_relaxed);
   VIRTBAY_RETURN_IF_ERROR(self->Init());
   VIRTBAY_RETURN_IF_ERROR(self->Describe());
   return self;
@@ -70,14 +81,14 @@ void Generation::Destroy() {
 }
 
 absl::Status Generation::Init() {
-  const DeviceSpec& spec = host_.core->spec;
+  const DeviceSpec& spec = host_->core->spec;
   uint32_t index = 0;
   VIRTBAY_ASSIGN_OR_RETURN(const virtbay_device_type* type, plugin_->FindType(spec.type, &index));
   virtio_id_ = type->virtio_id;
   queue_parallel_ = (type->flags & VIRTBAY_DEVICE_QUEUE_PARALLEL) != 0;
   type_ = Text(type->name);
   VIRTBAY_RETURN_IF_ERROR(CheckOptionKinds(*plugin_, index, spec));
-  auto created = plugin_->CreateDevice(index, HostTable(), &host_);
+  auto created = plugin_->CreateDevice(index, HostTable(), host_.get());
   if (!created.ok()) return MarkOption(created.status());
   device_ = *created;
   CopySized(&ops_, device_->ops);
@@ -86,7 +97,7 @@ absl::Status Generation::Init() {
 
 absl::Status Generation::Describe() {
   properties_.struct_size = sizeof(properties_);
-  VIRTBAY_RETURN_IF_ERROR(CallOnControl(&host_, "properties", [&](virtbay_error*) {
+  VIRTBAY_RETURN_IF_ERROR(CallOnControl(host_.get(), "properties", [&](virtbay_error*) {
     ops_.properties(device_, &properties_);
     return VIRTBAY_OK;
   }));
@@ -104,7 +115,7 @@ absl::Status Generation::Describe() {
     queue.in_view = 1024;
     queue.out_view = 1024;
     if (ops_.queue_properties != nullptr) {
-      VIRTBAY_RETURN_IF_ERROR(CallOnControl(&host_, "queue_properties", [&](virtbay_error*) {
+      VIRTBAY_RETURN_IF_ERROR(CallOnControl(host_.get(), "queue_properties", [&](virtbay_error*) {
         ops_.queue_properties(device_, i, &queue);
         return VIRTBAY_OK;
       }));
@@ -117,23 +128,23 @@ absl::Status Generation::Describe() {
 
 absl::Status Generation::Call(const char* what,
                               int32_t (*function)(virtbay_device*, virtbay_error*)) {
-  if (function == nullptr) return absl::OkStatus();
-  return CallOnControl(&host_, what,
+  if (function == nullptr || crashed()) return absl::OkStatus();
+  return CallOnControl(host_.get(), what,
                        [&](virtbay_error* error) { return function(device_, error); });
 }
 
 void Generation::Tell(const char* what, void (*function)(virtbay_device*)) {
-  if (function == nullptr) return;
-  CallOnControl(&host_, what, [&](virtbay_error*) {
+  if (function == nullptr || crashed()) return;
+  CallOnControl(host_.get(), what, [&](virtbay_error*) {
     function(device_);
     return VIRTBAY_OK;
   }).IgnoreError();
 }
 
 absl::Status Generation::Negotiate(uint64_t features) {
-  if (ops_.negotiate == nullptr) return absl::OkStatus();
+  if (ops_.negotiate == nullptr || crashed()) return absl::OkStatus();
   const uint64_t words[2] = {features, 0};
-  return CallOnControl(&host_, "negotiate",
+  return CallOnControl(host_.get(), "negotiate",
                        [&](virtbay_error* error) { return ops_.negotiate(device_, words, error); });
 }
 
@@ -144,7 +155,7 @@ void Generation::Release() {
 const void* Generation::Extension(const char* id) {
   if (ops_.extension == nullptr) return nullptr;
   const void* found = nullptr;
-  CallOnControl(&host_, "extension", [&](virtbay_error*) {
+  CallOnControl(host_.get(), "extension", [&](virtbay_error*) {
     found = ops_.extension(device_, id);
     return VIRTBAY_OK;
   }).IgnoreError();
@@ -178,9 +189,9 @@ absl::Status Generation::AllowsSuccessor(const Generation& next, uint64_t acknow
 }
 
 absl::Status Generation::EarlyFailure() const {
-  absl::MutexLock lock(&host_.mutex);
-  if (host_.failure.empty()) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("the new device failed: ", host_.failure));
+  absl::MutexLock lock(&host_->mutex);
+  if (host_->failure.empty()) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("the new device failed: ", host_->failure));
 }
 
 uint64_t Generation::features() const { return properties_.features[0] & kDeviceBits; }

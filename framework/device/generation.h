@@ -20,12 +20,13 @@ namespace virtbay {
 class Generation {
  public:
   // Makes the plugin's device, initialises it and asks it what it is. `restores`: it will be given
-  // a state. Errors are the plugin's own, or name what it asks for that cannot be.
+  // a state. `number`: how many there are with it. Errors are the plugin's own, or name what it
+  // asks for that cannot be.
   static absl::StatusOr<std::unique_ptr<Generation>> Make(DeviceCore* core,
                                                           std::shared_ptr<Plugin> plugin,
-                                                          bool restores);
+                                                          bool restores, uint32_t number = 1);
   // Lets go of the image, after Destroy.
-  ~Generation() { Destroy(); }
+  ~Generation();
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
@@ -33,7 +34,7 @@ class Generation {
   void Destroy();
 
   // A driver's session begins (Negotiate, Activate, Start) and ends (Stop, Deactivate); what the
-  // plugin leaves out is passed over.
+  // plugin leaves out is passed over, and everything of one that has crashed: its rings wait then.
   absl::Status Negotiate(uint64_t features);
   absl::Status Activate() { return Call("activate", ops_.activate); }
   absl::Status Start() { return Call("start", ops_.start); }
@@ -54,7 +55,9 @@ class Generation {
 
   Plugin& plugin() const { return *plugin_; }
   std::weak_ptr<Plugin> image() const { return plugin_; }
-  virtbay_host_device* host() const { return &host_; }
+  virtbay_host_device* host() const { return host_.get(); }
+  // Its code has crashed: no function of it is called any more, and what it knew is lost.
+  bool crashed() const { return host_->crashed.load(std::memory_order_acquire); }
   virtbay_device* device() const { return device_; }
   const virtbay_device_ops& ops() const { return ops_; }
   const virtbay_device_properties& properties() const { return properties_; }
@@ -76,7 +79,7 @@ class Generation {
   void Tell(const char* what, void (*function)(virtbay_device*));
 
   std::shared_ptr<Plugin> plugin_;
-  mutable virtbay_host_device host_;
+  std::unique_ptr<virtbay_host_device> host_;
   virtbay_device* device_ = nullptr;
   virtbay_device_ops ops_{};
   virtbay_device_properties properties_{};

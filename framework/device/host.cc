@@ -20,6 +20,7 @@
 #include "framework/device/descriptor_budget.h"
 #include "framework/device/device.h"
 #include "framework/device/services.h"
+#include "framework/isolation/crash_guard.h"
 #include "framework/memory/slot_pool.h"
 #include "framework/plugin/plugin.h"
 
@@ -161,7 +162,7 @@ class HostImpl final : public Host {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
     return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_,
-                          state);
+                          state, options_.contain_crashes);
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {
@@ -179,10 +180,12 @@ class HostImpl final : public Host {
     absl::MutexLock lock(&images_mutex_);
     std::erase_if(images_, [](const auto& entry) { return entry.second.expired(); });
     if (auto found = images_.find(key); found != images_.end()) {
-      if (std::shared_ptr<Plugin> image = found->second.lock()) return image;
+      std::shared_ptr<Plugin> image = found->second.lock();
+      if (image != nullptr && !image->damaged()) return image;
     }
-    VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> image,
-                             Plugin::Load(path, HostTable(), options_.log));
+    VIRTBAY_ASSIGN_OR_RETURN(
+        std::shared_ptr<Plugin> image,
+        Plugin::Load(path, HostTable(), options_.log, options_.contain_crashes));
     images_[key] = image;
     return image;
   }
@@ -249,6 +252,7 @@ absl::StatusOr<std::unique_ptr<Host>> Host::Create(HostOptions options) {
   if (options.stuck_callback_warning < absl::Milliseconds(10)) {
     return absl::InvalidArgumentError("stuck_callback_warning is below 10 ms");
   }
+  if (options.contain_crashes) VIRTBAY_RETURN_IF_ERROR(InstallCrashGuard());
   try {
     return std::make_unique<HostImpl>(std::move(options));
   } catch (const std::system_error& e) {

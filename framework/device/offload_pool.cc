@@ -1,6 +1,7 @@
 #include "framework/device/offload_pool.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <system_error>
@@ -57,6 +58,14 @@ bool OffloadPool::Drain(absl::Duration timeout) {
   return mutex_.AwaitWithTimeout(absl::Condition(this, &OffloadPool::Quiet), timeout);
 }
 
+void OffloadPool::LeaveBehind() {
+  std::deque<absl::AnyInvocable<void()>> dropped;  // destroyed without the lock
+  absl::MutexLock lock(&mutex_);
+  stays_ = true;
+  stopping_ = true;
+  dropped.swap(work_);
+}
+
 void OffloadPool::ThreadMain() {
   pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
   absl::MutexLock lock(&mutex_);
@@ -71,6 +80,10 @@ void OffloadPool::ThreadMain() {
     work();
     work = nullptr;
     mutex_.Lock();
+  }
+  if (stays_) {
+    mutex_.Unlock();
+    for (;;) pause();
   }
   --alive_;
   ended_.push_back(std::this_thread::get_id());

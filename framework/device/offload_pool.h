@@ -30,6 +30,9 @@ class OffloadPool {
   bool Run(absl::AnyInvocable<void()> work);
   // Waits until no work is left or under way; false when `timeout` passes before.
   bool Drain(absl::Duration timeout);
+  // Instead of its destruction, with which it would wait: work that was not begun is dropped, and
+  // its threads never end, as their exit would run code of a plugin that has crashed. It must stay.
+  void LeaveBehind();
 
  private:
   void ThreadMain();
@@ -48,6 +51,7 @@ class OffloadPool {
   uint32_t idle_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t alive_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stays_ ABSL_GUARDED_BY(mutex_) = false;
   // Threads that have ended wait here to be joined; a detached thread could outlive the pool.
   std::vector<std::thread> threads_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::thread::id> ended_ ABSL_GUARDED_BY(mutex_);

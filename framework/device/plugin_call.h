@@ -1,5 +1,5 @@
 // Calls into a plugin: marked for the watchdog, and with a net for exceptions that a plugin lets
-// escape although its contract forbids it.
+// escape although its contract forbids it, and for crashes where the host contains them.
 // Stateless; [queue] and [control] as named.
 #ifndef VIRTBAY_FRAMEWORK_DEVICE_PLUGIN_CALL_H_
 #define VIRTBAY_FRAMEWORK_DEVICE_PLUGIN_CALL_H_
@@ -13,26 +13,35 @@
 #include "absl/strings/str_cat.h"
 #include "framework/device/callback_monitor.h"
 #include "framework/device/device_core.h"
+#include "framework/device/plugin_crash.h"
 #include "virtbay/sdk/abi.h"
 
 namespace virtbay {
 
-// [queue] An exception fails the device.
+// [queue] An exception fails the device. A plugin that has crashed is called no more.
 template <typename F>
 void CallOnQueue(DeviceCore* core, CallbackMonitor* monitor, const char* name, uint32_t queue,
                  F&& body) noexcept {
+  if (core->failed() && core->host->crashed.load(std::memory_order_acquire)) [[unlikely]]
+    return;
   CallbackMonitor::Scope scope(monitor, name, queue);
   try {
-    body();
+    if (core->contains) [[unlikely]] {
+      CallbackContained(core, monitor, body);
+    } else {
+      body();
+    }
   } catch (const std::exception& e) {
+    NoteException(core->host);
     core->PluginFailed(absl::StrCat("queue ", queue, ": ", name, " threw: ", e.what()));
   } catch (...) {
+    NoteException(core->host);
     core->PluginFailed(absl::StrCat("queue ", queue, ": ", name, " threw"));
   }
 }
 
-// [control] Runs `body(virtbay_error*)` and turns its code, text or exception into a Status that
-// begins with `what`.
+// [control] Runs `body(virtbay_error*)` and turns its code, text, exception or crash into a Status
+// that begins with `what`.
 template <typename F>
 absl::Status CallOnControl(virtbay_host_device* host, absl::string_view what, F&& body) {
   virtbay_error error{};
@@ -40,8 +49,9 @@ absl::Status CallOnControl(virtbay_host_device* host, absl::string_view what, F&
   host->control_thread.store(static_cast<uint64_t>(pthread_self()), std::memory_order_relaxed);
   absl::Status status;
   try {
-    const int32_t code = body(&error);
-    if (code != VIRTBAY_OK) {
+    int32_t code = VIRTBAY_OK;
+    status = ControlGuarded(host, what, [&] { code = body(&error); });
+    if (status.ok() && code != VIRTBAY_OK) {
       error.text[sizeof(error.text) - 1] = '\0';
       const char* text = error.text[0] != '\0' ? error.text : "the plugin gave no reason";
       const bool known = code > 0 && code <= VIRTBAY_UNAVAILABLE;
@@ -50,8 +60,10 @@ absl::Status CallOnControl(virtbay_host_device* host, absl::string_view what, F&
                        absl::StrCat(what, ": ", text));
     }
   } catch (const std::exception& e) {
+    NoteException(host);
     status = absl::InternalError(absl::StrCat(what, ": the plugin threw: ", e.what()));
   } catch (...) {
+    NoteException(host);
     status = absl::InternalError(absl::StrCat(what, ": the plugin threw"));
   }
   host->control_thread.store(0, std::memory_order_relaxed);

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "framework/base/clock.h"
 #include "framework/base/status.h"
+#include "framework/device/failed_answer.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/queue_thread.h"
 #include "framework/memory/payload.h"
@@ -231,6 +232,23 @@ uint32_t Queue::Reclaim() {
     }
   }
   return static_cast<uint32_t>(requeued_.size());
+}
+
+uint32_t Queue::FailHeld(uint32_t virtio_id) {
+  if (table_ == nullptr) return 0;
+  uint32_t failed = 0;
+  for (InFlightRequest& request : table_->made()) {
+    if (request.state != RequestState::kHeld || request.io_pending != 0 ||
+        request.chain.readable_bytes() == 0) {
+      continue;
+    }
+    EndChain(&request, WriteFailedAnswer(virtio_id, request.chain),
+             request.chain.writable_bytes() == 0);
+    Free(&request);
+    AwaitTurn(&request);
+    ++failed;
+  }
+  return failed;
 }
 
 bool Queue::left_nothing() const {
@@ -596,6 +614,7 @@ bool Queue::PumpRing() {
 }
 
 void Queue::Present(virtbay_request* const* requests, uint32_t count) {
+  monitor_->SetBatch(requests, count);
   CallOnQueue(core_, monitor_, "on_requests", index_,
               [&] { core_->ops.on_requests(core_->device, index_, requests, count); });
 }

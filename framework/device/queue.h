@@ -80,6 +80,11 @@ class Queue {
   // [control] The same: what the plugin still holds is presented again after the next Start, as
   // what was handed back before; returns how many there are.
   uint32_t Reclaim();
+  // What the plugin, which has crashed, holds is answered as failed, but for buffers that are only
+  // to be filled, of which nothing can be half done; returns how many were. Of a drained ring.
+  uint32_t FailHeld(uint32_t virtio_id);
+  // The plugin has left a callback of this queue without returning.
+  void AfterCrash() { grouping_ = false; }
   // Nothing is left that only the generation which got it can end.
   bool left_nothing() const;
   // Lets the plugin say its last words (VIRTBAY_FAREWELL_*) while the ring still runs; what they

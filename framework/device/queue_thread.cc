@@ -15,6 +15,7 @@
 #include "absl/synchronization/notification.h"
 #include "framework/base/clock.h"
 #include "framework/base/join.h"
+#include "framework/base/signals.h"
 #include "framework/base/status.h"
 #include "framework/device/plugin_call.h"
 #include "framework/memory/payload.h"
@@ -33,17 +34,6 @@ constexpr uint64_t kSpinAloneNs = 5'000;
 constexpr uint64_t kYieldAloneNs = 2'000;
 constexpr uint64_t kPreemptedNs = 500'000;
 constexpr absl::Duration kIoDrain = absl::Seconds(5);
-
-// Signals belong to the embedder's threads. SIGPIPE and SIGXFSZ come to the thread that writes, and
-// stay pending for ever, which is what is wanted.
-void BlockSignals() {
-  sigset_t all;
-  sigfillset(&all);
-  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS}) {
-    sigdelset(&all, fault);
-  }
-  pthread_sigmask(SIG_BLOCK, &all, nullptr);
-}
 
 }  // namespace
 
@@ -101,7 +91,7 @@ void QueueThread::Join() {
   if (loop_ != nullptr) loop_->Wake();
   if (!thread_.joinable()) return;
   over_.WaitForNotification();
-  if (leaks_loop_) {
+  if (leaks_loop_ || stays_.load(std::memory_order_acquire)) {
     thread_.detach();
   } else if (!JoinUntil(&thread_, absl::Now() + kIoDrain)) {
     // The kernel does not let it go, and has the ring still.
@@ -170,11 +160,15 @@ uint64_t QueueThread::CpuNs() const {
 
 void QueueThread::Main() {
   pthread_setname_np(pthread_self(), name_.substr(0, 15).c_str());
+  id_.store(gettid(), std::memory_order_relaxed);
   // Others look at the clock by its number: the thread itself may be joined meanwhile.
   if (clockid_t clock{}; pthread_getcpuclockid(pthread_self(), &clock) == 0) {
     cpu_clock_.store(clock, std::memory_order_relaxed);
   }
-  BlockSignals();
+  const sigset_t blocked = SignalsToBlock();
+  pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
+  const QueueScene scene(core_, &monitor_);
+  std::optional<CrashScope> scope(std::in_place, &scene);
   const absl::Status enabled = loop_->Enable();
   adopted_.WaitForNotification();
   if (enabled.ok()) {
@@ -189,10 +183,11 @@ void QueueThread::Main() {
   conditions_.clear();
   final_cpu_ns_.store(ThreadCpuNs() + (helper_ ? helper_->CpuNs() : 0), std::memory_order_relaxed);
   ended_.store(true, std::memory_order_release);
-  const bool leaks = leaks_loop_;
+  scope.reset();
+  const bool stays = leaks_loop_ || stays_.load(std::memory_order_acquire);
   over_.Notify();
   // An exit would wait for the ring's operations. Nothing of this object is touched from here on.
-  if (leaks) {
+  if (stays) {
     for (;;) pause();
   }
 }
@@ -481,13 +476,15 @@ int32_t QueueThread::SubmitIo(const virtbay_io* ops, uint32_t count) {
 int32_t QueueThread::Offload(Queue* queue, void (*work)(void*), void* argument, uint64_t cookie) {
   queue->IoBegun();
   // The mailbox outlives this thread for as long as work is out; a closed one drops the report.
-  const bool accepted =
-      core_->offload->Run([this, core = core_, mailbox = mailbox_, queue, work, argument, cookie] {
+  const bool accepted = core_->offload->Run(
+      [this, core = core_, host = core_->host, mailbox = mailbox_, queue, work, argument, cookie] {
         try {
-          work(argument);
+          OffloadGuarded(host, [&] { work(argument); });
         } catch (const std::exception& e) {
+          NoteException(host);
           core->PluginFailed(absl::StrCat("offloaded work threw: ", e.what()));
         } catch (...) {
+          NoteException(host);
           core->PluginFailed("offloaded work threw");
         }
         mailbox->Post([this, queue, argument, cookie] {

@@ -49,6 +49,9 @@ class QueueThread final : private LoopEvents {
   // some seconds. A thread whose I/O does not end even then is left behind asleep for the life of
   // the process: the kernel would make its exit wait for the I/O.
   void Join();
+  // [control] Before Join: the thread never leaves, as its exit would run code of a plugin that has
+  // crashed.
+  void LeaveBehind() { stays_.store(true, std::memory_order_release); }
 
   // [any] Runs `task` on the thread at the next burst boundary; dropped when the thread has ended.
   void Post(absl::AnyInvocable<void()> task);
@@ -74,6 +77,8 @@ class QueueThread final : private LoopEvents {
   const CallbackMonitor& monitor() const { return monitor_; }
   const std::string& name() const { return name_; }
   const std::vector<Queue*>& queues() const { return queues_; }
+  // Its number in the kernel; 0 before it runs.
+  pid_t id() const { return id_.load(std::memory_order_relaxed); }
   bool ended() const { return ended_.load(std::memory_order_acquire); }
   uint64_t CpuNs() const;
   uint64_t enters() const { return enters_.value(); }
@@ -127,6 +132,8 @@ class QueueThread final : private LoopEvents {
   std::shared_ptr<Mailbox> mailbox_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> ended_{false};
+  std::atomic<bool> stays_{false};
+  std::atomic<pid_t> id_{0};
   static constexpr int64_t kNoClock = INT64_MIN;
   std::atomic<int64_t> cpu_clock_{kNoClock};  // a clockid_t
   std::atomic<uint64_t> final_cpu_ns_{0};

@@ -76,7 +76,8 @@ absl::Status Device::CheckReloadable(Replacement* next) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time deadline) {
+absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time deadline,
+                                                                      bool retry) {
   // All begin before any is waited for.
   for (const auto& queue : core_->queues) {
     if (queue->running()) queue->thread()->Post([raw = queue.get()] { raw->BeginDrain(); });
@@ -89,7 +90,7 @@ absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time
     auto pause = std::make_shared<Pause>();
     auto stopped = std::make_shared<std::vector<StoppedRing>>();
     status = thread->RunUntil(
-        [thread, pause, stopped] {
+        [thread, pause, stopped, retry, host = generation_->host(), virtio_id = virtio_id_] {
           const std::vector<Queue*>& queues = thread->queues();
           const bool ready = std::all_of(queues.begin(), queues.end(), [](const Queue* queue) {
             return !queue->running() || queue->drained();
@@ -98,7 +99,10 @@ absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time
           if (pause->state == Pause::State::kGivenUp) return true;
           if (!ready) return false;
           for (Queue* queue : queues) {
-            if (queue->running()) stopped->push_back({queue, queue->Leave()});
+            if (!queue->running()) continue;
+            const bool lost = !retry && host->crashed.load(std::memory_order_acquire);
+            const uint32_t failed = lost ? queue->FailHeld(virtio_id) : 0;
+            stopped->push_back({queue, queue->Leave(), failed});
           }
           thread->loop()->Settle();
           thread->Pause();
@@ -187,15 +191,19 @@ absl::Status Device::Try(absl::Duration time) {
 absl::StatusOr<Device::Replacement> Device::Stage(std::shared_ptr<Plugin> plugin,
                                                   ReloadReport* report) {
   bool stateful = false;
+  bool crashed = false;
+  uint32_t number = 0;
   {
     absl::MutexLock lock(&mutex_);
     VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
-    stateful = generation_->StateTable() != nullptr;
+    crashed = generation_->crashed();
+    stateful = crashed ? HasLastState() : generation_->StateTable() != nullptr;
+    number = generation_number_ + 1;
     report->device = core_->spec.name;
     report->version_before = generation_->version();
     report->build_before = generation_->build();
   }
-  if (!stateful && (plugin->entry().flags & VIRTBAY_PLUGIN_HOT_RELOADABLE) == 0) {
+  if (!crashed && !stateful && (plugin->entry().flags & VIRTBAY_PLUGIN_HOT_RELOADABLE) == 0) {
     return absl::FailedPreconditionError(
         "the plugin does not save its state, nor does it say that it needs none "
         "(VIRTBAY_PLUGIN_HOT_RELOADABLE)");
@@ -203,7 +211,7 @@ absl::StatusOr<Device::Replacement> Device::Stage(std::shared_ptr<Plugin> plugin
   Replacement next;
   // Without the lock: the control plane does not wait for what the plugin does here.
   VIRTBAY_ASSIGN_OR_RETURN(next.generation,
-                           Generation::Make(core_.get(), std::move(plugin), stateful));
+                           Generation::Make(core_.get(), std::move(plugin), stateful, number));
   VIRTBAY_RETURN_IF_ERROR(next.generation->EarlyFailure());
   next.restores = stateful;
   next.offload = NewOffloadPool();
@@ -216,9 +224,20 @@ absl::Status Device::PassState(Replacement* next, ReloadReport* report) {
   Stopwatch watch;
   if (next->restores) {
     SavedState state;
-    const absl::Status saved = state.Save(generation_.get());
+    DeviceState last;
+    if (generation_->crashed()) {
+      if (!HasLastState()) {
+        return absl::FailedPreconditionError(
+            "the old device crashed meanwhile, before it had saved its state; the next reload "
+            "begins afresh");
+      }
+      VIRTBAY_ASSIGN_OR_RETURN(last, CopyState(*last_state_));
+      state = SavedState(&last);
+    } else {
+      VIRTBAY_RETURN_IF_ERROR(state.Save(generation_.get()));
+      KeepState(state);
+    }
     report->save = watch.Lap();
-    VIRTBAY_RETURN_IF_ERROR(saved);
     report->state_bytes = state.size();
     report->state_fds = state.fds();
     const absl::Status restored = state.Restore(next->generation.get());
@@ -234,6 +253,18 @@ absl::Status Device::PassState(Replacement* next, ReloadReport* report) {
   }
   report->restore += watch.Lap();
   return generation->EarlyFailure();
+}
+
+void Device::KeepState(const SavedState& state) {
+  if (!core_->contains) return;
+  absl::StatusOr<DeviceState> copy = state.Copy();
+  if (copy.ok()) {
+    last_state_ = *std::move(copy);
+    return;
+  }
+  last_state_.reset();
+  core_->log.Warn(
+      absl::StrCat("its state is not kept for after a crash: ", copy.status().message()));
 }
 
 absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
@@ -254,7 +285,7 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
     if (!status.ok()) {
       // Back, with what it has not answered.
       absl::StatusOr<std::vector<StoppedRing>> again =
-          PauseThreads(absl::Now() + options.quiesce_deadline);
+          PauseThreads(absl::Now() + options.quiesce_deadline, /*retry=*/true);
       if (!again.ok()) {
         core_->EndTrial(/*forgive=*/false);
         next->lost = true;
@@ -270,16 +301,17 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
   return status;
 }
 
-void Device::RollBack(Replacement* next, std::vector<StoppedRing> rings,
-                      absl::string_view failure) {
+void Device::RollBack(Replacement* next, std::vector<StoppedRing> rings, absl::string_view failure,
+                      bool told) {
   // A new device that cannot be stopped stays, for the driver to reset; what was before it goes.
   if (next->activated || next->lost) {
     next->generation->Stop();
     next->generation->Deactivate();
   }
-  JoinThreads(std::move(next->threads));
+  JoinThreads(std::move(next->threads), *next->generation);
+  EndOffload(std::move(next->offload), *next->generation);
   if (next->lost) return;
-  if (!failure.empty() && !core_->failed()) core_->RaiseNeedsReset(failure, /*stops=*/true);
+  if (!failure.empty()) core_->FailAgain(failure, told);
   for (const auto& thread : core_->threads) thread->Continue();
   StartRings(std::move(rings));
 }
@@ -297,25 +329,37 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
     if (session_) {
       VIRTBAY_ASSIGN_OR_RETURN(next.threads, MakeThreads(*next.generation));
     }
-    // A device that has failed is not called any more, and ends nothing: the new one is given all.
-    const std::string failure = core_->failed() ? core_->failure() : "";
+    // A device that has failed is not called any more, and ends nothing: the new one is given all,
+    // or what a crashed one held is answered.
     report.stage = watch.Lap();
 
     std::vector<StoppedRing> rings;
     if (session_) {
-      VIRTBAY_ASSIGN_OR_RETURN(rings, PauseThreads(absl::Now() + options.quiesce_deadline));
+      VIRTBAY_ASSIGN_OR_RETURN(
+          rings, PauseThreads(absl::Now() + options.quiesce_deadline, /*retry=*/false));
+      for (const StoppedRing& ring : rings) report.requests_failed += ring.failed;
+      if (report.requests_failed > 0) {
+        core_->log.Warn(
+            absl::StrCat(report.requests_failed,
+                         " requests that the crashed plugin held are answered as failed"));
+      }
       for (const auto& queue : core_->queues) report.requests_handed_over += queue->Reclaim();
     }
     report.quiesce = watch.Lap();
+    // It may have failed just now, when it was asked to end what it holds. A driver that has reset
+    // one which crashed has not been told anything since.
+    const std::string failure = core_->failed() ? core_->failure() : "";
+    const bool told = core_->needs_reset();
     absl::Status status = PassState(&next, &report);
     if (status.ok()) {
       const bool differs = ConfigOf(*generation_) != ConfigOf(*next.generation);
-      if (!failure.empty()) core_->ClearFailure();
-      status = Commit(&next, &rings, options, &report);
+      if (!failure.empty()) core_->ForgetFailure();
+      status = core_->failed() ? absl::InternalError(core_->failure())
+                               : Commit(&next, &rings, options, &report);
       if (status.ok() && (differs || !failure.empty())) core_->NotifyConfigChanged();
     }
     if (!status.ok()) {
-      RollBack(&next, std::move(rings), failure);
+      RollBack(&next, std::move(rings), failure, told);
       return status;
     }
     absl::MutexLock shown(&threads_mutex_);
@@ -342,12 +386,13 @@ void Device::EndGeneration(Replacement old, ReloadReport* report) {
   }
   {
     absl::MutexLock lock(&mutex_);
-    JoinThreads(std::move(old.threads));
+    JoinThreads(std::move(old.threads), *generation);
   }
-  old.offload.reset();
+  EndOffload(std::move(old.offload), *generation);
   const std::weak_ptr<Plugin> image = generation->image();
+  const bool damaged = generation->plugin().damaged();
   old.generation.reset();
-  report->image_unloaded = image.expired();
+  report->image_unloaded = image.expired() && !damaged;
 }
 
 }  // namespace virtbay

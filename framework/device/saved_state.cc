@@ -79,6 +79,33 @@ absl::Status SavedState::Restore(Generation* to) {
   });
 }
 
+absl::StatusOr<DeviceState> CopyState(const DeviceState& state) {
+  DeviceState copy;
+  copy.type = state.type;
+  copy.version = state.version;
+  copy.bytes = state.bytes;
+  copy.fds.reserve(state.fds.size());
+  for (const DeviceState::Fd& fd : state.fds) {
+    UniqueFd duplicate(fcntl(fd.fd.get(), F_DUPFD_CLOEXEC, 3));
+    if (!duplicate.valid()) return ErrnoStatus(errno, "a descriptor of the state");
+    copy.fds.push_back({fd.role, std::move(duplicate)});
+  }
+  return copy;
+}
+
+absl::StatusOr<DeviceState> SavedState::Copy() const {
+  DeviceState copy;
+  copy.version = version_;
+  copy.bytes.assign(bytes_.data(), bytes_.size());
+  copy.fds.reserve(fds_.size());
+  for (const DeviceState::Fd& fd : fds_) {
+    UniqueFd duplicate(fcntl(fd.fd.get(), F_DUPFD_CLOEXEC, 3));
+    if (!duplicate.valid()) return ErrnoStatus(errno, "a descriptor of the state");
+    copy.fds.push_back({fd.role, std::move(duplicate)});
+  }
+  return copy;
+}
+
 DeviceState SavedState::Keep() && {
   DeviceState state;
   state.version = version_;

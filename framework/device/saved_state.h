@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "framework/device/generation.h"
 #include "virtbay/host.h"
 
@@ -17,6 +18,9 @@ namespace virtbay {
 
 // FailedPrecondition unless devices of this generation go on with a state of that version.
 absl::Status CheckStateVersion(Generation* generation, uint32_t version);
+
+// A copy with descriptors of its own.
+absl::StatusOr<DeviceState> CopyState(const DeviceState& state);
 
 class SavedState {
  public:
@@ -31,6 +35,8 @@ class SavedState {
   absl::Status Restore(Generation* to);
   // Bytes and descriptors that outlive the device.
   DeviceState Keep() &&;
+  // The same, with this one left as it is. Fails where no more descriptors can be had.
+  absl::StatusOr<DeviceState> Copy() const;
 
   uint64_t size() const { return bytes_.size(); }
   uint32_t fds() const { return static_cast<uint32_t>(fds_.size()); }

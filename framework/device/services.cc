@@ -177,8 +177,10 @@ constexpr virtbay_message_service kMessage = {sizeof(kMessage), 0, &Send, &Recei
 
 void WriteLog(virtbay_host_device* host, uint32_t level, const char* text, uint32_t len) {
   const uint32_t highest = static_cast<uint32_t>(LogLevel::kError);
-  host->core->log.Write(static_cast<LogLevel>(std::min(level, highest)),
-                        absl::string_view(text, len));
+  const auto as = static_cast<LogLevel>(std::min(level, highest));
+  const Log& log = host->core->log;
+  // A copy: the plugin's memory is not looked at with a lock held, since looking may be a crash.
+  if (log.enabled(as)) log.Write(as, std::string(text, len));
 }
 
 uint32_t CurrentLogLevel(virtbay_host_device* host) {
@@ -249,11 +251,12 @@ const char* OptionKey(virtbay_host_device* host, uint32_t index) {
 constexpr virtbay_config_service kConfig = {sizeof(kConfig), 0, &GetOption, &OptionKey};
 
 uint64_t* Counter(virtbay_host_device* host, const char* name, const char* help) {
-  return host->core->metrics.Cell(name, help == nullptr ? "" : help);
+  return host->core->metrics.Cell(std::string(name), std::string(help == nullptr ? "" : help));
 }
 
 uint64_t* Gauge(virtbay_host_device* host, const char* name, const char* help) {
-  return host->core->metrics.Cell(name, help == nullptr ? "" : help, MetricKind::kGauge);
+  return host->core->metrics.Cell(std::string(name), std::string(help == nullptr ? "" : help),
+                                  MetricKind::kGauge);
 }
 
 constexpr virtbay_metrics_service kMetrics = {sizeof(kMetrics), 0, &Counter, &Gauge};
@@ -293,12 +296,13 @@ constexpr virtbay_descriptor_service kDescriptors = {sizeof(kDescriptors), 0, &T
                                                      &GiveDescriptor, &KeepDescriptors};
 
 void FailDevice(virtbay_host_device* host, const char* text, uint32_t len) {
+  std::string why(text, len);
   if (host->serves.load(std::memory_order_acquire)) {
-    host->core->PluginFailed(absl::string_view(text, len));
+    host->core->PluginFailed(why);
     return;
   }
   absl::MutexLock lock(&host->mutex);
-  if (host->failure.empty()) host->failure.assign(text, len);
+  if (host->failure.empty()) host->failure = std::move(why);
 }
 
 void CondemnThread(virtbay_host_device* host, uint32_t index, const char* text, uint32_t len) {

@@ -21,6 +21,7 @@ constinit MappingRegistry g_registry;
 // The handler that was there before; written before ours is installed, only read afterwards.
 constinit struct sigaction g_previous = {};
 constinit std::atomic<uint64_t> g_pages_replaced{0};
+constinit std::atomic<bool> g_active{false};  // g_installed, for a handler
 constinit absl::Mutex g_mutex(absl::kConstInit);
 bool g_installed ABSL_GUARDED_BY(g_mutex) = false;
 // -------------------------------------------------------------------------------------------
@@ -61,13 +62,17 @@ void Chain(int signal, siginfo_t* info, void* context) {
 
 void OnSigbus(int signal, siginfo_t* info, void* context) {
   const int saved_errno = errno;
-  // si_code > 0: from the kernel, so si_addr is an address.
-  const bool handled = info->si_code > 0 && ReplacePage(reinterpret_cast<uintptr_t>(info->si_addr));
-  if (!handled) Chain(signal, info, context);
+  if (!ReplaceGuestPage(info)) Chain(signal, info, context);
   errno = saved_errno;
 }
 
 }  // namespace
+
+bool ReplaceGuestPage(const siginfo_t* info) {
+  // si_code > 0: from the kernel, so si_addr is an address.
+  return g_active.load(std::memory_order_relaxed) && info->si_code > 0 &&
+         ReplacePage(reinterpret_cast<uintptr_t>(info->si_addr));
+}
 
 absl::Status InstallSigbusGuard() {
   absl::MutexLock lock(&g_mutex);
@@ -81,6 +86,7 @@ absl::Status InstallSigbusGuard() {
       (previous.sa_flags & SA_SIGINFO) != 0 && previous.sa_sigaction == &OnSigbus;
   if (!chained_to_ours) g_previous = previous;
 
+  g_active.store(true, std::memory_order_relaxed);
   struct sigaction action = {};
   action.sa_sigaction = &OnSigbus;
   // The previous handler runs inside ours and keeps the mask that it asked for.
@@ -108,6 +114,7 @@ absl::Status RemoveSigbusGuard() {
     return ErrnoStatus(errno, "SIGBUS guard: sigaction");
   }
   MappingRegistry::SetCurrent(nullptr);
+  g_active.store(false, std::memory_order_relaxed);
   g_installed = false;
   return absl::OkStatus();
 }

@@ -9,6 +9,8 @@
 #ifndef VIRTBAY_FRAMEWORK_ISOLATION_SIGBUS_GUARD_H_
 #define VIRTBAY_FRAMEWORK_ISOLATION_SIGBUS_GUARD_H_
 
+#include <signal.h>
+
 #include <cstdint>
 
 #include "absl/status/status.h"
@@ -26,6 +28,10 @@ VIRTBAY_EXPORT absl::Status RemoveSigbusGuard();
 
 // Pages replaced since the process started. [any]
 VIRTBAY_EXPORT uint64_t SigbusPagesReplaced();
+
+// What the handler does with a SIGBUS: true when it was in a recorded guest mapping, which goes on
+// with a page of zeroes. For another handler of the signal that comes before it. Async-signal-safe.
+bool ReplaceGuestPage(const siginfo_t* info);
 
 }  // namespace virtbay
 

@@ -273,4 +273,6 @@ bool PluginLibrary::Unload() {
   return VIRTBAY_SANITIZED || !Resident(copy_.path().native());
 }
 
+void PluginLibrary::Leak() { static_cast<void>(handle_.release()); }
+
 }  // namespace virtbay

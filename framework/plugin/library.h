@@ -14,10 +14,9 @@
 
 namespace virtbay {
 
-// A copy of a file in a directory of its own (mode 0700), both removed by the destructor, or else by
-// the next loader of the same user. The same
-// path, the same inode or a reused descriptor number would make dlopen return the library that is
-// there already.
+// A copy of a file in a directory of its own (mode 0700), both removed by the destructor, or else
+// by the next loader of the same user. The same path, the same inode or a reused descriptor number
+// would make dlopen return the library that is there already.
 class PrivateCopy {
  public:
   // Copies what `source` holds; `shown` gives the copy its name and errors their subject. [control]
@@ -57,6 +56,10 @@ class PluginLibrary {
   // objects of it, it has UNIQUE symbols, someone else holds it): its memory is never given back.
   // Under sanitizers images stay on purpose, for their reports' sake, and this is always true.
   bool Unload();
+  // Instead of Unload: the image stays mapped for the life of the process.
+  void Leak();
+  // The copy, readable for as long as this lives.
+  int fd() const { return copy_.fd(); }
 
  private:
   struct Handle;  // keeps Boost out of this header

@@ -1,6 +1,7 @@
 #include "framework/plugin/plugin.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "framework/base/unique_fd.h"
 #include "framework/plugin/inspect.h"
 #include "framework/plugin/library.h"
+#include "framework/plugin/symbolize.h"
 
 namespace virtbay {
 namespace {
@@ -32,23 +34,6 @@ absl::Status FromPlugin(int32_t code, const virtbay_error& error, absl::string_v
       code > 0 && code <= static_cast<int32_t>(absl::StatusCode::kUnauthenticated);
   return absl::Status(canonical ? static_cast<absl::StatusCode>(code) : absl::StatusCode::kUnknown,
                       absl::StrCat(what, ": ", text));
-}
-
-// Calls into the plugin. The contract forbids exceptions across the boundary; one that comes
-// nevertheless must end here, before it meets a frame that cannot be unwound.
-template <typename F>
-absl::Status Call(absl::string_view what, F&& function) {
-  virtbay_error error{};
-  error.struct_size = sizeof(error);
-  int32_t code = kThrew;
-  try {
-    code = function(&error);
-  } catch (const std::exception& e) {
-    return absl::InternalError(absl::StrCat(what, ": threw an exception: ", e.what()));
-  } catch (...) {
-    return absl::InternalError(absl::StrCat(what, ": threw an exception"));
-  }
-  return code == VIRTBAY_OK ? absl::OkStatus() : FromPlugin(code, error, what);
 }
 
 absl::Status CheckType(const virtbay_device_type* type, uint32_t index) {
@@ -81,18 +66,6 @@ absl::Status CheckOps(const virtbay_device* device) {
   return absl::OkStatus();
 }
 
-// Ends a device that is of no use; one whose table does not reach to destroy is leaked.
-void DestroyIfPossible(virtbay_device* device) {
-  if (device == nullptr || device->ops == nullptr ||
-      device->ops->struct_size < sizeof(virtbay_device_ops) || device->ops->destroy == nullptr) {
-    return;
-  }
-  static_cast<void>(Call("destroy()", [&](virtbay_error*) {
-    device->ops->destroy(device);
-    return VIRTBAY_OK;
-  }));
-}
-
 }  // namespace
 
 struct Plugin::Impl {
@@ -103,7 +76,16 @@ struct Plugin::Impl {
   const virtbay_device_factory* factory = nullptr;
   std::vector<const virtbay_device_type*> types;
   bool loaded = false;  // load() was called and succeeded
+  bool contain = false;
+  std::atomic<bool> damaged{false};
 
+  // Calls into the plugin. The contract forbids exceptions across the boundary; one that comes
+  // nevertheless must end here, before it meets a frame that cannot be unwound.
+  template <typename F>
+  absl::Status Call(absl::string_view what, F&& function);
+  // Ends a device that is of no use; one whose table does not reach to destroy is leaked.
+  void DestroyIfPossible(virtbay_device* device);
+  std::string Report(const Crash& crash, absl::string_view doing, absl::string_view more) const;
   absl::Status Start(const virtbay_host& host, const PluginFileInfo& info);
   absl::Status FindFactory();
   void Stop();
@@ -113,6 +95,89 @@ struct Plugin::Impl {
     });
   }
 };
+
+namespace {
+
+// What a control thread does in load(), factory(), create() ...
+template <typename Impl>
+class LoadScene final : public CrashScene {
+ public:
+  LoadScene(const Impl* impl, absl::string_view what) : impl_(impl), what_(what) {}
+  bool InPlugin() const override { return true; }
+  std::string Describe(const Crash& crash) const override {
+    return impl_->Report(crash, what_, {});
+  }
+
+ private:
+  const Impl* const impl_;
+  const absl::string_view what_;
+};
+
+}  // namespace
+
+template <typename F>
+absl::Status Plugin::Impl::Call(absl::string_view what, F&& function) {
+  if (damaged) return absl::FailedPreconditionError(absl::StrCat(what, ": it has crashed before"));
+  virtbay_error error{};
+  error.struct_size = sizeof(error);
+  int32_t code = kThrew;
+  const LoadScene<Impl> scene(this, what);
+  const CrashScope scope(&scene);
+  try {
+    const auto call = [&] { code = function(&error); };
+    if (contain) {
+      Crash crash;
+      if (!CallContained(call, &crash)) {
+        damaged = true;
+        AddContained();
+        log.Error(scene.Describe(crash));
+        return absl::InternalError(absl::StrCat(what, ": the plugin crashed: ", CrashText(crash)));
+      }
+    } else {
+      call();
+    }
+  } catch (const std::exception& e) {
+    return absl::InternalError(absl::StrCat(what, ": threw an exception: ", e.what()));
+  } catch (...) {
+    return absl::InternalError(absl::StrCat(what, ": threw an exception"));
+  }
+  return code == VIRTBAY_OK ? absl::OkStatus() : FromPlugin(code, error, what);
+}
+
+void Plugin::Impl::DestroyIfPossible(virtbay_device* device) {
+  if (device == nullptr || device->ops == nullptr ||
+      device->ops->struct_size < sizeof(virtbay_device_ops) || device->ops->destroy == nullptr) {
+    return;
+  }
+  static_cast<void>(Call("destroy()", [&](virtbay_error*) {
+    device->ops->destroy(device);
+    return VIRTBAY_OK;
+  }));
+}
+
+std::string Plugin::Impl::Report(const Crash& crash, absl::string_view doing,
+                                 absl::string_view more) const {
+  std::string text = absl::StrCat("plugin ", path.native());
+  if (entry != nullptr) {
+    const auto word = [](const auto& array) {
+      return absl::string_view(array, strnlen(array, sizeof(array)));
+    };
+    absl::StrAppend(&text, " (", word(entry->name), " ", word(entry->version), ", build ",
+                    word(entry->build), ")");
+  }
+  absl::StrAppend(&text, " crashed: ", CrashText(crash), " in ", doing);
+  if (!more.empty()) absl::StrAppend(&text, "\n", more);
+  if (crash.in_allocator) {
+    absl::StrAppend(&text,
+                    "\n  in the memory allocator: the heap, which all devices share, is damaged; "
+                    "a crash like this is not contained");
+  }
+  const ImageFile file{entry, library == nullptr ? -1 : library->fd(), path.native()};
+  for (const std::string& line : SymbolizeStack(crash.stack(), file)) {
+    absl::StrAppend(&text, "\n  ", line);
+  }
+  return text;
+}
 
 absl::Status Plugin::Impl::Start(const virtbay_host& host, const PluginFileInfo& info) {
   entry = static_cast<const virtbay_plugin*>(library->Symbol(VIRTBAY_ENTRY_SYMBOL));
@@ -178,6 +243,11 @@ absl::Status Plugin::Impl::FindFactory() {
 }
 
 void Plugin::Impl::Stop() {
+  if (damaged && library != nullptr) {
+    library->Leak();
+    library.reset();
+    return;
+  }
   if (std::exchange(loaded, false) && entry->unload != nullptr) {
     const absl::Status status = Call("unload()", [&](virtbay_error*) {
       entry->unload();
@@ -194,7 +264,8 @@ void Plugin::Impl::Stop() {
 }
 
 absl::StatusOr<std::unique_ptr<Plugin>> Plugin::Load(const std::filesystem::path& path,
-                                                     const virtbay_host& host, const Log& log) {
+                                                     const virtbay_host& host, const Log& log,
+                                                     bool contain) {
   VIRTBAY_ASSIGN_OR_RETURN(const UniqueFd source, OpenPluginFile(path));
   // What is checked is what is loaded: both see the copy, which nobody else can write.
   VIRTBAY_ASSIGN_OR_RETURN(PrivateCopy copy, PrivateCopy::Create(source.get(), path));
@@ -202,6 +273,7 @@ absl::StatusOr<std::unique_ptr<Plugin>> Plugin::Load(const std::filesystem::path
   auto impl = std::make_unique<Impl>();
   impl->path = path;
   impl->log = log;
+  impl->contain = contain;
   VIRTBAY_ASSIGN_OR_RETURN(impl->library, PluginLibrary::Load(std::move(copy), path));
   if (const absl::Status status = impl->Start(host, info); !status.ok()) {
     impl->Stop();
@@ -219,6 +291,24 @@ const virtbay_plugin& Plugin::entry() const { return *impl_->entry; }
 const virtbay_device_factory& Plugin::factory() const { return *impl_->factory; }
 
 const std::filesystem::path& Plugin::path() const { return impl_->path; }
+
+void Plugin::SetDamaged() { impl_->damaged = true; }
+
+bool Plugin::damaged() const { return impl_->damaged; }
+
+std::string Plugin::CrashReport(const Crash& crash, absl::string_view doing,
+                                absl::string_view more) const {
+  return impl_->Report(crash, doing, more);
+}
+
+std::string Plugin::StackText(std::span<void* const> frames) const {
+  const ImageFile file{impl_->entry, impl_->library->fd(), path().native()};
+  std::string text;
+  for (const std::string& line : SymbolizeStack(frames, file)) {
+    absl::StrAppend(&text, text.empty() ? "" : "\n", "  ", line);
+  }
+  return text;
+}
 
 absl::StatusOr<const virtbay_device_type*> Plugin::FindType(absl::string_view name,
                                                             uint32_t* index) const {
@@ -242,7 +332,7 @@ absl::StatusOr<std::map<std::string, uint32_t>> Plugin::OptionKinds(uint32_t ind
   const std::string subject = absl::StrCat("plugin ", path().native(), ": its options");
   std::map<std::string, uint32_t> kinds;
   const void* found = nullptr;
-  absl::Status status = Call("factory()", [&](virtbay_error*) {
+  absl::Status status = impl_->Call("factory()", [&](virtbay_error*) {
     found = impl_->entry->factory(VIRTBAY_FACTORY_OPTIONS);
     return VIRTBAY_OK;
   });
@@ -254,7 +344,7 @@ absl::StatusOr<std::map<std::string, uint32_t>> Plugin::OptionKinds(uint32_t ind
   }
   for (uint32_t i = 0; i <= kMaxOptions; ++i) {
     const virtbay_option* option = nullptr;
-    status = Call("describe()", [&](virtbay_error*) {
+    status = impl_->Call("describe()", [&](virtbay_error*) {
       option = table->describe(index, i);
       return VIRTBAY_OK;
     });
@@ -271,12 +361,12 @@ absl::StatusOr<std::map<std::string, uint32_t>> Plugin::OptionKinds(uint32_t ind
 absl::StatusOr<virtbay_device*> Plugin::CreateDevice(uint32_t index, const virtbay_host& host,
                                                      virtbay_host_device* device_host) const {
   virtbay_device* device = nullptr;
-  absl::Status status = Call("create()", [&](virtbay_error* error) {
+  absl::Status status = impl_->Call("create()", [&](virtbay_error* error) {
     return impl_->factory->create(index, &host, device_host, &device, error);
   });
   if (status.ok()) {
     status = CheckOps(device);
-    if (!status.ok()) DestroyIfPossible(device);
+    if (!status.ok()) impl_->DestroyIfPossible(device);
   }
   if (!status.ok()) return Annotate(status, absl::StrCat("plugin ", path().native()));
   return device;

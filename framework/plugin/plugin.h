@@ -7,11 +7,13 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "framework/base/contained_call.h"
 #include "framework/base/log.h"
 #include "virtbay/sdk/abi.h"
 
@@ -41,11 +43,13 @@ class Plugin {
  public:
   // Copies the file to a private directory under a unique name, loads it (RTLD_NOW|RTLD_LOCAL),
   // validates the entry (magic, ABI major equal, struct_size, factory) and calls load(). Every
-  // error names the file and the reason; nothing stays behind. [control]
+  // error names the file and the reason; nothing stays behind. `contain`: a crash in a function
+  // that is called through this object is an error too, and damages it. [control]
   static absl::StatusOr<std::unique_ptr<Plugin>> Load(const std::filesystem::path& path,
-                                                      const virtbay_host& host, const Log& log);
+                                                      const virtbay_host& host, const Log& log,
+                                                      bool contain = false);
   // unload(), dlclose, then checks with dl_iterate_phdr that the image is gone, else the log says
-  // so. Precondition: no device of it is left. [control]
+  // so. A damaged one stays as it is. Precondition: no device of it is left. [control]
   ~Plugin();
   Plugin(const Plugin&) = delete;
   Plugin& operator=(const Plugin&) = delete;
@@ -65,6 +69,14 @@ class Plugin {
                                                virtbay_host_device* device_host) const;
   // The file that the user named.
   const std::filesystem::path& path() const;
+  // Code of it has crashed: its image stays for the life of the process. [any]
+  void SetDamaged();
+  bool damaged() const;
+  // A report of a crash of it while `doing` something ("device 'a', queue 1"), in lines. [any]
+  std::string CrashReport(const Crash& crash, absl::string_view doing,
+                          absl::string_view more = {}) const;
+  // The lines of a stack in which this plugin plays a part. [any]
+  std::string StackText(std::span<void* const> frames) const;
 
  private:
   struct Impl;

@@ -110,6 +110,7 @@ json ReloadJson(const ReloadReport& report) {
               {"state_bytes", report.state_bytes},
               {"state_fds", report.state_fds},
               {"requests_handed_over", report.requests_handed_over},
+              {"requests_failed", report.requests_failed},
               {"image_unloaded", report.image_unloaded},
               {"ms",
                {{"stage", ms(report.stage)},

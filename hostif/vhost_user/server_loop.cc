@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/join.h"
+#include "framework/base/signals.h"
 #include "framework/base/status.h"
 
 namespace virtbay::vhost_user {
@@ -33,17 +34,6 @@ std::string Peer(int socket) {
   socklen_t size = sizeof peer;
   if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return "unknown peer";
   return absl::StrCat("pid ", peer.pid, ", uid ", peer.uid);
-}
-
-// Signals of the process are the embedder's and go to its threads; and a front-end that closes a
-// pipe must not raise SIGPIPE here. Faults stay deliverable, blocked ones would end the process.
-sigset_t BlockedSignals() {
-  sigset_t set;
-  sigfillset(&set);
-  for (const int fault : {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS}) {
-    sigdelset(&set, fault);
-  }
-  return set;
 }
 
 }  // namespace
@@ -82,7 +72,7 @@ absl::Status ServerLoop::Start(const std::shared_ptr<ServerLoop>& self) {
   self->wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!self->wake_) return ErrnoStatus(errno, "eventfd");
   // A thread begins with its maker's mask, so there is no moment in which a signal could reach it.
-  const sigset_t blocked = BlockedSignals();
+  const sigset_t blocked = SignalsToBlock();
   sigset_t before;
   pthread_sigmask(SIG_BLOCK, &blocked, &before);
   absl::Status status;

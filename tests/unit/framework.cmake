@@ -56,6 +56,19 @@ foreach(layout IN ITEMS split packed)
   add_dependencies(${name} test_op test_op_parallel test_reload_1 test_reload_2 rng)
 endforeach()
 target_compile_definitions(device_packed_test PRIVATE VIRTBAY_TEST_PACKED_RINGS)
+# Processes of their own, which are tainted by it.
+foreach(layout IN ITEMS crash crash_packed)
+  virtbay_add_test(device_${layout}_test
+    SOURCES device_crash_test.cc device_crash_vhost_user_test.cc
+    LIBRARIES virtbay_guest virtbay_vhost_user virtbay_bad_plugin_dir)
+  target_compile_definitions(device_${layout}_test PRIVATE
+    VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+    VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+    VIRTBAY_RELOAD_1_PLUGIN="$<TARGET_FILE:test_reload_1>"
+    VIRTBAY_RELOAD_2_PLUGIN="$<TARGET_FILE:test_reload_2>")
+  add_dependencies(device_${layout}_test test_op test_op_parallel test_reload_1 test_reload_2)
+endforeach()
+target_compile_definitions(device_crash_packed_test PRIVATE VIRTBAY_TEST_PACKED_RINGS)
 virtbay_add_test(plugin_contract_test
   SOURCES plugin_contract_test.cc
   LIBRARIES virtbay_guest virtbay_bad_plugin_dir)

@@ -316,6 +316,8 @@ class OpDevice : public Device {
       case Op::kConfigChanged:
         host().ConfigChanged();
         return Answer(std::move(request), 0);
+      case Op::kCrash:
+        break;
       case Op::kSharesThread:
         return Answer(std::move(request), host().OnQueueThread(command.a) ? 1 : 0);
       case Op::kWhere: {

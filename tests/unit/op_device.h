@@ -37,8 +37,11 @@ enum class Op : uint32_t {
   kCondemn,       // condemns the thread, then ends
   kConfigChanged,
   kSharesThread,  // result: 1 on the thread of queue `a`
+  kCrash,         // the reload plugin: as `a` says (crash_here.h), in the place `b` (CrashPlace)
   kWhere,         // result: 1 on the queue's thread, +2 on the control thread
 };
+
+enum CrashPlace : uint32_t { kInRequests, kInTimer, kInOffload, kInIo };
 
 struct Command {
   Op op = Op::kEcho;

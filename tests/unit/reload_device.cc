@@ -1,6 +1,7 @@
 // The device of the reload tests, built twice: RELOAD_VERSION says which. It counts its requests,
 // which is its state, with a descriptor. Options say what the second build does wrong ("next") and
-// what the first one does ("first").
+// what the first one does ("first"); "crash_in_PLACE" crashes there, by option "how"
+// (crash_here.h).
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/support/crash_here.h"
 #include "tests/unit/op_device.h"
 #include "virtbay/sdk/plugin.h"
 
@@ -27,6 +29,8 @@ using virtbay::sdk::StateReader;
 using virtbay::sdk::StateWriter;
 using virtbay::sdk::Status;
 using virtbay::testing::Command;
+using virtbay::testing::CrashHere;
+using virtbay::testing::Crashing;
 using virtbay::testing::Op;
 
 constexpr uint32_t kCountTag = 1;
@@ -47,6 +51,8 @@ class Counting : public Device {
 
   Status Init() override {
     wrong_ = host().Option(RELOAD_VERSION > 1 ? "next" : "first").value_or("");
+    how_ = std::stoul(host().Option("how").value_or("0"));
+    CrashIfAsked("init");
     if (wrong_ == "init_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not today"};
     if (wrong_ == "init_throws") throw std::runtime_error("out of init");
     if (wrong_ == "fails_early") host().Fail("too early");
@@ -67,31 +73,43 @@ class Counting : public Device {
     return queue;
   }
   bool ReadConfig(uint32_t offset, std::span<std::byte> data) override {
+    CrashIfAsked("config_read");
+    if (wrong_ == "hangs_in_config_read") WaitForGate();
     const uint64_t config = wrong_ == "other_config" ? 2 : 1;
     std::memcpy(data.data(), reinterpret_cast<const std::byte*>(&config) + offset, data.size());
     return true;
   }
 
   Status Negotiate(uint64_t features) override {
+    CrashIfAsked("negotiate");
     if (wrong_ == "negotiate_fails") return Error{VIRTBAY_INVALID_ARGUMENT, 0, "no such bits"};
     features_ = features;
     return {};
   }
   Status Activate() override {
+    CrashIfAsked("activate");
     if (wrong_ == "activate_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not active"};
     return {};
   }
   Status Start() override {
+    CrashIfAsked("start");
     if (wrong_ == "start_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "no start"};
     if (wrong_ == "start_throws") throw std::runtime_error("out of start");
     return {};
   }
 
+  void Stop() override { CrashIfAsked("stop"); }
+
   void OnRequests(uint32_t queue, std::span<Request> requests) override {
+    CrashIfAsked("requests");
     t_name = "a text that is too long to be kept in the string itself";
     if (wrong_ == "throws_first") throw std::runtime_error("out of the first requests");
     for (Request& request : requests) {
       Command command;
+      if (request.in().empty()) {  // a buffer to be filled some time
+        Keep(&held_, std::move(request));
+        continue;
+      }
       std::memcpy(&command, request.in().data(), sizeof(command));
       switch (command.op) {
         case Op::kPark:
@@ -111,18 +129,22 @@ class Counting : public Device {
           if (RELOAD_VERSION == 1) throw std::runtime_error("as asked");
           Answer(request);
           break;
+        case Op::kCrash:
+          Crash(queue, command, std::move(request));
+          break;
         default:
           Answer(request);
       }
     }
   }
+  void OnTimer(uint32_t, uint64_t cookie) override { CrashHere(static_cast<Crashing>(cookie)); }
+  void OnIo(uint32_t, std::span<const virtbay_io_result> results) override {
+    CrashHere(static_cast<Crashing>(results.front().cookie));
+  }
 
   void Quiesce(uint32_t queue) override {
-    if (wrong_ == "hangs_in_quiesce") {
-      // Until the test closes the other end.
-      char byte = 0;
-      while (read(std::stoi(host().Option("gate").value()), &byte, 1) > 0) continue;
-    }
+    CrashIfAsked("quiesce");
+    if (wrong_ == "hangs_in_quiesce") WaitForGate();
     for (Request& request : TakeOf(queue, &parked_)) request.Requeue();
   }
   void Resume(uint32_t /*queue*/) override {
@@ -130,6 +152,7 @@ class Counting : public Device {
   }
 
   Status Save(StateWriter* state) override {
+    CrashIfAsked("save");
     if (wrong_ == "save_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "cannot be saved"};
     if (wrong_ == "save_throws") throw std::runtime_error("out of save");
     const uint64_t count = count_.load();
@@ -138,6 +161,7 @@ class Counting : public Device {
     return {};
   }
   Status Restore(StateReader* state) override {
+    CrashIfAsked("restore");
     if (wrong_ == "restore_fails") return Error{VIRTBAY_INVALID_ARGUMENT, 0, "unreadable"};
     if (wrong_ == "restore_throws") throw std::runtime_error("out of restore");
     const auto count = state->Find(kCountTag);
@@ -154,6 +178,42 @@ class Counting : public Device {
   void Release() override { host().Add(host().Counter("released", "calls of release"), 1); }
 
  private:
+  // Until the test closes the other end.
+  void WaitForGate() const {
+    char byte = 0;
+    while (read(std::stoi(host().Option("gate").value()), &byte, 1) > 0) continue;
+  }
+  void CrashIfAsked(const char* place) const {
+    if (wrong_ == std::string("crash_in_") + place) CrashHere(static_cast<Crashing>(how_));
+  }
+  void Crash(uint32_t queue, const Command& command, Request request) {
+    const auto how = static_cast<Crashing>(command.a);
+    // As a plugin that is worked on would leave it.
+    virtbay_request* const raw = request.Release();
+    switch (command.b) {
+      case virtbay::testing::kInTimer:
+        host().SetTimer(queue, std::chrono::nanoseconds(1), command.a);
+        break;
+      case virtbay::testing::kInOffload:
+        static_cast<void>(host().Offload(
+            queue, [](void* argument) { CrashHere(*static_cast<Crashing*>(argument)); },
+            new Crashing(how), 0));
+        break;
+      case virtbay::testing::kInIo: {
+        virtbay_io io{};
+        io.struct_size = sizeof(io);
+        io.op = VIRTBAY_IO_FSYNC;
+        io.queue = static_cast<uint16_t>(queue);
+        io.request = raw;
+        io.fd = file_;
+        io.cookie = command.a;
+        static_cast<void>(host().Submit(&io, 1));
+        break;
+      }
+      default:
+        CrashHere(how);
+    }
+  }
   void Keep(std::vector<Request>* list, Request request) {
     const std::lock_guard lock(mutex_);
     list->push_back(std::move(request));
@@ -176,6 +236,7 @@ class Counting : public Device {
   }
 
   std::string wrong_;
+  unsigned long how_ = 0;
   bool restores_ = false;
   int file_ = -1;
   uint64_t features_ = 0;

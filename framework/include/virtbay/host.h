@@ -1,7 +1,7 @@
 // Host: the embedding API. A Host loads plugins and keeps devices, each in a bay of its own: a
-// private arena, its own queue threads and io_uring. It installs no signal handler, runs no global
-// loop and never ends the process.
-// Owned by the embedder; every function is [any] and may block for the time of the change it makes.
+// private arena, its own queue threads and io_uring. It installs no signal handler unless it is
+// asked to contain crashes, runs no global loop and never ends the process. Owned by the embedder;
+// every function is [any] and may block for the time of the change it makes.
 #ifndef VIRTBAY_HOST_H_
 #define VIRTBAY_HOST_H_
 
@@ -31,6 +31,10 @@ struct HostOptions {
   // Bytes, rounded up to 2 MiB, of the arena that devices with ArenaPolicy::kShared have together;
   // made with the first of them.
   uint64_t shared_arena_size = 64u << 20;
+  // For development, best effort (docs/isolation.md): a fault in a callback of a plugin (SIGSEGV,
+  // SIGBUS, SIGFPE, SIGILL, SIGABRT) fails its device and not the process. Installs the CrashGuard;
+  // Host::Create answers Unimplemented in a build with sanitizers.
+  bool contain_crashes = false;
 };
 
 // How a device reaches guest memory; see docs/life-of-a-request.md.
@@ -127,7 +131,8 @@ struct DeviceInfo {
   RingPlacement rings = RingPlacement::kAnywhere;
   bool connected = false;
   bool needs_reset = false;
-  std::string failure;  // why it needs a reset
+  std::string failure;   // why it needs a reset, or waits for a reload
+  uint32_t crashes = 0;  // of its plugin that were contained; the last one's generation may serve
   uint64_t features = 0;
   std::string arena_policy;  // "private" or "shared"
   uint64_t arena_size = 0;   // bytes; of the whole arena, as arena_slots
@@ -175,7 +180,8 @@ struct ReloadReport {
   uint64_t state_bytes = 0;
   uint32_t state_fds = 0;
   uint32_t requests_handed_over = 0;
-  bool image_unloaded = false;  // no device used the old one any more
+  uint32_t requests_failed = 0;  // of a plugin that had crashed with them
+  bool image_unloaded = false;   // no device used the old one any more
   absl::Duration stage, quiesce, save, restore, commit, trial, retire;
   absl::Duration pause;  // in which no request was taken: quiesce to commit
 };
