@@ -122,6 +122,10 @@ class Reader {
         const auto* value = node.as_boolean();
         if (value == nullptr) return At(key, text, "must be true or false");
         config_.watch = value->get();
+      } else if (text == "contain") {
+        const auto* value = node.as_boolean();
+        if (value == nullptr) return At(key, text, "must be true or false");
+        config_.contain = value->get();
       } else if (text == "sigbus-guard") {
         const auto* value = node.as_boolean();
         if (value == nullptr) return At(key, text, "must be true or false");

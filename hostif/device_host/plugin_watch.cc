@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "framework/base/signals.h"
 #include "framework/base/status.h"
 #include "framework/plugin/plugin.h"
 
@@ -54,9 +55,8 @@ PluginWatch::~PluginWatch() {
 }
 
 void PluginWatch::Main() {
-  sigset_t all;
-  sigfillset(&all);
-  pthread_sigmask(SIG_BLOCK, &all, nullptr);
+  const sigset_t blocked = SignalsToBlock();
+  pthread_sigmask(SIG_BLOCK, &blocked, nullptr);
   for (;;) {
     std::array<pollfd, 2> fds = {{{events_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}}};
     if (poll(fds.data(), fds.size(), Timeout()) < 0 && errno != EINTR) return;

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
+#include "framework/isolation/crash_guard.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -72,6 +73,9 @@ constexpr DeviceFamily kDeviceFamilies[] = {
      [](const DeviceInfo& d) { return d.connected ? 1.0 : 0.0; }},
     {"virtbay_device_needs_reset", "gauge", "1 while the device waits for a reset by its driver.",
      [](const DeviceInfo& d) { return d.needs_reset ? 1.0 : 0.0; }},
+    {"virtbay_device_crashes_total", "counter",
+     "Crashes of the device's plugin that were contained.",
+     [](const DeviceInfo& d) { return static_cast<double>(d.crashes); }},
     {"virtbay_device_cpu_seconds_total", "counter", "CPU time of the device's queue threads.",
      [](const DeviceInfo& d) { return static_cast<double>(d.cpu_ns) / 1e9; }},
     {"virtbay_device_dma_violations_total", "counter",
@@ -133,6 +137,7 @@ constexpr QueueFamily kQueueFamilies[] = {
 };
 
 constexpr char kInfoFamily[] = "virtbay_device_info";
+constexpr char kTaintedFamily[] = "virtbay_process_tainted";
 
 struct PluginFamily {
   MetricKind kind = MetricKind::kCounter;
@@ -143,7 +148,7 @@ struct PluginFamily {
 
 bool IsOwnFamily(absl::string_view name) {
   const auto named = [&](const auto& family) { return name == family.name; };
-  return name == kInfoFamily ||
+  return name == kInfoFamily || name == kTaintedFamily ||
          std::any_of(std::begin(kDeviceFamilies), std::end(kDeviceFamilies), named) ||
          std::any_of(std::begin(kQueueFamilies), std::end(kQueueFamilies), named);
 }
@@ -244,6 +249,8 @@ std::string PrometheusText(const std::vector<DeviceReport>& devices) {
       }
     }
   }
+  Begin(&out, kTaintedFamily, "gauge", "1 after a crash of a plugin that was contained.");
+  absl::StrAppend(&out, kTaintedFamily, " ", CrashesContained() > 0 ? 1 : 0, "\n");
   PluginFamilies families;
   for (const DeviceReport& device : devices) {
     for (const auto& [metric, value] : device.info.metrics) {

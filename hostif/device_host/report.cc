@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
+#include "framework/isolation/crash_guard.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -92,6 +93,9 @@ json DeviceJson(const DeviceReport& report) {
   }
   out["needs_reset"] = info.needs_reset;
   out["failure"] = info.failure;
+  out["crashes"] = info.crashes;
+  // Of the whole process, which a crash of any plugin taints.
+  out["tainted"] = CrashesContained() > 0;
   out["features"] = absl::StrFormat("0x%x", info.features);
   out["options"] = info.options;
   out["socket"] = report.socket;

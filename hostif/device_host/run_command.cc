@@ -66,6 +66,8 @@ class RunCommand final : public Command {
         ->check(FileLimit());
     app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
         ->check(DescriptorNumber());
+    app_->add_flag("--contain", contain_,
+                   "A crash of a plugin fails its device only; for development, best effort");
     app_->add_flag("--watch", watch_, "Reload devices when the file of their plugin changes");
     app_->add_flag("--check", check_, "Only check the file, its plugins and their options");
   }
@@ -97,6 +99,7 @@ class RunCommand final : public Command {
     if (rlimit_nofile_.has_value()) config.rlimit_nofile = rlimit_nofile_;
     config.ready_fd = ready_fd_;
     config.watch |= watch_;
+    config.contain |= contain_;
     if (config.devices.empty() && config.control_socket.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(
           file_, ": there is no [[device]], and without a control-socket none can be added"));
@@ -135,6 +138,7 @@ class RunCommand final : public Command {
   std::optional<uint64_t> rlimit_nofile_;
   int ready_fd_ = -1;
   bool watch_ = false;
+  bool contain_ = false;
   bool check_ = false;
 };
 

@@ -15,6 +15,7 @@
 #include "absl/strings/strip.h"
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
+#include "framework/isolation/crash_guard.h"
 #include "framework/isolation/sigbus_guard.h"
 #include "hostif/device_host/control_server.h"
 #include "hostif/device_host/device_keys.h"
@@ -125,12 +126,18 @@ absl::Status RunService(ServiceConfig config) {
   VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
   VIRTBAY_ASSIGN_OR_RETURN(const std::vector<vhost_user::ActivationSocket> passed,
                            TakeActivationSockets());
-  if (config.sigbus_guard) VIRTBAY_RETURN_IF_ERROR(InstallSigbusGuard());
-
   const Log log =
       config.syslog ? Log::ToSyslog("virtbay", config.log_level) : Log::ToStderr(config.log_level);
-  VIRTBAY_ASSIGN_OR_RETURN(const std::unique_ptr<Service> service,
-                           Service::Create(config.plugin_dirs, log, config.shared_arena_size));
+  // Not contained, a crash is at least reported.
+  if (const absl::Status guarded = InstallCrashGuard(); !guarded.ok()) {
+    if (config.contain) log.Warn(absl::StrCat("--contain has no effect: ", guarded.message()));
+    config.contain = false;
+  }
+  if (config.sigbus_guard) VIRTBAY_RETURN_IF_ERROR(InstallSigbusGuard());
+
+  VIRTBAY_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Service> service,
+      Service::Create(config.plugin_dirs, log, config.shared_arena_size, config.contain));
   // Before the devices: a second process with the same file stops here, not half-way. Who connects
   // already is answered when the devices are there.
   std::unique_ptr<ControlServer> control;

@@ -56,6 +56,10 @@ void ServeOptions::AddHost() {
   app_->add_option("--plugin-path", plugin_path_, "Directory with plugins")
       ->allow_extra_args(false)
       ->group(kGroup);
+  app_->add_flag("--contain", contain_,
+                 "A crash of the plugin fails the device, not the process; for development, best "
+                 "effort")
+      ->group(kGroup);
   app_->add_flag("--watch", watch_, "Reload the device when the file of its plugin changes")
       ->group(kGroup);
   app_->add_option("--ready-fd", ready_fd_, "Gets a newline when front-ends can connect")
@@ -199,6 +203,7 @@ ServiceConfig ServeOptions::Service(DeviceConfig device, const std::string& log_
   config.control_socket = control_socket_;
   config.ready_fd = ready_fd_;
   config.watch = watch_;
+  config.contain = contain_;
   config.rlimit_nofile = rlimit_nofile_;
   for (const std::string& dir : plugin_path_) config.plugin_dirs.emplace_back(dir);
   const auto level = ParseLogLevel(log_level_.empty() ? log_level : log_level_);

@@ -68,6 +68,7 @@ class ServeOptions {
   bool syslog_ = false;
   std::optional<uint64_t> rlimit_nofile_;
   bool watch_ = false;
+  bool contain_ = false;
   int ready_fd_ = -1;
   std::vector<std::string> plugin_path_;
   bool access_platform_ = false;

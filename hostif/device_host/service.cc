@@ -40,10 +40,12 @@ absl::StatusOr<gid_t> GroupId(const std::string& name) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Service>> Service::Create(
-    std::vector<std::filesystem::path> plugin_dirs, Log log, uint64_t shared_arena_size) {
+    std::vector<std::filesystem::path> plugin_dirs, Log log, uint64_t shared_arena_size,
+    bool contain) {
   HostOptions options;
   options.log = log;
   options.shared_arena_size = shared_arena_size;
+  options.contain_crashes = contain;
   options.plugin_dirs = std::move(plugin_dirs);
   for (std::filesystem::path& place : PluginPlaces()) {
     options.plugin_dirs.push_back(std::move(place));

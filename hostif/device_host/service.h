@@ -29,7 +29,7 @@ class Service final : public ControlTarget {
   // `plugin_dirs`, then beside the executable (installed or in a build tree).
   static absl::StatusOr<std::unique_ptr<Service>> Create(
       std::vector<std::filesystem::path> plugin_dirs, Log log,
-      uint64_t shared_arena_size = HostOptions().shared_arena_size);
+      uint64_t shared_arena_size = HostOptions().shared_arena_size, bool contain = false);
   // [control] Removes the sockets first, then ends the devices, all at the same time: requests in
   // flight are finished within the stop deadlines.
   ~Service() override;

@@ -72,7 +72,8 @@ struct ServiceConfig {
   uint64_t shared_arena_size = HostOptions().shared_arena_size;
   // Gets a newline once every device listens, and is closed; -1: none.
   int ready_fd = -1;
-  bool watch = false;  // devices are reloaded when the file of their plugin changes
+  bool contain = false;  // crashes of plugins, for development
+  bool watch = false;    // devices are reloaded when the file of their plugin changes
   std::vector<DeviceConfig> devices;
   bool pool_requested = false;        // the guest's kernel was asked for a bounce pool
   std::vector<std::string> warnings;  // said at the start
