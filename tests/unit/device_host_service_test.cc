@@ -37,7 +37,7 @@ class ServiceTest : public ::testing::Test {
     DeviceConfig config;
     config.spec.name = name;
     config.spec.plugin = std::string(VIRTBAY_BAD_PLUGIN_DIR "/") + plugin + ".so";
-    config.spec.stop_deadline = absl::Milliseconds(100);
+    config.spec.stop_deadline = absl::Seconds(1);
     config.socket_path = dir_ / (name + ".sock");
     return config;
   }

@@ -132,7 +132,7 @@ class InOrderTest : public DeviceTest {
   void SetUp() override {
     DeviceTest::SetUp();
     DeviceSpec spec = Spec("a", {{"queues", "2"}, {"in_order", "1"}});
-    spec.stop_deadline = absl::Milliseconds(200);
+    spec.stop_deadline = absl::Seconds(1);
     ASSERT_OK_AND_ASSIGN(device_, host_->Add(spec));
     options_.driver.in_order = true;
     options_.driver.queue_size = 16;

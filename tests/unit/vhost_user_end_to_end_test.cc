@@ -63,7 +63,7 @@ class VhostUserEndToEndTest : public ::testing::Test {
     DeviceSpec spec;
     spec.name = "device";
     spec.plugin = plugin;
-    spec.stop_deadline = absl::Milliseconds(100);
+    spec.stop_deadline = absl::Seconds(1);
     ASSERT_OK_AND_ASSIGN(device_, host_->Add(std::move(spec)));
     ServerOptions options;
     options.socket_path = path_;
