@@ -80,21 +80,30 @@ void Queue::UseRing(Ring ring) {
   publish_ = &Queue::PublishRing<Ring>;
 }
 
-template <template <bool, bool> class Ring>
+template <typename Ring, typename RingLog>
+void Queue::UseRing(Ring ring, std::optional<RingLog> log) {
+  if (log.has_value()) {
+    UseRing(LoggedRing<Ring, RingLog>(std::move(ring), *std::move(log)));
+  } else {
+    UseRing(std::move(ring));
+  }
+}
+
+template <template <bool, bool> class Ring, typename RingLog>
 void Queue::MakeRing(const typename Ring<false, false>::Memory& memory, uint32_t position,
-                     uint64_t features) {
+                     uint64_t features, std::optional<RingLog> log) {
   const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
   const bool event_idx = (features & (1ull << VIRTIO_RING_F_EVENT_IDX)) != 0;
   if (event_idx) {
     if (in_order_) {
-      UseRing(Ring<true, true>(memory, position, indirect));
+      UseRing(Ring<true, true>(memory, position, indirect), std::move(log));
     } else {
-      UseRing(Ring<true, false>(memory, position, indirect));
+      UseRing(Ring<true, false>(memory, position, indirect), std::move(log));
     }
   } else if (in_order_) {
-    UseRing(Ring<false, true>(memory, position, indirect));
+    UseRing(Ring<false, true>(memory, position, indirect), std::move(log));
   } else {
-    UseRing(Ring<false, false>(memory, position, indirect));
+    UseRing(Ring<false, false>(memory, position, indirect), std::move(log));
   }
 }
 
@@ -108,6 +117,7 @@ absl::Status Queue::Start(QueueConfig config, const QueueMaps& maps, uint64_t fe
 template <typename Memory>
 absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_t features) {
   constexpr bool kPacked = std::is_same_v<Memory, PackedRingMemory>;
+  using RingLog = std::conditional_t<kPacked, PackedLog, SplitLog>;
   const MemoryMapRef& map = maps.buffers;
   const RingAddresses where{config.size, config.descriptors, config.avail, config.used};
   VIRTBAY_ASSIGN_OR_RETURN(const Memory memory, Memory::Create(*maps.rings, where));
@@ -115,11 +125,19 @@ absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_
     return absl::InvalidArgumentError(
         absl::StrCat("ring size ", config.size, " is above this queue's limit of ", max_size_));
   }
-  const bool resumes = left_ != nullptr && packed_ == kPacked && SameRing(where, where_) &&
-                       memory.GoesOn(config.base, left_position_);
+  const bool same = left_ != nullptr && packed_ == kPacked && SameRing(where, where_);
+  bool resumes = same && memory.GoesOn(config.base, left_position_);
   uint32_t position = left_position_;
   if (!resumes) {
     VIRTBAY_ASSIGN_OR_RETURN(position, memory.StartPosition(config.base));
+  }
+  std::optional<RingLog> log;
+  bool notify = false;
+  std::vector<typename RingLog::Pending> pending;
+  if (config.in_flight) {
+    VIRTBAY_ASSIGN_OR_RETURN(log, RingLog::Open(config.in_flight, memory, &position, &pending));
+    resumes = same && position == left_position_;
+    notify = log->goes_on();
   }
   in_order_ = (features & (1ull << VIRTIO_F_IN_ORDER)) != 0;
   if (resumes) {
@@ -140,6 +158,7 @@ absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_
     hold_ = holds_.back().get();
   }
   rings_map_ = maps.rings;
+  log_area_ = std::move(config.in_flight);
 
   where_ = where;
   packed_ = kPacked;
@@ -149,9 +168,9 @@ absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_
     packed_shown_ = kPacked;
   }
   if constexpr (kPacked) {
-    MakeRing<PackedRing>(memory, position, features);
+    MakeRing<PackedRing>(memory, position, features, std::move(log));
   } else {
-    MakeRing<SplitRing>(memory, position, features);
+    MakeRing<SplitRing>(memory, position, features, std::move(log));
   }
   enabled_ = config.enabled;
   draining_ = false;
@@ -163,10 +182,47 @@ absl::Status Queue::StartRing(QueueConfig config, const QueueMaps& maps, uint64_
   error_.Set(std::move(config.error));
   SetKick(std::move(config.kick));
   SetCall(std::move(config.call));
+  if (notify) call_.Notify();
   TellResume();
-  if (resumes) TakeUp();
+  if (resumes) {
+    TakeUp();
+  } else if (!pending.empty()) {
+    const bool indirect = (features & (1ull << VIRTIO_RING_F_INDIRECT_DESC)) != 0;
+    if (absl::Status status = Resubmit(memory, indirect, pending); !status.ok()) {
+      Finish(/*forget=*/true);
+      return status;
+    }
+  }
   in_flight_.store(table_->count, std::memory_order_relaxed);
   running_.store(true, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+template <typename Memory, typename Pending>
+absl::Status Queue::Resubmit(const Memory& memory, bool indirect,
+                             const std::vector<Pending>& pending) {
+  for (const Pending& one : pending) {
+    InFlightRequest& request = table_->At(one.head);
+    const ChainError error = one.Walk(memory, *hold_->map, indirect, &request.chain);
+    if (BreaksRing(error)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("in-flight log: chain ", one.head, ": ", ChainErrorName(error)));
+    }
+    if (in_order_) request.turn = table_->order.Append();
+    if (error != ChainError::kNone) {
+      Refuse(&request, error);
+      AwaitTurn(&request);
+      continue;
+    }
+    request.hold = hold_;
+    ++hold_->users;
+    request.state = RequestState::kRequeued;
+    ++table_->count;
+    requeued_.push_back(&request);
+  }
+  present_requeued_ = !requeued_.empty();
+  core_->log.Info(absl::StrCat("queue ", index_, ": goes on with ", pending.size(),
+                               " requests that were in flight"));
   return absl::OkStatus();
 }
 
@@ -215,7 +271,8 @@ QueueConfig Queue::Leave() {
                      .kick = kick_fd_,
                      .call = call_.fd(),
                      .error = error_.fd(),
-                     .enabled = enabled_};
+                     .enabled = enabled_,
+                     .in_flight = log_area_};
   config.base = Finish(/*forget=*/false);
   return config;
 }
@@ -305,6 +362,7 @@ uint32_t Queue::Finish(bool forget) {
   in_flight_.store(table_ == nullptr ? 0 : table_->count, std::memory_order_relaxed);
   hold_ = nullptr;
   rings_map_ = nullptr;
+  log_area_ = SharedArea();
   std::erase_if(holds_, [](const std::unique_ptr<MapHold>& hold) { return hold->users == 0; });
   cache_->Trim();
   return stop_base();

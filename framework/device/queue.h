@@ -27,6 +27,7 @@
 #include "framework/io/loop.h"
 #include "framework/memory/memory_map.h"
 #include "framework/memory/slot_allocator.h"
+#include "framework/virtq/in_flight_log.h"
 #include "framework/virtq/packed_ring.h"
 #include "framework/virtq/split_ring.h"
 #include "virtbay/device_port.h"
@@ -178,11 +179,16 @@ class Queue {
 
   template <typename Memory>
   absl::Status StartRing(QueueConfig config, const QueueMaps& maps, uint64_t features);
-  template <template <bool, bool> class Ring>
+  template <template <bool, bool> class Ring, typename RingLog>
   void MakeRing(const typename Ring<false, false>::Memory& memory, uint32_t position,
-                uint64_t features);
+                uint64_t features, std::optional<RingLog> log);
+  template <typename Ring, typename RingLog>
+  void UseRing(Ring ring, std::optional<RingLog> log);
   template <typename Ring>
   void UseRing(Ring ring);
+  // Enters what a ring's log had in flight, to be presented before anything else.
+  template <typename Memory, typename Pending>
+  absl::Status Resubmit(const Memory& memory, bool indirect, const std::vector<Pending>& pending);
   // f(ring) with the ring that runs, if any does.
   template <typename F>
   void WithRing(F f);
@@ -231,7 +237,8 @@ class Queue {
   void WriteCall();
   // A front-end has truncated the file behind something of ours.
   bool MemoryGone() const {
-    return hold_->map->poisoned() || (rings_map_ != hold_->map && rings_map_->poisoned());
+    return hold_->map->poisoned() || (rings_map_ != hold_->map && rings_map_->poisoned()) ||
+           log_area_.poisoned();
   }
 
   DeviceCore* const core_;
@@ -250,13 +257,20 @@ class Queue {
   // The hot members of a burst.
   bool (Queue::*pump_)() = nullptr;
   void (Queue::*publish_)() = nullptr;
+  template <bool kEventIdx, bool kInOrder>
+  using LoggedSplit = LoggedRing<SplitRing<kEventIdx, kInOrder>, SplitLog>;
+  template <bool kEventIdx, bool kInOrder>
+  using LoggedPacked = LoggedRing<PackedRing<kEventIdx, kInOrder>, PackedLog>;
   std::variant<std::monostate, SplitRing<false>, SplitRing<true>, SplitRing<false, true>,
                SplitRing<true, true>, PackedRing<false>, PackedRing<true>, PackedRing<false, true>,
-               PackedRing<true, true>>
+               PackedRing<true, true>, LoggedSplit<false, false>, LoggedSplit<true, false>,
+               LoggedSplit<false, true>, LoggedSplit<true, true>, LoggedPacked<false, false>,
+               LoggedPacked<true, false>, LoggedPacked<false, true>, LoggedPacked<true, true>>
       ring_;
   InFlightTable* table_ = nullptr;  // of the ring, in tables_
   MapHold* hold_ = nullptr;         // of the current map
   MemoryMapRef rings_map_;          // what ring_ points into
+  SharedArea log_area_;             // the same, of its log
   std::unique_ptr<SlotCache> cache_;
   std::vector<UsedEntry> shadow_used_;
   uint64_t published_ticks_ = 0;

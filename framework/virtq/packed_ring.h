@@ -228,6 +228,8 @@ class PackedRing {
   uint32_t base() const { return position(); }
   bool used_pending() const { return pending_ != 0; }
   uint16_t size() const { return m_.size; }
+  // The chain that PeekHead saw.
+  const std::vector<PackedSnapshot>& snapshot() const { return snapshot_; }
 
  private:
   template <typename T>

@@ -142,4 +142,20 @@ absl::Status Driver::Restart() {
   return Start();
 }
 
+absl::Status Driver::Reconnect(std::unique_ptr<Transport> transport) {
+  transport_ = std::move(transport);
+  for (Queue& queue : queues_) {
+    queue.started = false;
+    queue.base = queue.queue->ring().reconnect_base();
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(const uint64_t offered, transport_->GetFeatures());
+  if ((features_ & ~offered) != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("the device does not offer the features 0x%x", features_ & ~offered));
+  }
+  VIRTBAY_RETURN_IF_ERROR(transport_->SetFeatures(features_));
+  VIRTBAY_RETURN_IF_ERROR(transport_->SetMemory(*memory_));
+  return Start();
+}
+
 }  // namespace virtbay::guest

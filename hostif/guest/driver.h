@@ -56,6 +56,10 @@ class Driver {
   absl::Status Stop();
   // Resets the device and the queues and initialises it anew; buffers in flight are forgotten.
   absl::Status Restart();
+  // Goes on with the same rings and memory over another transport, to a device that knows what was
+  // in flight by another way (vhost-user's in-flight log); nothing is reset. FailedPrecondition
+  // when it does not offer the features that were agreed on.
+  absl::Status Reconnect(std::unique_ptr<Transport> transport);
   // Resets one queue and starts it anew (virtio 1.3 2.6.1) while the others go on; its buffers in
   // flight are forgotten. FailedPrecondition without ring_reset.
   absl::Status ResetQueue(uint32_t index);

@@ -251,7 +251,16 @@ size_t FuseQueue::Reap(std::span<FuseSlot*> slots) {
 absl::Status FuseQueue::Wait() {
   if (!done_.empty()) return absl::OkStatus();
   if (in_flight() == 0) return absl::FailedPreconditionError("no FUSE request is in flight");
-  return queue_->Wait(options_.wait, options_.timeout, driver_->transport().hangup_fd());
+  return WaitForUsed();
+}
+
+absl::Status FuseQueue::WaitForUsed() {
+  for (;;) {
+    const absl::Status status =
+        queue_->Wait(options_.wait, options_.timeout, driver_->transport().hangup_fd());
+    if (!absl::IsUnavailable(status) || options_.reconnect == nullptr) return status;
+    VIRTBAY_RETURN_IF_ERROR(options_.reconnect());
+  }
 }
 
 absl::Status FuseQueue::Call(FuseSlot* slot) {
@@ -269,8 +278,7 @@ absl::Status FuseQueue::Await(FuseSlot* slot) {
       return absl::OkStatus();
     }
     if (!slot->in_flight_) return absl::FailedPreconditionError("the request is not in flight");
-    VIRTBAY_RETURN_IF_ERROR(
-        queue_->Wait(options_.wait, options_.timeout, driver_->transport().hangup_fd()));
+    VIRTBAY_RETURN_IF_ERROR(WaitForUsed());
   }
 }
 

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -37,6 +38,9 @@ struct FuseQueueOptions {
   uint32_t page_size = 4096;     // data bytes per descriptor
   WaitMode wait = WaitMode::kSleep;
   absl::Duration timeout = absl::Seconds(30);  // of one wait
+  // When the back-end has gone: makes the driver go on with another (Driver::Reconnect), after
+  // which it is waited for again. None: the requests' end.
+  std::function<absl::Status()> reconnect = nullptr;
 };
 
 class FuseQueue;
@@ -175,6 +179,9 @@ class FuseQueue {
 
   void set_wait(WaitMode wait) { options_.wait = wait; }
   void set_timeout(absl::Duration timeout) { options_.timeout = timeout; }
+  void set_reconnect(std::function<absl::Status()> reconnect) {
+    options_.reconnect = std::move(reconnect);
+  }
   void set_caller(FuseCaller caller) { caller_ = std::move(caller); }
   const FuseCaller& caller() const { return caller_; }
   uint32_t in_flight() const { return queue_->ring().in_flight(); }
@@ -185,6 +192,7 @@ class FuseQueue {
   FuseQueue(Driver* driver, uint32_t queue, const FuseQueueOptions& options)
       : driver_(driver), queue_(&driver->queue(queue)), queue_index_(queue), options_(options) {}
   absl::Status MakeSlot(uint32_t index);
+  absl::Status WaitForUsed();
   void Collect();
   static void Finish(FuseSlot* slot, uint32_t written);
 

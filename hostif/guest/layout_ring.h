@@ -73,6 +73,9 @@ class LayoutRing {
   uint32_t first_base() const {
     return With([](const auto& ring) { return ring.first_base(); });
   }
+  uint32_t reconnect_base() const {
+    return With([](const auto& ring) { return ring.reconnect_base(); });
+  }
   RingAddresses addresses() const {
     return With([](const auto& ring) { return ring.addresses(); });
   }

@@ -221,6 +221,11 @@ class PackedRing {
 
   // QueueConfig's base of a new ring: place 0 in the lap whose wrap counter is 1.
   static constexpr uint32_t first_base() { return 0x8000; }
+  // The same of a device that has gone, as far as the driver can tell: nothing was in flight.
+  uint32_t reconnect_base() const {
+    const uint32_t place = used_.index | (used_.wrap ? 0x8000u : 0u);
+    return place | place << 16;
+  }
   RingAddresses addresses() const {
     return {desc_range_.range.address, driver_range_.range.address, device_range_.range.address};
   }

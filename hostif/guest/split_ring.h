@@ -223,6 +223,8 @@ class SplitRing {
 
   // QueueConfig's base of a new ring.
   static constexpr uint32_t first_base() { return 0; }
+  // The same of a device that has gone, as far as the driver can tell: nothing was in flight.
+  uint32_t reconnect_base() const { return RawUsedIndex(); }
   RingAddresses addresses() const {
     return {desc_range_.range.address, avail_range_.range.address, used_range_.range.address};
   }

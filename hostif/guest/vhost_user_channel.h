@@ -42,6 +42,8 @@ enum class VhostUserRequest : uint32_t {
   kSetBackendReqFd = 21,
   kGetConfig = 24,
   kSetConfig = 25,
+  kGetInflightFd = 31,
+  kSetInflightFd = 32,
   kResetDevice = 34,
   kGetMaxMemSlots = 36,
   kAddMemReg = 37,
@@ -64,6 +66,7 @@ inline constexpr uint64_t kVhostUserProtocolMq = 1u << 0;
 inline constexpr uint64_t kVhostUserProtocolReplyAck = 1u << 3;
 inline constexpr uint64_t kVhostUserProtocolBackendReq = 1u << 5;
 inline constexpr uint64_t kVhostUserProtocolConfig = 1u << 9;
+inline constexpr uint64_t kVhostUserProtocolInflight = 1u << 12;
 inline constexpr uint64_t kVhostUserProtocolResetDevice = 1u << 13;
 inline constexpr uint64_t kVhostUserProtocolMemSlots = 1u << 15;
 inline constexpr uint64_t kVhostUserProtocolStatus = 1u << 16;
@@ -110,6 +113,15 @@ struct VhostUserMemTable {
   uint32_t padding = 0;
   VhostUserRegion regions[kVhostUserMaxTableRegions];
 };
+
+// Sent without the padding at its end.
+struct VhostUserInflight {
+  uint64_t mmap_size = 0;
+  uint64_t mmap_offset = 0;
+  uint16_t num_queues = 0;
+  uint16_t queue_size = 0;
+};
+inline constexpr size_t kVhostUserInflightSize = 20;
 
 struct VhostUserConfigHeader {
   uint32_t offset = 0;

@@ -83,6 +83,29 @@ absl::Status VhostUserTransport::OpenBackendRequests() {
   return absl::OkStatus();
 }
 
+absl::Status VhostUserTransport::ShareInFlightLog(uint16_t queue_size) {
+  if (log_shared_ || !has(kVhostUserProtocolInflight)) return absl::OkStatus();
+  if (options_.in_flight == nullptr) {
+    auto log = std::make_shared<VhostUserInFlightLog>();
+    log->description.num_queues = static_cast<uint16_t>(std::max(queue_count_, 1u));
+    log->description.queue_size = queue_size;
+    VIRTBAY_ASSIGN_OR_RETURN(VhostUserMessage reply,
+                             Query(VhostUserRequest::kGetInflightFd,
+                                   BytesOf(log->description).first(kVhostUserInflightSize)));
+    if (reply.payload.size() < kVhostUserInflightSize || reply.fds.size() != 1) {
+      return absl::InternalError("GET_INFLIGHT_FD: the peer gave no descriptor");
+    }
+    std::memcpy(static_cast<void*>(&log->description), reply.payload.data(),
+                kVhostUserInflightSize);
+    log->fd = std::move(reply.fds[0]);
+    options_.in_flight = std::move(log);
+  }
+  const int fds[] = {options_.in_flight->fd.get()};
+  log_shared_ = true;
+  return Set(VhostUserRequest::kSetInflightFd,
+             BytesOf(options_.in_flight->description).first(kVhostUserInflightSize), fds);
+}
+
 absl::Status VhostUserTransport::Set(VhostUserRequest request, std::span<const std::byte> payload,
                                      std::span<const int> fds) {
   const uint32_t number = static_cast<uint32_t>(request);
@@ -209,6 +232,7 @@ absl::Status VhostUserTransport::SetRingFd(VhostUserRequest request, uint32_t qu
 }
 
 absl::Status VhostUserTransport::StartQueue(uint32_t queue, const RingStart& ring) {
+  VIRTBAY_RETURN_IF_ERROR(ShareInFlightLog(ring.size));
   VhostUserVringAddr address;
   address.index = queue;
   VIRTBAY_ASSIGN_OR_RETURN(address.descriptors, UserAddress(ring.addresses.descriptors));

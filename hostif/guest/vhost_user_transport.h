@@ -25,6 +25,12 @@ inline constexpr uint64_t kVhostUserAllProtocolFeatures =
     kVhostUserProtocolConfig | kVhostUserProtocolResetDevice | kVhostUserProtocolMemSlots |
     kVhostUserProtocolStatus;
 
+// The log of requests in flight that a front-end keeps while its back-end is started anew.
+struct VhostUserInFlightLog {
+  UniqueFd fd;
+  VhostUserInflight description;
+};
+
 struct VhostUserOptions {
   // Protocol features to accept where the peer offers them.
   uint64_t protocol_features = kVhostUserAllProtocolFeatures;
@@ -32,6 +38,9 @@ struct VhostUserOptions {
   // features.
   bool use_protocol_features = true;
   absl::Duration reply_timeout = absl::Seconds(30);
+  // With kVhostUserProtocolInflight: the log of the connection before (in_flight()); none: the
+  // back-end is asked for a new one when the first ring starts.
+  std::shared_ptr<const VhostUserInFlightLog> in_flight = nullptr;
 };
 
 class VhostUserTransport final : public Transport {
@@ -64,6 +73,10 @@ class VhostUserTransport final : public Transport {
   absl::StatusOr<uint32_t> TakeConfigChanges() override;
   int hangup_fd() const override { return channel_.fd(); }
 
+  // What the next connection goes on with; null without kVhostUserProtocolInflight, or before the
+  // first ring has started.
+  std::shared_ptr<const VhostUserInFlightLog> in_flight() const { return options_.in_flight; }
+
   // Protocol features that both sides agreed on.
   uint64_t protocol_features() const { return protocol_features_; }
   bool has(uint64_t protocol_feature) const { return (protocol_features_ & protocol_feature) != 0; }
@@ -84,6 +97,7 @@ class VhostUserTransport final : public Transport {
 
   absl::Status Handshake();
   absl::Status OpenBackendRequests();
+  absl::Status ShareInFlightLog(uint16_t queue_size);
   absl::Status SetByTable(const GuestMemory& memory);
   absl::Status SetBySlots(const GuestMemory& memory);
   absl::StatusOr<uint64_t> QueryU64(VhostUserRequest request);
@@ -98,6 +112,7 @@ class VhostUserTransport final : public Transport {
   uint64_t protocol_features_ = 0;
   bool protocol_acknowledged_ = false;  // bit 30
   bool packed_ = false;
+  bool log_shared_ = false;
   uint32_t queue_count_ = 0;
   uint8_t status_ = 0;                       // where the peer has no STATUS
   std::vector<VhostUserRegion> regions_;     // as the peer knows them

@@ -118,10 +118,10 @@ absl::Status Connection::Handle(Message& message) {
 }
 
 absl::Status Connection::Answer(const MessageInfo* info, const Message& message,
-                                const absl::Status& result, const Reply& reply) {
+                                const absl::Status& result, Reply& reply) {
   const uint32_t request = message.header.request;
   if (info != nullptr && info->answer != Answer::kAck) {
-    if (result.ok()) return writer_.Send(fd(), request, reply.bytes());
+    if (result.ok()) return writer_.Send(fd(), request, reply.bytes(), reply.TakeFd());
     if (info->answer == Answer::kOwnOrEmpty) return writer_.Send(fd(), request, {});
     return absl::Status(result.code(),
                         absl::StrCat(info->name, " has no reply that says that it failed"));

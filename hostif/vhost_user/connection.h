@@ -62,7 +62,7 @@ class Connection final : public DevicePortEvents {
   // Both return an error only when the connection has to end.
   absl::Status Handle(Message& message);
   absl::Status Answer(const MessageInfo* info, const Message& message, const absl::Status& result,
-                      const Reply& reply);
+                      Reply& reply);
   absl::Status Check(const MessageInfo* info, const Message& message) const;
   // The front-end has given us its own end of this very connection, and its end would never come.
   bool GaveItselfAway() const;

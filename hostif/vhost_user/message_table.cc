@@ -21,6 +21,7 @@ constexpr uint32_t kTable = sizeof(MemTableHeader);
 constexpr uint32_t kFullTable = kTable + kMaxTableRegions * sizeof(RegionDescription);
 constexpr uint32_t kConfig = sizeof(ConfigHeader);
 constexpr uint32_t kFullConfig = kConfig + kMaxConfigSize;
+constexpr uint32_t kFullInflight = sizeof(InflightDescription);
 constexpr uint32_t kAny = kMaxPayload;
 
 // clang-format off
@@ -56,8 +57,8 @@ constexpr MessageInfo kMessages[] = {
     {R::kPostcopyAdvise, "POSTCOPY_ADVISE", 0, kAny, 0, kMaxFds, false, 0, kOwn, nullptr},
     {R::kPostcopyListen, "POSTCOPY_LISTEN", 0, kAny, 0, kMaxFds, false, 0, kAck, nullptr},
     {R::kPostcopyEnd, "POSTCOPY_END", 0, kAny, 0, kMaxFds, false, 0, kOwn, nullptr},
-    {R::kGetInflightFd, "GET_INFLIGHT_FD", 0, kAny, 0, kMaxFds, false, 0, kOwn, nullptr},
-    {R::kSetInflightFd, "SET_INFLIGHT_FD", 0, kAny, 0, kMaxFds, false, 0, kAck, nullptr},
+    {R::kGetInflightFd, "GET_INFLIGHT_FD", kInflightSize, kFullInflight, 0, 0, false, kProtocolInflightShmfd, kOwn, &S::GetInflightFd},
+    {R::kSetInflightFd, "SET_INFLIGHT_FD", kInflightSize, kFullInflight, 1, 1, false, kProtocolInflightShmfd, kAck, &S::SetInflightFd},
     {R::kGpuSetSocket, "GPU_SET_SOCKET", 0, kAny, 0, kMaxFds, false, 0, kAck, nullptr},
     {R::kResetDevice, "RESET_DEVICE", 0, 0, 0, 0, false, kProtocolResetDevice, kAck, &S::ResetDevice},
     {R::kVringKick, "VRING_KICK", 0, kAny, 0, kMaxFds, false, 0, kAck, nullptr},

@@ -68,12 +68,13 @@ inline constexpr uint64_t kProtocolMq = uint64_t{1} << 0;
 inline constexpr uint64_t kProtocolReplyAck = uint64_t{1} << 3;
 inline constexpr uint64_t kProtocolBackendReq = uint64_t{1} << 5;
 inline constexpr uint64_t kProtocolConfig = uint64_t{1} << 9;
+inline constexpr uint64_t kProtocolInflightShmfd = uint64_t{1} << 12;
 inline constexpr uint64_t kProtocolResetDevice = uint64_t{1} << 13;
 inline constexpr uint64_t kProtocolConfigureMemSlots = uint64_t{1} << 15;
 inline constexpr uint64_t kProtocolStatus = uint64_t{1} << 16;
 inline constexpr uint64_t kOfferedProtocolFeatures =
-    kProtocolMq | kProtocolReplyAck | kProtocolBackendReq | kProtocolConfig | kProtocolResetDevice |
-    kProtocolConfigureMemSlots | kProtocolStatus;
+    kProtocolMq | kProtocolReplyAck | kProtocolBackendReq | kProtocolConfig |
+    kProtocolInflightShmfd | kProtocolResetDevice | kProtocolConfigureMemSlots | kProtocolStatus;
 
 struct Header {
   uint32_t request;
@@ -142,6 +143,17 @@ struct SingleRegion {
 };
 static_assert(sizeof(SingleRegion) == 40);
 inline constexpr uint32_t kMaxMemSlots = 509;
+
+// GET_INFLIGHT_FD and SET_INFLIGHT_FD; some front-ends send it with the 4 bytes of padding behind
+// it that its C struct has.
+struct InflightDescription {
+  uint64_t mmap_size;
+  uint64_t mmap_offset;
+  uint16_t num_queues;
+  uint16_t queue_size;
+};
+inline constexpr uint32_t kInflightSize = 20;
+static_assert(sizeof(InflightDescription) == kInflightSize + 4);
 
 // GET_CONFIG and SET_CONFIG: this, then `size` bytes.
 struct ConfigHeader {

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "framework/virtq/in_flight_log.h"
 
 namespace virtbay::vhost_user {
 namespace {
@@ -64,6 +65,11 @@ absl::Status Rings::SetBase(uint32_t index, uint32_t base) {
     ring->waiting = true;
   } else {
     VIRTBAY_RETURN_IF_ERROR(HaltIfDisabled(index, "index"));
+  }
+  if (std::exchange(ring->told, false) && ring->base != base) {
+    // Not where it stopped, so that it is another ring: what the log says is not about that.
+    VIRTBAY_ASSIGN_OR_RETURN(const SharedArea log, LogOf(index));
+    ForgetInFlight(log);
   }
   ring->base_given = true;
   ring->base = base;
@@ -156,6 +162,7 @@ absl::StatusOr<uint32_t> Rings::Stop(uint32_t index) {
   ring->waiting = false;
   ring->addressed = false;
   ring->base_given = true;
+  ring->told = true;
   ring->kick.reset();
   ring->call.reset();
   return ring->base;
@@ -203,7 +210,22 @@ void Rings::Resume() {
   }
 }
 
+absl::Status Rings::SetInFlight(int fd, const InflightDescription& description) {
+  for (uint32_t i = 0; i < count(); ++i) {
+    if (Running(i)) {
+      return absl::FailedPreconditionError(absl::StrCat("ring ", i, " runs with another log"));
+    }
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(in_flight_, InFlightArea::Map(fd, description));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SharedArea> Rings::LogOf(uint32_t index) const {
+  return in_flight_.Of(index, packed_);
+}
+
 void Rings::Forget() {
+  in_flight_.Forget(count(), packed_);
   for (Ring& ring : rings_) ring = Ring();
 }
 
@@ -234,6 +256,7 @@ absl::Status Rings::StartIfReady(uint32_t index) {
   config.kick = ring.kick;
   config.call = ring.call;
   config.error = ring.error;
+  VIRTBAY_ASSIGN_OR_RETURN(config.in_flight, LogOf(index));
   if (absl::Status status = port_->StartQueue(index, std::move(config)); !status.ok()) {
     return Annotate(status, absl::StrCat("starting ring ", index));
   }

@@ -14,6 +14,7 @@
 #include "framework/base/log.h"
 #include "framework/base/shared_fd.h"
 #include "framework/memory/memory_map.h"
+#include "hostif/vhost_user/in_flight_memory.h"
 #include "hostif/vhost_user/messages.h"
 #include "virtbay/device_port.h"
 
@@ -60,8 +61,14 @@ class Rings {
   // FailedPrecondition when one runs enabled.
   absl::Status SuspendDisabled();
   void Resume();
-  // After the device was reset, which stopped the rings: everything is as in the beginning.
+  // After the device was reset, which stopped the rings: everything is as in the beginning, in the
+  // in-flight log as well.
   void Forget();
+
+  // SET_INFLIGHT_FD: where the rings that start from now on note what they have in flight, and may
+  // find what they had. Those beyond the number given have no such log. InvalidArgument for what
+  // cannot be mapped or is too small, FailedPrecondition while a ring runs.
+  absl::Status SetInFlight(int fd, const InflightDescription& description);
 
   // Gives the device a new map. A running ring whose parts lie elsewhere in it is moved; one whose
   // parts are not in it is stopped, its error fd written, and starts again with a map that has
@@ -80,6 +87,7 @@ class Rings {
     bool enabled = false;
     bool waiting = false;  // SET_VRING_KICK has come and the ring does not run yet
     bool started = false;  // given to the device, which may have stopped it since
+    bool told = false;     // where it stopped, by GET_VRING_BASE
     // The device holds the same ones while the ring runs; it may have to move and start again.
     SharedFd kick;
     SharedFd call;
@@ -96,6 +104,8 @@ class Rings {
   };
 
   absl::StatusOr<Ring*> Find(uint32_t index);
+  // Empty: the ring has no log.
+  absl::StatusOr<SharedArea> LogOf(uint32_t index) const;
   bool Running(uint32_t index) const { return port_->queue_running(index); }
   absl::StatusOr<Place> Locate(const Ring& ring, const MemoryMap& map) const;
   // OK as well when something is still missing.
@@ -112,6 +122,7 @@ class Rings {
   std::vector<Ring> rings_;
   bool packed_ = false;
   MemoryMapRef map_;  // null before the first
+  InFlightArea in_flight_;
 };
 
 }  // namespace virtbay::vhost_user

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
 #include "hostif/vhost_user/front_end_fd.h"
+#include "hostif/vhost_user/in_flight_memory.h"
 
 namespace virtbay::vhost_user {
 namespace {
@@ -58,6 +59,8 @@ uint64_t Session::OfferedFeatures() const {
   // The protocol has no message to reset one queue.
   return port_->offered_features() & ~kFeatureRingReset;
 }
+
+bool Session::packed() const { return (features_ & kRingPackedBit) != 0; }
 
 absl::Status Session::GetFeatures(Message&, Reply& reply) {
   reply.Set<uint64_t>(OfferedFeatures() | kProtocolFeaturesBit);
@@ -217,6 +220,26 @@ absl::Status Session::GetQueueNum(Message&, Reply& reply) {
 
 absl::Status Session::SetBackendReqFd(Message& message, Reply&) {
   return backend_.Set(std::move(message.fds[0]));
+}
+
+absl::Status Session::GetInflightFd(Message& message, Reply& reply) {
+  InflightDescription asked{};
+  std::memcpy(&asked, message.bytes().data(), kInflightSize);
+  VIRTBAY_ASSIGN_OR_RETURN(InFlightMemory memory,
+                           InFlightMemory::Make(packed(), asked.num_queues, asked.queue_size));
+  const std::span<std::byte> payload = reply.Resize(message.header.size);
+  std::fill(payload.begin(), payload.end(), std::byte{0});
+  const InflightDescription made{memory.size, 0, asked.num_queues, asked.queue_size};
+  std::memcpy(payload.data(), &made, std::min(payload.size(), sizeof made));
+  reply.SetFd(std::move(memory.fd));
+  return absl::OkStatus();
+}
+
+absl::Status Session::SetInflightFd(Message& message, Reply&) {
+  InflightDescription given{};
+  std::memcpy(&given, message.bytes().data(), kInflightSize);
+  VIRTBAY_RETURN_IF_ERROR(CheckMemoryFd(message.fds[0].get()));
+  return rings_.SetInFlight(message.fds[0].get(), given);
 }
 
 absl::Status Session::GetConfig(Message& message, Reply& reply) {

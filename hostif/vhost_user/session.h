@@ -11,9 +11,11 @@
 #include <memory>
 #include <span>
 #include <type_traits>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "framework/base/log.h"
+#include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/backend_channel.h"
 #include "hostif/vhost_user/memory_table.h"
 #include "hostif/vhost_user/messages.h"
@@ -38,12 +40,16 @@ class Reply {
     return {bytes_.data(), size};
   }
   std::span<const std::byte> bytes() const { return {bytes_.data(), size_}; }
+  // Goes along with the payload.
+  void SetFd(UniqueFd fd) { fd_ = std::move(fd); }
+  UniqueFd TakeFd() { return std::move(fd_); }
 
  private:
   static constexpr size_t kCapacity = sizeof(ConfigHeader) + kMaxConfigSize;
 
   std::array<std::byte, kCapacity> bytes_{};
   size_t size_ = 0;
+  UniqueFd fd_;
 };
 
 class Session {
@@ -82,6 +88,8 @@ class Session {
   absl::Status SetProtocolFeatures(Message& message, Reply& reply);
   absl::Status GetQueueNum(Message& message, Reply& reply);
   absl::Status SetBackendReqFd(Message& message, Reply& reply);
+  absl::Status GetInflightFd(Message& message, Reply& reply);
+  absl::Status SetInflightFd(Message& message, Reply& reply);
   absl::Status GetConfig(Message& message, Reply& reply);
   absl::Status SetConfig(Message& message, Reply& reply);
   absl::Status SetStatus(Message& message, Reply& reply);
@@ -91,6 +99,8 @@ class Session {
   absl::Status ChangeMemory(absl::StatusOr<MemoryTable::Proposal> proposal);
   absl::Status AfterReset();
   uint64_t OfferedFeatures() const;
+  // VIRTIO_F_RING_PACKED was acknowledged.
+  bool packed() const;
 
   // The port is last to go: rings and channel hold nothing of it that its end would need.
   std::unique_ptr<DevicePort> port_;

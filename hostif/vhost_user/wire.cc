@@ -93,7 +93,8 @@ absl::Status MessageReader::CheckHeader() const {
   return absl::OkStatus();
 }
 
-absl::Status ReplyWriter::Send(int socket, uint32_t request, std::span<const std::byte> payload) {
+absl::Status ReplyWriter::Send(int socket, uint32_t request, std::span<const std::byte> payload,
+                               UniqueFd fd) {
   if (pending() || sizeof(Header) + payload.size() > buffer_.size()) {
     return absl::InternalError("the reply does not fit");
   }
@@ -104,19 +105,35 @@ absl::Status ReplyWriter::Send(int socket, uint32_t request, std::span<const std
   }
   size_ = sizeof header + payload.size();
   sent_ = 0;
+  fd_ = std::move(fd);
   return Flush(socket);
 }
 
 absl::Status ReplyWriter::Flush(int socket) {
   while (pending()) {
-    const ssize_t done =
-        send(socket, buffer_.data() + sent_, size_ - sent_, MSG_DONTWAIT | MSG_NOSIGNAL);
+    iovec part{buffer_.data() + sent_, size_ - sent_};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+    if (fd_) {
+      message.msg_control = control.data();
+      message.msg_controllen = control.size();
+      cmsghdr* const rights = CMSG_FIRSTHDR(&message);
+      rights->cmsg_level = SOL_SOCKET;
+      rights->cmsg_type = SCM_RIGHTS;
+      rights->cmsg_len = CMSG_LEN(sizeof(int));
+      const int fd = fd_.get();
+      std::memcpy(CMSG_DATA(rights), &fd, sizeof fd);
+    }
+    const ssize_t done = sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (done < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN || errno == EWOULDBLOCK) return absl::OkStatus();
       return ErrnoStatus(errno, "sending a reply");
     }
     sent_ += static_cast<size_t>(done);
+    fd_.reset();
   }
   return absl::OkStatus();
 }

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/fd_closer.h"
 #include "hostif/vhost_user/fd_list.h"
 #include "hostif/vhost_user/messages.h"
@@ -70,7 +71,8 @@ class ReplyWriter {
   // Sends header (flags exactly 0x5) and payload. Only when !pending(): the server reads no
   // further message before the last reply is gone, so that a front-end that never reads costs one
   // buffer.
-  absl::Status Send(int socket, uint32_t request, std::span<const std::byte> payload);
+  absl::Status Send(int socket, uint32_t request, std::span<const std::byte> payload,
+                    UniqueFd fd = UniqueFd());
   // Sends the rest when the socket is writable again.
   absl::Status Flush(int socket);
   bool pending() const { return sent_ < size_; }
@@ -79,6 +81,7 @@ class ReplyWriter {
   std::array<std::byte, sizeof(Header) + sizeof(ConfigHeader) + kMaxConfigSize> buffer_;
   size_t size_ = 0;
   size_t sent_ = 0;
+  UniqueFd fd_;  // goes with the first byte
 };
 
 }  // namespace virtbay::vhost_user

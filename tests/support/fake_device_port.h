@@ -30,6 +30,7 @@ class FakeDevice {
 
   // One ring as the device sees it.
   struct Queue {
+    SharedArea in_flight;
     bool running = false;
     bool enabled = false;
     uint16_t size = 0;
@@ -149,6 +150,7 @@ class FakeDevice {
         queue.enabled = config.enabled;
         queue.size = config.size;
         queue.base = config.base;
+        queue.in_flight = config.in_flight;
         queue.descriptors = config.descriptors;
         queue.avail = config.avail;
         queue.used = config.used;

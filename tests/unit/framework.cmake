@@ -33,6 +33,8 @@ target_compile_definitions(device_message_test PRIVATE
   VIRTBAY_MESSAGE_PARALLEL_PLUGIN="$<TARGET_FILE:test_message_parallel>")
 add_dependencies(device_message_test test_op test_op_parallel test_message test_message_parallel)
 
+virtbay_add_test(in_flight_log_test SOURCES in_flight_log_test.cc LIBRARIES virtbay_guest)
+
 virtbay_add_test(device_parts_test
   SOURCES poll_window_test.cc metrics_test.cc offload_pool_test.cc
           slot_waits_test.cc transfer_helper_test.cc descriptor_budget_test.cc notifier_test.cc

@@ -571,7 +571,7 @@ TEST_F(VhostUserTest, UnknownMessagesAreRefusedAndTheConnectionGoesOn) {
   EXPECT_TRUE(log_.Contains("message 4711: unknown"));
   EXPECT_TRUE(log_.Contains("NET_SET_MTU: needs a feature not offered"));
   // Nothing could be answered to this one that its sender would understand.
-  ASSERT_TRUE(front_.Send(Request::kGetInflightFd, VringState{0, 0}));
+  ASSERT_TRUE(front_.Send(Request::kGetSharedObject, VringState{0, 0}));
   EXPECT_TRUE(front_.Closed());
 }
 

@@ -16,6 +16,7 @@
 #include "framework/base/export.h"
 #include "framework/base/shared_fd.h"
 #include "framework/memory/memory_map.h"
+#include "framework/memory/shared_area.h"
 
 namespace virtbay {
 
@@ -39,6 +40,11 @@ struct QueueConfig {
   SharedFd call;  // eventfd or pipe that the device writes; none: no notifications
   SharedFd error;
   bool enabled = true;
+  // Where the ring notes what it has taken and not given back (vhost-user, "Inflight I/O
+  // tracking"), in the layout of its kind. If another process has left something there, the ring
+  // goes on behind that, whatever `base` says, and what was in flight is presented first. None:
+  // nothing is noted.
+  SharedArea in_flight = {};
 };
 
 // Device status bits (virtio 1.3 2.1).
