@@ -441,8 +441,6 @@ TEST_F(ProxyNetGuestTest, AnswersEchoes) {
   if (IsSkipped()) return;
   UniqueFd raw(socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP));
   if (!raw.valid()) GTEST_SKIP() << "no raw socket: " << strerror(errno);
-  const timeval patience = {20, 0};
-  setsockopt(raw.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
   const bool allowed = InHost(
       [] { return UniqueFd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, IPPROTO_ICMP)).valid(); });
   for (const char* target : {"10.0.2.2", kHost4}) {
@@ -524,7 +522,7 @@ class EchoToMapped : public ProxyNetGuestTest {
   std::string Answer() {
     while (true) {
       pollfd one = {packets_.get(), POLLIN, 0};
-      if (poll(&one, 1, 20'000) != 1) return std::string(64, '\0');
+      if (TEMP_FAILURE_RETRY(poll(&one, 1, 20'000)) != 1) return std::string(64, '\0');
       std::array<char, 2048> buffer;
       sockaddr_ll from = {};
       socklen_t size = sizeof(from);
@@ -600,7 +598,7 @@ TEST_F(EchoToMapped, HearsOfErrorsInIcmpv6sTerms) {
   while (echo.size() < 28 || echo[0] != 0x45 || echo[9] != 1) {
     std::array<char, 2048> buffer;
     pollfd one = {tun.get(), POLLIN, 0};
-    ASSERT_EQ(poll(&one, 1, 20'000), 1);
+    ASSERT_EQ(TEMP_FAILURE_RETRY(poll(&one, 1, 20'000)), 1);
     echo.assign(buffer.data(), static_cast<size_t>(read(tun.get(), buffer.data(), buffer.size())));
   }
   EXPECT_EQ(echo[8], 2);   // TTL
@@ -723,7 +721,7 @@ uint32_t AskDhcp(uint8_t kind, uint8_t mac, uint32_t wish) {
   message[236 + sizeof(options) + 4] = 255;
   if (sendto(fd.get(), message.data(), message.size(), 0, all.get(), all.size) < 0) return 0;
   std::array<uint8_t, 1500> answer{};
-  while (recv(fd.get(), answer.data(), answer.size(), 0) >= 240) {
+  while (TEMP_FAILURE_RETRY(recv(fd.get(), answer.data(), answer.size(), 0)) >= 240) {
     if (answer[4] != mac) continue;
     uint32_t given = 0;
     std::memcpy(&given, answer.data() + 16, 4);
@@ -764,11 +762,6 @@ void ProxyNetGuestTest::TransfersSurviveAReplacement() {
   UniqueFd guest_end = ConnectTo(kHost4, port);
   ASSERT_EQ(error_, 0);
   UniqueFd host_end(accept(listener.get(), nullptr, nullptr));
-  const timeval patience = {60, 0};
-  for (const int fd : {guest_end.get(), host_end.get()}) {
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
-  }
   std::atomic<int64_t> up = 0;
   std::atomic<int64_t> down = 0;
   const auto receive = [](int fd, std::atomic<int64_t>* count) {
@@ -903,8 +896,6 @@ TEST_F(ProxyNetGuestTest, QuestionsToTheResolverGoOnWithAnotherDevice) {
   if (IsSkipped()) return;
   uint16_t port = 53;
   UniqueFd server = InHost([&] { return Bound(kHost4, SOCK_DGRAM, &port); });
-  const timeval patience = {20, 0};
-  setsockopt(server.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
   UniqueFd udp = ConnectTo("10.0.2.2", 53, SOCK_DGRAM);
   Say(udp.get(), QuestionFor('a'));
   ASSERT_EQ(TakeQuestion(server.get()).query.substr(12), QuestionFor('a').substr(12));
@@ -921,7 +912,7 @@ TEST_F(ProxyNetGuestTest, QuestionsToTheResolverGoOnWithAnotherDevice) {
   // Asked anew, in whichever order.
   const auto answer_until = [&](const UniqueFd& guest) {
     pollfd ends[] = {{guest.get(), POLLIN, 0}, {server.get(), POLLIN, 0}};
-    while (poll(ends, 2, 20'000) > 0 && ends[0].revents == 0) {
+    while (TEMP_FAILURE_RETRY(poll(ends, 2, 20'000)) > 0 && ends[0].revents == 0) {
       AnswerQuestion(server.get(), TakeQuestion(server.get()));
     }
     ASSERT_NE(ends[0].revents, 0);
