@@ -75,6 +75,62 @@ class DatagramTest : public FlowTest {
   }
 };
 
+// What is for a program of the host's stays that program's, also when it shares its port with
+// others.
+TEST_F(DatagramTest, APortThatSomebodyHasIsNotPreserved) {
+  const UniqueFd server = Bind();
+  const UniqueFd other(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const int one = 1;
+  ASSERT_EQ(setsockopt(other.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
+  SocketAddress any = SocketAddress::Of({*IpAddress::Parse("0.0.0.0"), 0});
+  ASSERT_EQ(bind(other.get(), any.get(), any.size), 0);
+  ASSERT_EQ(getsockname(other.get(), any.get(), &any.size), 0);
+  guest_port = any.ToEndpoint()->port;
+  Deliver({Datagram("guest's")});
+  const auto [asked, guest] = Receive(server.get());
+  EXPECT_EQ(asked, "guest's");
+  EXPECT_NE(guest.ToEndpoint()->port, guest_port);
+  SocketAddress to = SocketAddress::Of({*IpAddress::Parse("127.0.0.1"), port_});
+  ASSERT_EQ(sendto(other.get(), "other's", 7, 0, to.get(), to.size), 7);
+  auto [again, program] = Receive(server.get());
+  EXPECT_EQ(again, "other's");
+  ASSERT_EQ(sendto(server.get(), "answer", 6, 0, program.get(), program.size), 6);
+  EXPECT_EQ(Receive(other.get()).first, "answer");
+}
+
+// To several peers from one port, and then it is free again.
+TEST_F(DatagramTest, FlowsOfOneAddressShareItsPort) {
+  UniqueFd probe = Bind();
+  guest_port = port_;
+  probe.reset();
+  UniqueFd servers[2];
+  for (UniqueFd& server : servers) {
+    server = Bind();
+    Deliver({Datagram("x")});
+    EXPECT_EQ(Receive(server.get()).second.ToEndpoint()->port, guest_port);
+  }
+  shard().Clear();
+  SocketAddress any = SocketAddress::Of({*IpAddress::Parse("0.0.0.0"), guest_port});
+  const UniqueFd free(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  EXPECT_EQ(bind(free.get(), any.get(), any.size), 0);
+}
+
+TEST(PortClaimsTest, APortIsForOneAddress) {
+  PortClaims claims;
+  const IpAddress one = *IpAddress::Parse("10.0.2.15");
+  const IpAddress other = *IpAddress::Parse("10.0.2.16");
+  using Claim = PortClaims::Claim;
+  EXPECT_EQ(claims.Take(7, one), Claim::kFirst);
+  EXPECT_EQ(claims.Take(7, one), Claim::kJoined);
+  EXPECT_EQ(claims.Take(7, other), Claim::kNone);
+  EXPECT_EQ(claims.Take(8, other), Claim::kFirst);
+  EXPECT_EQ(claims.Take(7, *IpAddress::Parse("fd00::1")), Claim::kFirst);
+  claims.Give(7, one);
+  EXPECT_EQ(claims.Take(7, other), Claim::kNone);
+  claims.Give(7, one);
+  EXPECT_EQ(claims.Take(7, other), Claim::kFirst);
+}
+
 TEST_F(DatagramTest, PassesDatagramsBothWaysAndKeepsThePort) {
   const UniqueFd server = Bind();
   Deliver({Datagram("ask"), Datagram("again"), Datagram("")});

@@ -13,6 +13,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "plugins/proxy-net/flow/icmp_translation.h"
 #include "plugins/proxy-net/packet/checksum.h"
@@ -112,6 +113,7 @@ DatagramFlow* Datagrams::Create(const Tuple& tuple) {
 void Datagrams::Remove(DatagramFlow* flow) {
   if (flow->kind == FlowKind::kNone) return;
   core_->CloseSocket(flow, /*reset=*/false);
+  GivePort(flow);
   core_->Unlist(flow);
   core_->Disarm(flow);
   flow->stays = false;
@@ -163,8 +165,6 @@ bool Datagrams::OpenSocket(DatagramFlow* flow, const GuestDatagram& packet) {
   flow->fd = fd;
   SetOption(fd, v4 ? int{SOL_IP} : int{SOL_IPV6}, v4 ? IP_RECVERR : IPV6_RECVERR, 1);
   if (!echo) {
-    // Several flows of one source port share it: only the connected one gets what is its own.
-    SetOption(fd, SOL_SOCKET, SO_REUSEPORT, 1);
     if (packet.dont_fragment) {
       SetOption(fd, v4 ? int{SOL_IP} : int{SOL_IPV6}, v4 ? IP_MTU_DISCOVER : IPV6_MTU_DISCOVER,
                 v4 ? IP_PMTUDISC_DO : IPV6_PMTUDISC_DO);
@@ -174,10 +174,10 @@ bool Datagrams::OpenSocket(DatagramFlow* flow, const GuestDatagram& packet) {
     }
   }
   flow->dont_fragment = packet.dont_fragment;
-  if (echo || flow->tuple.guest.port >= kFirstUnprivileged) {
-    const IpAddress any = v4 ? IpAddress(Ipv4Address{}) : IpAddress(Ipv6Address{});
-    const SocketAddress local = SocketAddress::Of({any, flow->tuple.guest.port});
-    flow->preserved = bind(fd, local.get(), local.size) == 0;
+  if (echo) {
+    flow->preserved = BindAsGuest(*flow);
+  } else if (flow->tuple.guest.port >= kFirstUnprivileged) {
+    PreservePort(flow);
   }
   const SocketAddress to =
       SocketAddress::Of({flow->host.address, echo ? uint16_t{0} : flow->host.port});
@@ -195,6 +195,41 @@ bool Datagrams::OpenSocket(DatagramFlow* flow, const GuestDatagram& packet) {
     while (recv(fd, nullptr, 0, MSG_DONTWAIT | MSG_TRUNC) >= 0) core_->Count(Event::kUdpStray);
   }
   return core_->Watch(*flow, kSocketEvents);
+}
+
+bool Datagrams::BindAsGuest(const DatagramFlow& flow) {
+  const bool v4 = flow.host.address.is_v4();
+  const IpAddress any = v4 ? IpAddress(Ipv4Address{}) : IpAddress(Ipv6Address{});
+  const SocketAddress local = SocketAddress::Of({any, flow.tuple.guest.port});
+  return bind(flow.fd, local.get(), local.size) == 0;
+}
+
+// Several flows of one source port share it: each is connected, and gets what is its own. The first
+// one binds it without sharing, which fails where anybody on the host has it.
+void Datagrams::PreservePort(DatagramFlow* flow) {
+  const PortClaims::Claim claim = ClaimPort(flow);
+  if (claim == PortClaims::Claim::kNone) return;
+  if (claim == PortClaims::Claim::kJoined) SetOption(flow->fd, SOL_SOCKET, SO_REUSEPORT, 1);
+  flow->preserved = BindAsGuest(*flow);
+  if (!flow->preserved) {
+    GivePort(flow);
+  } else if (claim == PortClaims::Claim::kFirst) {
+    SetOption(flow->fd, SOL_SOCKET, SO_REUSEPORT, 1);
+  }
+}
+
+PortClaims::Claim Datagrams::ClaimPort(DatagramFlow* flow) {
+  const Endpoint& guest = flow->tuple.guest;
+  // Two of the guest's destinations may be one when it says them in IPv6 and the host in IPv4.
+  if (guest.address.is_v4() != flow->host.address.is_v4()) return PortClaims::Claim::kNone;
+  const PortClaims::Claim claim = core_->shared->udp_ports.Take(guest.port, guest.address);
+  flow->claims = claim != PortClaims::Claim::kNone;
+  return claim;
+}
+
+void Datagrams::GivePort(DatagramFlow* flow) {
+  if (!std::exchange(flow->claims, false)) return;
+  core_->shared->udp_ports.Give(flow->tuple.guest.port, flow->tuple.guest.address);
 }
 
 void Datagrams::SendUnreachable(const GuestDatagram& packet, bool forbidden) {

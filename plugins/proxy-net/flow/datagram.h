@@ -9,6 +9,7 @@
 #include <string>
 
 #include "plugins/proxy-net/flow/core.h"
+#include "plugins/proxy-net/flow/port_claims.h"
 #include "plugins/proxy-net/flow/slab.h"
 #include "plugins/proxy-net/packet/parse.h"
 #include "plugins/proxy-net/packet/socket_address.h"
@@ -20,6 +21,7 @@ struct DatagramFlow : Flow {
   bool readable = false;
   bool shared = false;     // the socket is the listener's
   bool preserved = false;  // the host's source port is the guest's
+  bool claims = false;     // that port, see PortClaims
   bool dont_fragment = false;
   uint8_t hop_limit = 0;  // what the socket sends with; 0: the kernel's
   uint64_t active_ns = 0;
@@ -56,6 +58,8 @@ class Datagrams {
   // A flow with a socket that it had before, which is counted, or with that of `listener`; nullptr:
   // no room, and the socket is closed.
   DatagramFlow* Adopt(const Tuple& tuple, const Endpoint& peer, int fd, const Flow* listener);
+  // The guest's port is its own on the host as well, as it was before.
+  PortClaims::Claim ClaimPort(DatagramFlow* flow);
   void Remove(DatagramFlow* flow);
 
   DatagramFlow* At(uint32_t id) const { return flows_.At(id - core_->datagram_ids.first); }
@@ -73,6 +77,9 @@ class Datagrams {
   DatagramFlow* Create(const Tuple& tuple);
   DatagramFlow* Open(const GuestDatagram& packet);
   bool OpenSocket(DatagramFlow* flow, const GuestDatagram& packet);
+  static bool BindAsGuest(const DatagramFlow& flow);
+  void PreservePort(DatagramFlow* flow);
+  void GivePort(DatagramFlow* flow);
   void Touch(DatagramFlow* flow);
   int64_t Send(DatagramFlow* flow, const GuestDatagram& packet);
   int64_t SendTranslatedEcho(const DatagramFlow& flow, const GuestDatagram& packet);

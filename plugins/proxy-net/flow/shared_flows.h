@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "plugins/proxy-net/flow/flow.h"
+#include "plugins/proxy-net/flow/port_claims.h"
 #include "plugins/proxy-net/flow/siphash.h"
 
 namespace virtbay::proxy_net {
@@ -111,6 +112,7 @@ class SharedFlows {
   Budget datagram;
   Budget listeners;
   Budget chunks;
+  PortClaims udp_ports;
   std::atomic<uint32_t> half_open{0};
   FlowRate new_flows;
 

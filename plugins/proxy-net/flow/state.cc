@@ -618,6 +618,9 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
         continue;
       }
       in.Get(&flow->preserved);
+      if (flow->preserved && !shared && flow->kind == FlowKind::kUdp) {
+        static_cast<void>(shard->datagrams().ClaimPort(flow));
+      }
       in.Get(&flow->dont_fragment);
       in.Get(&flow->hop_limit);
       in.Get(&flow->active_ns);

@@ -28,7 +28,8 @@ struct RestoredFlows {
 
 // Connections with their sequence numbers and what they hold, UDP and echo flows, listeners, of all
 // shards of a device.
-// A stream to a service of the device's own is one end of a pair, whose other end the service saves.
+// A stream to a service of the device's own is one end of a pair, whose other end the service
+// saves.
 SavedFlows SaveFlows(std::span<Shard* const> shards);
 // Takes over what SaveFlows gave, and the descriptors, each counted anew, whatever becomes of them.
 // An Error when the bytes are not well formed, or the descriptors are not those that they speak of:
