@@ -112,6 +112,10 @@ bool Ipv6Address::IsV4Compatible() const {
          !IsLoopback();
 }
 
+bool Ipv6Address::IsV4Translated() const {
+  return StartsWith(bytes, {0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0});
+}
+
 bool Ipv6Address::IsNat64() const {
   return StartsWith(bytes, {0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0});
 }
@@ -123,7 +127,7 @@ bool Ipv6Address::IsIsatap() const {
 }
 
 std::optional<Ipv4Address> Ipv6Address::EmbeddedIpv4() const {
-  if (IsV4Mapped() || IsV4Compatible() || IsNat64()) return At(bytes, 12);
+  if (IsV4Mapped() || IsV4Compatible() || IsV4Translated() || IsNat64()) return At(bytes, 12);
   if (Is6to4()) return At(bytes, 2);
   if (IsIsatap()) return At(bytes, 12);
   return std::nullopt;

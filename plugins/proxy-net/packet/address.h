@@ -103,6 +103,8 @@ struct Ipv6Address {
   bool IsV4Mapped() const;
   // [any] ::/96, but for :: and ::1 (RFC 4291 2.5.5.1).
   bool IsV4Compatible() const;
+  // [any] ::ffff:0:a.b.c.d, for translators (RFC 7915).
+  bool IsV4Translated() const;
   // [any] 64:ff9b::/96 (RFC 6052).
   bool IsNat64() const;
   // [any] 64:ff9b:1::/48, of which each network has its own length (RFC 8215).

@@ -17,12 +17,18 @@ constexpr IpAddress V6(std::array<uint16_t, 8> groups) { return Ipv6Address::Of(
 constexpr Default kDenied[] = {
     {{Ipv4Address::Of(127, 0, 0, 0), 8}, Denial::kLoopback},
     {{Ipv4Address::Of(169, 254, 0, 0), 16}, Denial::kLinkLocal},
+    // Metadata services that are not link-local: of Alibaba, of Oracle.
+    {{Ipv4Address::Of(100, 100, 100, 200), 32}, Denial::kLinkLocal},
+    {{Ipv4Address::Of(192, 0, 0, 192), 32}, Denial::kLinkLocal},
     {{Ipv4Address::Of(224, 0, 0, 0), 4}, Denial::kMulticast},
     {{Ipv4Address::Of(255, 255, 255, 255), 32}, Denial::kBroadcast},
     {{Ipv4Address::Of(240, 0, 0, 0), 4}, Denial::kReserved},
     {{V6({0, 0, 0, 0, 0, 0, 0, 1}), 128}, Denial::kLoopback},
     {{V6({0xfe80, 0, 0, 0, 0, 0, 0, 0}), 10}, Denial::kLinkLocal},
     {{V6({0xfec0, 0, 0, 0, 0, 0, 0, 0}), 10}, Denial::kReserved},
+    // Metadata services over IPv6: of AWS, of Google.
+    {{V6({0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254}), 128}, Denial::kLinkLocal},
+    {{V6({0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254}), 128}, Denial::kLinkLocal},
     {{V6({0xff00, 0, 0, 0, 0, 0, 0, 0}), 8}, Denial::kMulticast},
     {{V6({0x64, 0xff9b, 1, 0, 0, 0, 0, 0}), 48}, Denial::kReserved},
 };

@@ -23,7 +23,7 @@ enum class Denial : uint8_t {
   kUnspecified,  // 0.0.0.0/8 and ::, which reach the host itself; no rule allows them
   kTransition,   // Teredo, whose embedded addresses nobody can check; no rule allows it
   kLoopback,
-  kLinkLocal,  // 169.254.169.254, the metadata service, is one
+  kLinkLocal,  // 169.254.169.254, the metadata service, is one, and others are taken for such
   kMulticast,
   kBroadcast,
   kReserved,  // 240.0.0.0/4, fec0::/10, 64:ff9b:1::/48
