@@ -212,6 +212,7 @@ awk -v ms=$elapsed '
   /^#/ { next }
   {
     name = $1; sub(/\{.*/, "", name)
+    if (!/device="/) next  # of the process
     device = $1; sub(/.*device="/, "", device); sub(/".*/, "", device)
     sum[name, device] += $2; seen[device] = 1
   }
