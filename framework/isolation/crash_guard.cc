@@ -22,20 +22,9 @@
 #include "absl/base/const_init.h"
 #include "absl/synchronization/mutex.h"
 #include "framework/base/contained_call.h"
+#include "framework/base/sanitized.h"
 #include "framework/base/status.h"
 #include "framework/isolation/sigbus_guard.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define VIRTBAY_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
-    __has_feature(memory_sanitizer)
-#define VIRTBAY_SANITIZED 1
-#endif
-#endif
-#ifndef VIRTBAY_SANITIZED
-#define VIRTBAY_SANITIZED 0
-#endif
 
 namespace virtbay {
 namespace {
@@ -267,7 +256,7 @@ void InstallStackSignal() {
 }  // namespace
 
 absl::Status InstallCrashGuard() {
-  if (VIRTBAY_SANITIZED) {
+  if (kSanitized) {
     return absl::UnimplementedError(
         "crashes are neither contained nor reported in a build with sanitizers, which report them "
         "themselves");

@@ -22,19 +22,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "framework/base/sanitized.h"
 #include "framework/base/status.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define VIRTBAY_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
-    __has_feature(memory_sanitizer)
-#define VIRTBAY_SANITIZED 1
-#endif
-#endif
-#ifndef VIRTBAY_SANITIZED
-#define VIRTBAY_SANITIZED 0
-#endif
 
 namespace virtbay {
 namespace {
@@ -43,10 +32,8 @@ constexpr uint64_t kMaxFileSize = uint64_t{1} << 30;
 
 boost::dll::load_mode::type LoadMode() {
   auto mode = boost::dll::load_mode::rtld_now | boost::dll::load_mode::rtld_local;
-#if VIRTBAY_SANITIZED
   // Reports at the end of the process name functions of images that were unloaded before.
-  mode |= static_cast<boost::dll::load_mode::type>(RTLD_NODELETE);
-#endif
+  if (kSanitized) mode |= static_cast<boost::dll::load_mode::type>(RTLD_NODELETE);
   return mode;
 }
 
@@ -249,7 +236,7 @@ absl::StatusOr<std::unique_ptr<PluginLibrary>> PluginLibrary::Load(
         absl::StrCat("plugin ", shown.native(), ": cannot be loaded: ",
                      absl::StrReplaceAll(reason, {{copy.path().native(), shown.native()}})));
   }
-  if (!VIRTBAY_SANITIZED) {
+  if (!kSanitized) {
     // Nothing stays behind whatever becomes of the process. A sanitizer reads the file later.
     copy.Remove();
   }
@@ -270,7 +257,7 @@ bool PluginLibrary::Unload() {
   if (handle_ == nullptr) return true;
   handle_->library.unload();
   handle_.reset();
-  return VIRTBAY_SANITIZED || !Resident(copy_.path().native());
+  return kSanitized || !Resident(copy_.path().native());
 }
 
 void PluginLibrary::Leak() { static_cast<void>(handle_.release()); }

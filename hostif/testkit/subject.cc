@@ -8,14 +8,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "framework/base/clock.h"
+#include "framework/base/sanitized.h"
 #include "framework/base/status.h"
 #include "hostif/guest/in_process_transport.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define VIRTBAY_SANITIZED true
-#else
-#define VIRTBAY_SANITIZED false
-#endif
 
 namespace virtbay::testkit {
 namespace {
@@ -67,7 +62,7 @@ std::string Content(uint32_t kind, size_t size, std::minstd_rand* random) {
 
 }  // namespace
 
-const bool kSanitized = VIRTBAY_SANITIZED;
+const bool kSanitized = ::virtbay::kSanitized;
 
 Subject::Subject(const CheckOptions& options) : options_(options) {
   HostOptions host_options;

@@ -1,7 +1,6 @@
 """The loop of somebody who works on a plugin: from the saved source to the first answer of the new code."""
 import pathlib
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -75,4 +74,3 @@ class EditLoop:
         for process in reversed(self.processes):
             process.terminate()
             process.wait()
-        shutil.rmtree(self.directory / "prefix", ignore_errors=True)
