@@ -21,7 +21,7 @@ echo "== build"
 configure_build release || exit 1
 # With every device, so that the README's other commands work afterwards.
 cmake --build "$BUILD" --target virtbay_device_host virtiofs virtio-net proxy-net \
-  virtbay_demo_guest virtbay_uml_xstate -- -j"$(nproc)" --quiet || exit 1
+  virtbay_demo_guest virtbay_uml_preload -- -j"$(nproc)" --quiet || exit 1
 
 WORK=$(mktemp -d "${TMPDIR:-/tmp}/virtbay-demo-XXXXXX")
 WEB=()

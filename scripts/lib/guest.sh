@@ -119,8 +119,8 @@ guest_start() {
   exec {GUEST_IN}<>"$dir/in"
   local hold
   exec {hold}<>"$dir/out"
-  # See tests/guest/uml_xstate.c; a build without the tests does without it.
-  local preload=$BUILD/bin/uml_xstate.so
+  # See tests/guest/uml_xstate.c and uml_events.c; a build without the tests does without it.
+  local preload=$BUILD/bin/uml_preload.so
   [ -e "$preload" ] || preload=
   TMPDIR=$(uml_memory_dir) LD_PRELOAD=$preload setsid linux.uml mem="$memory" initrd="$initramfs" uml_dir="$dir" \
     umid=guest "${devices[@]}" vb_job="$job" vb_tags="$tags" quiet loglevel=4 con=null \
