@@ -29,10 +29,12 @@
 #include "virtbay/device_port.h"
 #include "virtbay/host.h"
 #include "virtbay/sdk/abi.h"
+#include "virtbay/trace.h"
 
 namespace virtbay {
 
 class SavedState;
+class TraceRing;
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
@@ -55,6 +57,9 @@ class Device : public std::enable_shared_from_this<Device> {
   // Puts another image of its plugin in the place of the one that serves, see Host::Reload.
   absl::StatusOr<ReloadReport> Reload(std::shared_ptr<Plugin> plugin, const ReloadOptions& options);
   std::filesystem::path plugin_path() const;
+  // DeviceHandle::StartTrace, and the end of it.
+  absl::StatusOr<std::unique_ptr<DeviceTrace>> StartTrace(uint32_t events);
+  void EndTrace();
   // [any] Asks the threads that serve to let the plugin say its last words, if none has been asked
   // yet. Waits for nothing: what stops a ring comes to its thread after this.
   void Farewell(FarewellReason reason);
@@ -191,6 +196,8 @@ class Device : public std::enable_shared_from_this<Device> {
   // The bytes of a generation's configuration space.
   std::string ConfigOf(const Generation& generation);
 
+  void OfferTrace(const std::vector<std::shared_ptr<TraceRing>>& rings)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   // Frees threads that the front-end holds up in a notification.
   void ReleaseNotifiers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   bool AnyQueueRunning() const;
@@ -239,6 +246,7 @@ class Device : public std::enable_shared_from_this<Device> {
   // What Inspect shows without waiting for a slow change of the control plane.
   mutable absl::Mutex threads_mutex_;
   std::vector<QueueThread*> live_threads_ ABSL_GUARDED_BY(threads_mutex_);
+  bool traced_ ABSL_GUARDED_BY(threads_mutex_) = false;
   bool farewell_asked_ ABSL_GUARDED_BY(threads_mutex_) = false;
   uint64_t ended_cpu_ns_ ABSL_GUARDED_BY(threads_mutex_) = 0;
   uint64_t ended_enters_ ABSL_GUARDED_BY(threads_mutex_) = 0;

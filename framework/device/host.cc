@@ -292,6 +292,11 @@ absl::Status DeviceHandle::Farewell(FarewellReason reason) const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::unique_ptr<DeviceTrace>> DeviceHandle::StartTrace(uint32_t events) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->StartTrace(events);
+}
+
 absl::StatusOr<DeviceState> DeviceHandle::Save() const {
   VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
   return device->Save();

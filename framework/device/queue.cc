@@ -56,6 +56,7 @@ void Queue::BindToThread(Loop* loop, CallbackMonitor* monitor) {
   loop_ = loop;
   monitor_ = monitor;
   thread_.store(pthread_self(), std::memory_order_relaxed);
+  TakeTrace();
 }
 
 bool Queue::OnOwnThread() const {
@@ -663,6 +664,8 @@ bool Queue::PumpRing() {
     batches_.Add();
   }
   in_flight_.store(table_->count, std::memory_order_relaxed);
+  if (trace_ != nullptr && count > 0) [[unlikely]]
+    TracePop(burst.data(), count);
   // A burst of one is published at its end anyway.
   if (count > 1) published_ticks_ = CoarseTicks();
   if (count > 0) Present(burst.data(), count);
@@ -673,6 +676,7 @@ bool Queue::PumpRing() {
 
 void Queue::Present(virtbay_request* const* requests, uint32_t count) {
   monitor_->SetBatch(requests, count);
+  const TraceCallScope traced(trace_, TraceCall::kOnRequests, count);
   CallOnQueue(core_, monitor_, "on_requests", index_,
               [&] { core_->ops.on_requests(core_->device, index_, requests, count); });
 }
@@ -757,6 +761,8 @@ void Queue::PublishRing() {
 void Queue::WriteCall() {
   calls_.Add();
   syscalls_.Add();
+  if (trace_ != nullptr) [[unlikely]]
+    trace_->Record({.kind = TraceKind::kNotify});
   call_.Notify();
 }
 
@@ -804,6 +810,8 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
     CopyToSegments(request->chain.writable(), 0, request->abi.out, out_bytes);
     bytes_out_.Add(out_bytes);
   }
+  if (trace_ != nullptr) [[unlikely]]
+    TraceComplete(request, written);
   EndChain(request, written, request->chain.writable_bytes() == 0);
   moved_ += uint64_t{written} + request->abi.in_total;
   Free(request);

@@ -24,6 +24,7 @@
 #include "framework/device/in_flight.h"
 #include "framework/device/notifier.h"
 #include "framework/device/slot_waits.h"
+#include "framework/device/trace_ring.h"
 #include "framework/io/loop.h"
 #include "framework/memory/memory_map.h"
 #include "framework/memory/slot_allocator.h"
@@ -111,6 +112,11 @@ class Queue {
   // Takes what was offered: rebinds the ring or stops it.
   void TakeMaps();
   void SetEnabled(bool enabled) { enabled_ = enabled; }
+  // [any] What TakeTrace takes, now or when a thread binds to the queue; null: no more tracing.
+  void OfferTrace(std::shared_ptr<TraceRing> ring);
+  void TakeTrace();
+  // Null unless it is being traced; stays during a callback.
+  TraceRing* trace() const { return trace_; }
   void SetKick(SharedFd fd);
   void SetCall(SharedFd fd);
   void SetError(SharedFd fd);
@@ -148,7 +154,11 @@ class Queue {
   bool stalled() const { return stalled_; }
   // Started without a kick fd: has to be looked at.
   bool wants_polling() const { return running() && kick_ == nullptr && !kick_lost_; }
-  void OnKick() { kicks_.Add(); }
+  void OnKick() {
+    kicks_.Add();
+    if (trace_ != nullptr) [[unlikely]]
+      trace_->Record({.kind = TraceKind::kKick});
+  }
   void OnKickLost(int32_t error);
   // Operations and work the plugin waits for; a drain ends when there are none.
   void IoBegun() { ++busy_; }
@@ -164,6 +174,9 @@ class Queue {
   int32_t Reserve(InFlightRequest* request, uint32_t len);
   int64_t Transfer(InFlightRequest* request, bool read, int fd, uint64_t file_offset,
                    uint32_t offset, uint32_t len, uint32_t rw_flags);
+  // Of a queue that is traced: an operation VIRTBAY_IO_* `op` begins; its id for TraceIoEnd.
+  uint64_t TraceIo(const InFlightRequest* request, uint32_t op);
+  void TraceIoEnd(uint64_t id, int32_t result);
   void CountDirect(uint64_t bytes) { bytes_direct_.Add(bytes); }
   void CountSyscall() { syscalls_.Add(); }
   void CountPoll(bool hit) { (hit ? poll_hits_ : poll_misses_).Add(); }
@@ -227,6 +240,8 @@ class Queue {
   // For fetch and reserve; nullptr: the request waits for them.
   std::byte* AllocateExtra(InFlightRequest* request, uint32_t count);
   void FreeExtra(InFlightRequest* request);
+  void TracePop(virtbay_request* const* requests, uint32_t count);
+  void TraceComplete(const InFlightRequest* request, uint32_t written);
   // After a burst that met a full arena, or the first one after that.
   void CountStall(bool was_stalled, bool took);
   void ReleaseMap(MapHold* hold);
@@ -269,6 +284,7 @@ class Queue {
       ring_;
   InFlightTable* table_ = nullptr;  // of the ring, in tables_
   MapHold* hold_ = nullptr;         // of the current map
+  TraceRing* trace_ = nullptr;      // trace_kept_
   MemoryMapRef rings_map_;          // what ring_ points into
   SharedArea log_area_;             // the same, of its log
   std::unique_ptr<SlotCache> cache_;
@@ -291,6 +307,9 @@ class Queue {
   std::vector<InFlightRequest*> requeued_;
   absl::Mutex offer_mutex_;
   std::optional<absl::StatusOr<QueueMaps>> offered_ ABSL_GUARDED_BY(offer_mutex_);
+  std::shared_ptr<TraceRing> offered_trace_ ABSL_GUARDED_BY(offer_mutex_);
+  std::shared_ptr<TraceRing> trace_kept_;
+  uint64_t next_trace_id_ = 1;
   RingAddresses where_;
   mutable absl::Mutex shown_mutex_;
   RingAddresses shown_ ABSL_GUARDED_BY(shown_mutex_);  // where_ as others may see it

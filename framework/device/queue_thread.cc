@@ -384,6 +384,8 @@ void QueueThread::OnIo(const IoOp& op, int32_t result) {
       queue->CountDirect(static_cast<uint64_t>(result));
     }
   }
+  if (queue->trace() != nullptr) [[unlikely]]
+    queue->TraceIoEnd(op.trace_id, result);
   queue->IoEnded();
   constexpr uint32_t kOps[] = {VIRTBAY_IO_READ, VIRTBAY_IO_WRITE, VIRTBAY_IO_FSYNC,
                                VIRTBAY_IO_FALLOCATE, VIRTBAY_IO_POLL};
@@ -395,6 +397,8 @@ void QueueThread::DeliverIo() {
   if (results_.empty()) return;
   if (core_->ops.on_io != nullptr) {
     const uint32_t index = results_queue_->index();
+    const TraceCallScope traced(results_queue_->trace(), TraceCall::kOnIo,
+                                static_cast<uint32_t>(results_.size()));
     CallOnQueue(core_, &monitor_, "on_io", index, [&] {
       core_->ops.on_io(core_->device, index, results_.data(),
                        static_cast<uint32_t>(results_.size()));
@@ -413,6 +417,7 @@ void QueueThread::OnWatchLost(uint32_t tag, int32_t error) {
 void QueueThread::OnTimer(uint16_t index, uint64_t cookie) {
   if (core_->ops.on_timer == nullptr) return;
   DeliverIo();
+  const TraceCallScope traced(core_->queues[index]->trace(), TraceCall::kOnTimer, 1);
   CallOnQueue(core_, &monitor_, "on_timer", index,
               [&] { core_->ops.on_timer(core_->device, index, cookie); });
   core_->queues[index]->Publish();
@@ -467,7 +472,11 @@ int32_t QueueThread::SubmitIo(const virtbay_io* ops, uint32_t count) {
         op->segments.resize(SliceSegments(chain, io.payload_offset, io.payload_len, op->segments));
       }
     }
-    core_->queues[io.queue]->IoBegun();
+    Queue* const queue = core_->queues[io.queue].get();
+    queue->IoBegun();
+    op->trace_id = 0;
+    if (queue->trace() != nullptr) [[unlikely]]
+      op->trace_id = queue->TraceIo(static_cast<InFlightRequest*>(op->context), io.op);
     loop_->Submit(op);
   }
   return VIRTBAY_OK;
@@ -490,6 +499,7 @@ int32_t QueueThread::Offload(Queue* queue, void (*work)(void*), void* argument, 
         mailbox->Post([this, queue, argument, cookie] {
           queue->IoEnded();
           if (core_->ops.on_offload != nullptr) {
+            const TraceCallScope traced(queue->trace(), TraceCall::kOnOffload, 1);
             CallOnQueue(core_, &monitor_, "on_offload", queue->index(), [&] {
               core_->ops.on_offload(core_->device, queue->index(), argument, cookie);
             });

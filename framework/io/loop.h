@@ -32,6 +32,7 @@ struct IoOp {
   uint64_t file_offset = 0;  // UINT64_MAX: none
   uint64_t length = 0;       // fallocate
   uint64_t cookie = 0;
+  uint64_t trace_id = 0;        // the caller's
   void* context = nullptr;      // the caller's
   std::vector<iovec> segments;  // keeps its capacity from use to use
 

@@ -29,6 +29,7 @@ std::unique_ptr<Command> AddRunCommand(CLI::App* app);
 std::unique_ptr<Command> AddPluginCommand(CLI::App* app);
 std::unique_ptr<Command> AddCtlCommand(CLI::App* app);
 std::unique_ptr<Command> AddReloadCommand(CLI::App* app);
+std::unique_ptr<Command> AddTraceCommand(CLI::App* app);
 
 }  // namespace virtbay::device_host
 

@@ -186,6 +186,40 @@ absl::StatusOr<json> Reload(ControlTarget* target, const json& body) {
   return reports;
 }
 
+absl::StatusOr<json> StartTrace(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name", "output", "seconds"}));
+  std::string name;
+  if (body.contains("name")) {
+    VIRTBAY_ASSIGN_OR_RETURN(name, StringKey(body, "name"));
+    if (name.empty()) return Invalid("name: is empty");
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string output, StringKey(body, "output"));
+  VIRTBAY_RETURN_IF_ERROR(CheckAbsolute("output", output));
+  if (output.find('\0') != std::string::npos) return Invalid("output: holds a zero byte");
+  const auto seconds = body.find("seconds");
+  if (seconds == body.end()) return Invalid("seconds: is missing");
+  if (!seconds->is_number()) return Invalid("seconds: must be a number");
+  const double given = seconds->get<double>();
+  if (!(given > 0 && given <= kMostTraceSeconds)) {
+    return Invalid(absl::StrCat("seconds: must be above 0 and at most ", kMostTraceSeconds));
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(const uint64_t number,
+                           target->StartTrace(name, output, absl::Seconds(given)));
+  return json{{"trace", number}};
+}
+
+absl::StatusOr<json> StopTrace(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"trace"}));
+  const auto number = body.find("trace");
+  if (number == body.end()) return Invalid("trace: is missing");
+  if (!number->is_number_unsigned()) return Invalid("trace: must be a number");
+  VIRTBAY_ASSIGN_OR_RETURN(const TraceReport report, target->StopTrace(number->get<uint64_t>()));
+  return json{{"devices", report.devices},
+              {"events", report.events},
+              {"dropped", report.dropped},
+              {"bytes", report.bytes}};
+}
+
 absl::StatusOr<json> Stats(ControlTarget* target, const json& body) {
   VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"format", "name"}));
   std::string format = "json";
@@ -255,6 +289,8 @@ constexpr Command kCommands[] = {
     {"share-remove", true, &RemoveShare},
     {"share-list", true, &ListShares},
     {"reload", true, &Reload},
+    {"trace", true, &StartTrace},
+    {"trace-stop", true, &StopTrace},
 };
 
 const Command* FindCommand(absl::string_view name) {
@@ -274,7 +310,7 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
     return Invalid(
         absl::StrCat("command: ", Quoted(request.command),
                      " is not one of list, inspect, add, remove, stats, log-level, guest, "
-                     "device, share-add, share-remove, share-list, reload"));
+                     "device, share-add, share-remove, share-list, reload, trace, trace-stop"));
   }
   request.change = command->change;
   if (const auto id = request.body.find("id"); id != request.body.end()) {

@@ -62,6 +62,7 @@ int Main(int argc, char** argv) {
   commands.push_back(AddPluginCommand(&app));
   commands.push_back(AddCtlCommand(&app));
   commands.push_back(AddReloadCommand(&app));
+  commands.push_back(AddTraceCommand(&app));
 
   std::vector<std::string> arguments = Arguments(argc, argv);
   if (const absl::Status status = CheckArguments(app, &arguments); !status.ok()) {

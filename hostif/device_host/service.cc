@@ -279,6 +279,45 @@ absl::StatusOr<ReloadReport> Service::ReloadDevice(absl::string_view name,
   return host_->Reload(name, std::move(options));
 }
 
+absl::StatusOr<uint64_t> Service::StartTrace(absl::string_view name,
+                                             const std::filesystem::path& output,
+                                             absl::Duration duration) {
+  absl::MutexLock trace_lock(&trace_mutex_);
+  if (trace_ != nullptr && !trace_->ended()) {
+    return absl::AlreadyExistsError("another trace goes on in this process");
+  }
+  std::vector<std::string> names;
+  if (name.empty()) {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [device, entry] : entries_) {
+      if (entry.ready) names.push_back(device);
+    }
+    if (names.empty()) return absl::NotFoundError("there is no device to trace");
+  } else {
+    names.emplace_back(name);
+  }
+  std::vector<TraceRecorder::Source> sources;
+  for (const std::string& device : names) {
+    TraceRecorder::Source source;
+    source.name = device;
+    VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Ready(device));
+    VIRTBAY_ASSIGN_OR_RETURN(const DeviceInfo info, handle.Inspect());
+    source.type = info.type;
+    VIRTBAY_ASSIGN_OR_RETURN(source.trace, handle.StartTrace());
+    sources.push_back(std::move(source));
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(trace_, TraceRecorder::Start(output, duration, std::move(sources)));
+  return ++trace_number_;
+}
+
+absl::StatusOr<TraceReport> Service::StopTrace(uint64_t number) {
+  absl::MutexLock lock(&trace_mutex_);
+  if (trace_ == nullptr || number != trace_number_) {
+    return absl::NotFoundError(absl::StrCat("there is no trace ", number));
+  }
+  return trace_->Stop();
+}
+
 absl::StatusOr<DeviceReport> Service::InspectDevice(absl::string_view name) const {
   DeviceReport report;
   {

@@ -18,6 +18,7 @@
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/control_target.h"
 #include "hostif/device_host/service_config.h"
+#include "hostif/device_host/trace_recorder.h"
 #include "hostif/vhost_user/server.h"
 #include "virtbay/host.h"
 
@@ -60,6 +61,9 @@ class Service final : public ControlTarget {
                                             absl::string_view text) const override;
   absl::StatusOr<ReloadReport> ReloadDevice(absl::string_view name,
                                             const std::filesystem::path& from) override;
+  absl::StatusOr<uint64_t> StartTrace(absl::string_view name, const std::filesystem::path& output,
+                                      absl::Duration duration) override;
+  absl::StatusOr<TraceReport> StopTrace(uint64_t number) override;
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }
@@ -96,6 +100,9 @@ class Service final : public ControlTarget {
   const Log log_;
   const UniqueFd ended_;
   swiotlb::GuestPool pool_;
+  absl::Mutex trace_mutex_;
+  std::unique_ptr<TraceRecorder> trace_ ABSL_GUARDED_BY(trace_mutex_);
+  uint64_t trace_number_ ABSL_GUARDED_BY(trace_mutex_) = 0;
   mutable absl::Mutex mutex_;
   // std::less<>: looked up by string_view.
   std::map<std::string, Entry, std::less<>> entries_ ABSL_GUARDED_BY(mutex_);

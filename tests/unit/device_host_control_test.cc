@@ -99,6 +99,15 @@ class FakeTarget final : public ControlTarget {
     report.version_after = from.native();
     return report;
   }
+  absl::StatusOr<uint64_t> StartTrace(absl::string_view name, const std::filesystem::path& output,
+                                      absl::Duration duration) override {
+    traced = absl::StrCat(name, " ", output.native(), " ", absl::FormatDuration(duration));
+    return 7;
+  }
+  absl::StatusOr<TraceReport> StopTrace(uint64_t number) override {
+    if (number != 7) return absl::NotFoundError("no such trace");
+    return TraceReport{.devices = 1, .events = 2, .dropped = 3, .bytes = 4};
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     guest_size = guest.swiotlb_size;
     return guest.swiotlb_base == 0x666000 ? absl::AlreadyExistsError("reported before")
@@ -120,6 +129,7 @@ class FakeTarget final : public ControlTarget {
 
   absl::Notification slow_started;
   absl::Notification slow_release;
+  std::string traced;
   std::atomic<uint64_t> guest_size{0};
 
  private:
@@ -174,6 +184,37 @@ TEST(ControlProtocol, DeviceLifetime) {
       HasSubstr("virtbay_queue_requests_total{device=\"a\",queue=\"1\"} 4\n"));
   EXPECT_TRUE(Ask(&target, R"({"command":"remove","name":"a"})")["ok"].get<bool>());
   EXPECT_EQ(Ask(&target, R"({"command":"remove","name":"a"})")["error"]["code"], "NOT_FOUND");
+}
+
+TEST(ControlProtocol, ATraceIsBegunAndEnded) {
+  FakeTarget target;
+  const auto trace = [&](const std::string& rest) {
+    return Ask(&target, R"({"command":"trace",)" + rest + "}");
+  };
+  const json begun = trace(R"("name":"a","output":"/o","seconds":1.5)");
+  EXPECT_EQ(begun["result"]["trace"], 7) << begun;
+  EXPECT_EQ(target.traced, "a /o 1.5s");
+  EXPECT_EQ(trace(R"("output":"/o","seconds":3600)")["ok"], true);
+  EXPECT_EQ(target.traced, " /o 1h");
+  target.traced.clear();
+  for (const char* wrong :
+       {R"("output":"/o")", R"("seconds":1)", R"("output":"o","seconds":1)",
+        R"("output":"/o\u0000x","seconds":1)", R"("output":7,"seconds":1)",
+        R"("output":"/o","seconds":0)", R"("output":"/o","seconds":-1)",
+        R"("output":"/o","seconds":3601)", R"("output":"/o","seconds":1e300)",
+        R"("output":"/o","seconds":"1")", R"("output":"/o","seconds":1,"name":"")",
+        R"("output":"/o","seconds":1,"name":7)", R"("output":"/o","seconds":1,"x":1)"}) {
+    EXPECT_EQ(trace(wrong)["error"]["code"], "INVALID_ARGUMENT") << wrong;
+  }
+  EXPECT_EQ(target.traced, "");
+  const json ended = Ask(&target, R"({"command":"trace-stop","trace":7})");
+  EXPECT_EQ(ended["result"], json({{"devices", 1}, {"events", 2}, {"dropped", 3}, {"bytes", 4}}));
+  EXPECT_EQ(Ask(&target, R"({"command":"trace-stop","trace":8})")["error"]["code"], "NOT_FOUND");
+  for (const char* wrong :
+       {R"({"command":"trace-stop"})", R"({"command":"trace-stop","trace":-1})",
+        R"({"command":"trace-stop","trace":"7"})", R"({"command":"trace-stop","trace":7,"x":1})"}) {
+    EXPECT_EQ(Ask(&target, wrong)["error"]["code"], "INVALID_ARGUMENT") << wrong;
+  }
 }
 
 TEST(ControlProtocol, SharesOfADevice) {

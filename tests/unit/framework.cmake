@@ -78,3 +78,10 @@ target_compile_definitions(plugin_contract_test PRIVATE
   VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
   VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>")
 add_dependencies(plugin_contract_test test_op test_op_parallel)
+virtbay_add_test(device_trace_test
+  SOURCES device_trace_test.cc
+  LIBRARIES virtbay_guest virtbay_trace nlohmann_json::nlohmann_json)
+target_compile_definitions(device_trace_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>")
+add_dependencies(device_trace_test test_op test_op_parallel)

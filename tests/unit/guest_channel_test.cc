@@ -68,6 +68,13 @@ class FakeTarget final : public ControlTarget {
     report.version_after = from.native();
     return report;
   }
+  absl::StatusOr<uint64_t> StartTrace(absl::string_view, const std::filesystem::path&,
+                                      absl::Duration) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<TraceReport> StopTrace(uint64_t) override {
+    return absl::UnimplementedError("");
+  }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }

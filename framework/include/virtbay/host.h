@@ -21,6 +21,7 @@
 #include "framework/base/unique_fd.h"
 #include "virtbay/aperture.h"
 #include "virtbay/device_port.h"
+#include "virtbay/trace.h"
 
 namespace virtbay {
 
@@ -221,6 +222,10 @@ class VIRTBAY_EXPORT DeviceHandle {
   // while the rings run; returns without waiting for them. Host::Remove and ~Host do so; this is
   // for who ends the device, but has to stop a front-end's server before.
   absl::Status Farewell(FarewellReason reason) const;
+  // Records what happens on its queues until the trace is destroyed, whatever sessions and reloads
+  // come meanwhile; each queue has room for `events` (at most 2^24) between two calls of Take.
+  // AlreadyExists while there is another one.
+  absl::StatusOr<std::unique_ptr<DeviceTrace>> StartTrace(uint32_t events = 1u << 16) const;
 
  private:
   std::weak_ptr<Device> device_;
