@@ -273,12 +273,13 @@ uint32_t Device::RoomToKeep() const {
 std::vector<std::vector<Queue*>> Device::ThreadShares(const Generation& generation) const {
   // Queues that may run in parallel get a thread each, or one for those of a group; otherwise one
   // thread serves them all.
+  const bool parallel = generation.queue_parallel() && !core_->spec.one_thread;
   std::vector<std::vector<Queue*>> shares;
   std::map<uint32_t, size_t> groups;
   for (const auto& queue : core_->queues) {
     const uint32_t group = generation.queues()[queue->index()].thread_group;
-    size_t share = generation.queue_parallel() ? shares.size() : 0;
-    if (generation.queue_parallel() && group != 0) {
+    size_t share = parallel ? shares.size() : 0;
+    if (parallel && group != 0) {
       share = groups.emplace(group, share).first->second;
     }
     if (share == shares.size()) shares.emplace_back();

@@ -28,13 +28,13 @@
 #include "framework/virtq/ring.h"
 #include "virtbay/device_port.h"
 #include "virtbay/host.h"
+#include "virtbay/record.h"
 #include "virtbay/sdk/abi.h"
 #include "virtbay/trace.h"
 
 namespace virtbay {
 
 class SavedState;
-class TraceRing;
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
@@ -57,9 +57,11 @@ class Device : public std::enable_shared_from_this<Device> {
   // Puts another image of its plugin in the place of the one that serves, see Host::Reload.
   absl::StatusOr<ReloadReport> Reload(std::shared_ptr<Plugin> plugin, const ReloadOptions& options);
   std::filesystem::path plugin_path() const;
-  // DeviceHandle::StartTrace, and the end of it.
+  // DeviceHandle::StartTrace and StartRecord, and the ends of them.
   absl::StatusOr<std::unique_ptr<DeviceTrace>> StartTrace(uint32_t events);
+  absl::StatusOr<std::unique_ptr<DeviceRecord>> StartRecord(const RecordOptions& options);
   void EndTrace();
+  void EndRecord();
   // [any] Asks the threads that serve to let the plugin say its last words, if none has been asked
   // yet. Waits for nothing: what stops a ring comes to its thread after this.
   void Farewell(FarewellReason reason);
@@ -196,7 +198,8 @@ class Device : public std::enable_shared_from_this<Device> {
   // The bytes of a generation's configuration space.
   std::string ConfigOf(const Generation& generation);
 
-  void OfferTrace(const std::vector<std::shared_ptr<TraceRing>>& rings)
+  template <typename Ring>
+  void OfferTaps(const std::vector<std::shared_ptr<Ring>>& rings)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
   // Frees threads that the front-end holds up in a notification.
   void ReleaseNotifiers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
@@ -247,6 +250,7 @@ class Device : public std::enable_shared_from_this<Device> {
   mutable absl::Mutex threads_mutex_;
   std::vector<QueueThread*> live_threads_ ABSL_GUARDED_BY(threads_mutex_);
   bool traced_ ABSL_GUARDED_BY(threads_mutex_) = false;
+  bool recorded_ ABSL_GUARDED_BY(threads_mutex_) = false;
   bool farewell_asked_ ABSL_GUARDED_BY(threads_mutex_) = false;
   uint64_t ended_cpu_ns_ ABSL_GUARDED_BY(threads_mutex_) = 0;
   uint64_t ended_enters_ ABSL_GUARDED_BY(threads_mutex_) = 0;

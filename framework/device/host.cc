@@ -297,6 +297,12 @@ absl::StatusOr<std::unique_ptr<DeviceTrace>> DeviceHandle::StartTrace(uint32_t e
   return device->StartTrace(events);
 }
 
+absl::StatusOr<std::unique_ptr<DeviceRecord>> DeviceHandle::StartRecord(
+    const RecordOptions& options) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->StartRecord(options);
+}
+
 absl::StatusOr<DeviceState> DeviceHandle::Save() const {
   VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
   return device->Save();

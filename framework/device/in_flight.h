@@ -54,7 +54,7 @@ struct InFlightRequest {
   uint64_t waits_since = 0;  // for slots; 0: it does not
   uint32_t late_out = 0;     // kLate: what it was completed with
   uint32_t late_written = 0;
-  uint64_t trace_id = 0;    // set when it is taken, if the queue is traced then
+  uint64_t tap_id = 0;      // set when it is taken, if the queue is traced or recorded then
   uint32_t io_pending = 0;  // operations that still use the chain
   uint32_t turn = 0;        // in the table's order
   RequestState state = RequestState::kFree;

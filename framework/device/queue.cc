@@ -56,7 +56,7 @@ void Queue::BindToThread(Loop* loop, CallbackMonitor* monitor) {
   loop_ = loop;
   monitor_ = monitor;
   thread_.store(pthread_self(), std::memory_order_relaxed);
-  TakeTrace();
+  TakeTaps();
 }
 
 bool Queue::OnOwnThread() const {
@@ -245,6 +245,7 @@ void Queue::BeginDrain() {
   if (draining_) return;
   draining_ = true;
   pump_ = nullptr;
+  if (record_) record_->Mark(RecordKind::kStop);
   Quiesce();
   Publish();
 }
@@ -376,6 +377,7 @@ void Queue::EndSession() {
     offered_.reset();  // its task has gone with the thread
   }
   GiveUp();
+  if (record_) record_->Mark(RecordKind::kReset);
   for (const std::unique_ptr<InFlightTable>& table : tables_) {
     if (table->count == 0) continue;
     for (InFlightRequest& request : table->made()) {
@@ -664,8 +666,8 @@ bool Queue::PumpRing() {
     batches_.Add();
   }
   in_flight_.store(table_->count, std::memory_order_relaxed);
-  if (trace_ != nullptr && count > 0) [[unlikely]]
-    TracePop(burst.data(), count);
+  if (tapped_ && count > 0) [[unlikely]]
+    TapPop(burst.data(), count);
   // A burst of one is published at its end anyway.
   if (count > 1) published_ticks_ = CoarseTicks();
   if (count > 0) Present(burst.data(), count);
@@ -676,7 +678,7 @@ bool Queue::PumpRing() {
 
 void Queue::Present(virtbay_request* const* requests, uint32_t count) {
   monitor_->SetBatch(requests, count);
-  const TraceCallScope traced(trace_, TraceCall::kOnRequests, count);
+  const TraceCallScope traced(trace(), TraceCall::kOnRequests, count);
   CallOnQueue(core_, monitor_, "on_requests", index_,
               [&] { core_->ops.on_requests(core_->device, index_, requests, count); });
 }
@@ -761,8 +763,8 @@ void Queue::PublishRing() {
 void Queue::WriteCall() {
   calls_.Add();
   syscalls_.Add();
-  if (trace_ != nullptr) [[unlikely]]
-    trace_->Record({.kind = TraceKind::kNotify});
+  if (TraceRing* const ring = trace(); ring != nullptr) [[unlikely]]
+    ring->Record({.kind = TraceKind::kNotify});
   call_.Notify();
 }
 
@@ -810,8 +812,8 @@ int32_t Queue::Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t w
     CopyToSegments(request->chain.writable(), 0, request->abi.out, out_bytes);
     bytes_out_.Add(out_bytes);
   }
-  if (trace_ != nullptr) [[unlikely]]
-    TraceComplete(request, written);
+  if (tapped_) [[unlikely]]
+    TapComplete(request, written);
   EndChain(request, written, request->chain.writable_bytes() == 0);
   moved_ += uint64_t{written} + request->abi.in_total;
   Free(request);

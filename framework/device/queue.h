@@ -23,7 +23,9 @@
 #include "framework/device/device_core.h"
 #include "framework/device/in_flight.h"
 #include "framework/device/notifier.h"
+#include "framework/device/record_ring.h"
 #include "framework/device/slot_waits.h"
+#include "framework/device/tap_slot.h"
 #include "framework/device/trace_ring.h"
 #include "framework/io/loop.h"
 #include "framework/memory/memory_map.h"
@@ -112,11 +114,12 @@ class Queue {
   // Takes what was offered: rebinds the ring or stops it.
   void TakeMaps();
   void SetEnabled(bool enabled) { enabled_ = enabled; }
-  // [any] What TakeTrace takes, now or when a thread binds to the queue; null: no more tracing.
-  void OfferTrace(std::shared_ptr<TraceRing> ring);
-  void TakeTrace();
+  // [any] What TakeTaps takes, now or when a thread binds to the queue; null: nothing any more.
+  void OfferTap(std::shared_ptr<TraceRing> ring) { trace_.Offer(std::move(ring)); }
+  void OfferTap(std::shared_ptr<RecordRing> ring) { record_.Offer(std::move(ring)); }
+  void TakeTaps();
   // Null unless it is being traced; stays during a callback.
-  TraceRing* trace() const { return trace_; }
+  TraceRing* trace() const { return tapped_ ? trace_.get() : nullptr; }
   void SetKick(SharedFd fd);
   void SetCall(SharedFd fd);
   void SetError(SharedFd fd);
@@ -156,8 +159,8 @@ class Queue {
   bool wants_polling() const { return running() && kick_ == nullptr && !kick_lost_; }
   void OnKick() {
     kicks_.Add();
-    if (trace_ != nullptr) [[unlikely]]
-      trace_->Record({.kind = TraceKind::kKick});
+    if (TraceRing* const ring = trace(); ring != nullptr) [[unlikely]]
+      ring->Record({.kind = TraceKind::kKick});
   }
   void OnKickLost(int32_t error);
   // Operations and work the plugin waits for; a drain ends when there are none.
@@ -240,8 +243,9 @@ class Queue {
   // For fetch and reserve; nullptr: the request waits for them.
   std::byte* AllocateExtra(InFlightRequest* request, uint32_t count);
   void FreeExtra(InFlightRequest* request);
-  void TracePop(virtbay_request* const* requests, uint32_t count);
-  void TraceComplete(const InFlightRequest* request, uint32_t written);
+  // Of a queue that is traced or recorded.
+  void TapPop(virtbay_request* const* requests, uint32_t count);
+  void TapComplete(const InFlightRequest* request, uint32_t written);
   // After a burst that met a full arena, or the first one after that.
   void CountStall(bool was_stalled, bool took);
   void ReleaseMap(MapHold* hold);
@@ -284,7 +288,7 @@ class Queue {
       ring_;
   InFlightTable* table_ = nullptr;  // of the ring, in tables_
   MapHold* hold_ = nullptr;         // of the current map
-  TraceRing* trace_ = nullptr;      // trace_kept_
+  bool tapped_ = false;             // there is a trace_ or a record_
   MemoryMapRef rings_map_;          // what ring_ points into
   SharedArea log_area_;             // the same, of its log
   std::unique_ptr<SlotCache> cache_;
@@ -307,9 +311,9 @@ class Queue {
   std::vector<InFlightRequest*> requeued_;
   absl::Mutex offer_mutex_;
   std::optional<absl::StatusOr<QueueMaps>> offered_ ABSL_GUARDED_BY(offer_mutex_);
-  std::shared_ptr<TraceRing> offered_trace_ ABSL_GUARDED_BY(offer_mutex_);
-  std::shared_ptr<TraceRing> trace_kept_;
-  uint64_t next_trace_id_ = 1;
+  TapSlot<TraceRing> trace_;
+  TapSlot<RecordRing> record_;
+  uint64_t next_tap_id_ = 1;
   RingAddresses where_;
   mutable absl::Mutex shown_mutex_;
   RingAddresses shown_ ABSL_GUARDED_BY(shown_mutex_);  // where_ as others may see it

@@ -43,6 +43,22 @@ class Stopwatch {
   absl::Time last_ = absl::Now();
 };
 
+uint64_t Answers(const DeviceCore& core) {
+  uint64_t sum = 0;
+  for (const auto& queue : core.queues) sum += queue->Stats().completions;
+  return sum;
+}
+
+// The first answers of the new device: what is let go of afterwards would take its thread's
+// processor, and its page faults would wait for the unmapping. A guest that asks nothing is not
+// waited for.
+void AwaitAnswer(const DeviceCore& core, uint64_t before) {
+  constexpr absl::Duration kLook = absl::Microseconds(100);
+  constexpr absl::Duration kLongest = absl::Milliseconds(2);
+  const absl::Time end = absl::Now() + kLongest;
+  while (Answers(core) == before && !core.failed() && absl::Now() < end) absl::SleepFor(kLook);
+}
+
 }  // namespace
 
 std::filesystem::path Device::plugin_path() const {
@@ -274,6 +290,7 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
   Exchange(next, /*quiesced=*/false);
   for (const auto& thread : core_->threads) thread->Adopt();
   absl::Status status;
+  const uint64_t answers = Answers(*core_);
   if (session_) {
     status = generation_->Start();
     if (status.ok()) StartRings(std::exchange(*rings, {}));
@@ -281,6 +298,7 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
   report->commit = watch.Lap();
   if (session_ && status.ok()) {
     status = Try(options.trial);
+    if (status.ok()) AwaitAnswer(*core_, answers);
     report->trial = watch.Lap();
     if (!status.ok()) {
       // Back, with what it has not answered.

@@ -30,6 +30,8 @@ std::unique_ptr<Command> AddPluginCommand(CLI::App* app);
 std::unique_ptr<Command> AddCtlCommand(CLI::App* app);
 std::unique_ptr<Command> AddReloadCommand(CLI::App* app);
 std::unique_ptr<Command> AddTraceCommand(CLI::App* app);
+std::unique_ptr<Command> AddRecordCommand(CLI::App* app);
+std::unique_ptr<Command> AddReplayCommand(CLI::App* app);
 
 }  // namespace virtbay::device_host
 

@@ -186,38 +186,74 @@ absl::StatusOr<json> Reload(ControlTarget* target, const json& body) {
   return reports;
 }
 
-absl::StatusOr<json> StartTrace(ControlTarget* target, const json& body) {
-  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name", "output", "seconds"}));
-  std::string name;
+// What `trace` and `record` have in common.
+struct RecordingRequest {
+  std::string name;  // empty: not given
+  std::string output;
+  absl::Duration duration;
+};
+
+absl::StatusOr<RecordingRequest> AsRecordingRequest(const json& body) {
+  RecordingRequest request;
   if (body.contains("name")) {
-    VIRTBAY_ASSIGN_OR_RETURN(name, StringKey(body, "name"));
-    if (name.empty()) return Invalid("name: is empty");
+    VIRTBAY_ASSIGN_OR_RETURN(request.name, StringKey(body, "name"));
+    if (request.name.empty()) return Invalid("name: is empty");
   }
-  VIRTBAY_ASSIGN_OR_RETURN(const std::string output, StringKey(body, "output"));
-  VIRTBAY_RETURN_IF_ERROR(CheckAbsolute("output", output));
-  if (output.find('\0') != std::string::npos) return Invalid("output: holds a zero byte");
+  VIRTBAY_ASSIGN_OR_RETURN(request.output, StringKey(body, "output"));
+  VIRTBAY_RETURN_IF_ERROR(CheckAbsolute("output", request.output));
+  if (request.output.find('\0') != std::string::npos) return Invalid("output: holds a zero byte");
   const auto seconds = body.find("seconds");
   if (seconds == body.end()) return Invalid("seconds: is missing");
   if (!seconds->is_number()) return Invalid("seconds: must be a number");
   const double given = seconds->get<double>();
-  if (!(given > 0 && given <= kMostTraceSeconds)) {
-    return Invalid(absl::StrCat("seconds: must be above 0 and at most ", kMostTraceSeconds));
+  if (!(given > 0 && given <= kMostRecordingSeconds)) {
+    return Invalid(absl::StrCat("seconds: must be above 0 and at most ", kMostRecordingSeconds));
   }
+  request.duration = absl::Seconds(given);
+  return request;
+}
+
+absl::StatusOr<json> StartTrace(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name", "output", "seconds"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const RecordingRequest request, AsRecordingRequest(body));
   VIRTBAY_ASSIGN_OR_RETURN(const uint64_t number,
-                           target->StartTrace(name, output, absl::Seconds(given)));
+                           target->StartTrace(request.name, request.output, request.duration));
   return json{{"trace", number}};
 }
 
-absl::StatusOr<json> StopTrace(ControlTarget* target, const json& body) {
-  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"trace"}));
-  const auto number = body.find("trace");
-  if (number == body.end()) return Invalid("trace: is missing");
-  if (!number->is_number_unsigned()) return Invalid("trace: must be a number");
-  VIRTBAY_ASSIGN_OR_RETURN(const TraceReport report, target->StopTrace(number->get<uint64_t>()));
+absl::StatusOr<json> StartRecord(ControlTarget* target, const json& body) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {"name", "output", "seconds", "payload"}));
+  VIRTBAY_ASSIGN_OR_RETURN(const RecordingRequest request, AsRecordingRequest(body));
+  if (request.name.empty()) return Invalid("name: is missing");
+  bool payload = false;
+  if (const auto found = body.find("payload"); found != body.end()) {
+    if (!found->is_boolean()) return Invalid("payload: must be true or false");
+    payload = found->get<bool>();
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(const uint64_t number, target->StartRecord(request.name, request.output,
+                                                                      request.duration, payload));
+  return json{{"record", number}};
+}
+
+absl::StatusOr<json> StopRecording(ControlTarget* target, const json& body, const char* key) {
+  VIRTBAY_RETURN_IF_ERROR(OnlyKeys(body, {key}));
+  const auto number = body.find(key);
+  if (number == body.end()) return Invalid(absl::StrCat(key, ": is missing"));
+  if (!number->is_number_unsigned()) return Invalid(absl::StrCat(key, ": must be a number"));
+  VIRTBAY_ASSIGN_OR_RETURN(const RecordingReport report,
+                           target->StopRecording(number->get<uint64_t>()));
   return json{{"devices", report.devices},
               {"events", report.events},
               {"dropped", report.dropped},
               {"bytes", report.bytes}};
+}
+
+absl::StatusOr<json> StopTrace(ControlTarget* target, const json& body) {
+  return StopRecording(target, body, "trace");
+}
+
+absl::StatusOr<json> StopRecord(ControlTarget* target, const json& body) {
+  return StopRecording(target, body, "record");
 }
 
 absl::StatusOr<json> Stats(ControlTarget* target, const json& body) {
@@ -291,6 +327,8 @@ constexpr Command kCommands[] = {
     {"reload", true, &Reload},
     {"trace", true, &StartTrace},
     {"trace-stop", true, &StopTrace},
+    {"record", true, &StartRecord},
+    {"record-stop", true, &StopRecord},
 };
 
 const Command* FindCommand(absl::string_view name) {
@@ -310,7 +348,8 @@ absl::StatusOr<ControlRequest> Parse(absl::string_view line) {
     return Invalid(
         absl::StrCat("command: ", Quoted(request.command),
                      " is not one of list, inspect, add, remove, stats, log-level, guest, "
-                     "device, share-add, share-remove, share-list, reload, trace, trace-stop"));
+                     "device, share-add, share-remove, share-list, reload, trace, trace-stop, "
+                     "record, record-stop"));
   }
   request.change = command->change;
   if (const auto id = request.body.find("id"); id != request.body.end()) {

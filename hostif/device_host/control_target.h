@@ -14,8 +14,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "framework/base/log.h"
+#include "hostif/device_host/recorder.h"
 #include "hostif/device_host/service_config.h"
-#include "hostif/device_host/trace_recorder.h"
 #include "hostif/shares/shares.h"
 #include "hostif/swiotlb/guest_pool.h"
 #include "virtbay/host.h"
@@ -57,14 +57,18 @@ class ControlTarget {
   virtual absl::StatusOr<ReloadReport> ReloadDevice(absl::string_view name,
                                                     const std::filesystem::path& from) = 0;
   // [any] Begins to write what happens on the queues of a device, or of all for an empty name, to a
-  // file, for so long; returns the trace's number. AlreadyExists while another trace goes on,
-  // NotFound for a device that is not there, or none at all; what opening the file says.
+  // file, for so long; returns the recording's number. AlreadyExists while another trace of it goes
+  // on, NotFound for a device that is not there, or none at all; what opening the file says.
   virtual absl::StatusOr<uint64_t> StartTrace(absl::string_view name,
                                               const std::filesystem::path& output,
                                               absl::Duration duration) = 0;
-  // [any] Ends the trace of that number, which may have ended already, and says what it has
-  // written. NotFound when another one came after it.
-  virtual absl::StatusOr<TraceReport> StopTrace(uint64_t number) = 0;
+  // [any] The same of what a device is sent and answers; `payload`: all bytes of it.
+  virtual absl::StatusOr<uint64_t> StartRecord(absl::string_view name,
+                                               const std::filesystem::path& output,
+                                               absl::Duration duration, bool payload) = 0;
+  // [any] Ends the recording of that number, which may have ended already, and says what it has
+  // written. NotFound when it has been asked for before, or many others have been since.
+  virtual absl::StatusOr<RecordingReport> StopRecording(uint64_t number) = 0;
   // [any] What the guest's kernel reports of its bounce pool; see swiotlb::GuestPool::Apply.
   virtual absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) = 0;
   // [any] The log whose level can be read and set.

@@ -230,11 +230,13 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
   } else if (key == "swiotlb") {
     VIRTBAY_RETURN_IF_ERROR(SetPool(value, config));
   } else if (key == "rings") {
-    VIRTBAY_ASSIGN_OR_RETURN(const std::string where, AsString(value));
-    if (where != "pool" && where != "anywhere") {
-      return Invalid(absl::StrCat("'", where, "' is not one of anywhere, pool"));
+    // Not moved out of its StatusOr: GCC 12 then warns of an uninitialised string.
+    const absl::StatusOr<std::string> where = AsString(value);
+    if (!where.ok()) return where.status();
+    if (*where != "pool" && *where != "anywhere") {
+      return Invalid(absl::StrCat("'", *where, "' is not one of anywhere, pool"));
     }
-    spec.rings = where == "pool" ? RingPlacement::kPool : RingPlacement::kAnywhere;
+    spec.rings = *where == "pool" ? RingPlacement::kPool : RingPlacement::kAnywhere;
   } else if (key == "poll-window") {
     VIRTBAY_ASSIGN_OR_RETURN(spec.poll_window_max, AsDuration(value));
     if (spec.poll_window_max > absl::Seconds(1)) return Invalid("must be at most 1s");
@@ -246,6 +248,10 @@ absl::Status SetDeviceKey(absl::string_view key, const KeyValue& value, DeviceCo
   } else if (key == "stop-deadline") {
     VIRTBAY_ASSIGN_OR_RETURN(spec.stop_deadline, AsDuration(value));
     if (spec.stop_deadline > absl::Hours(1)) return Invalid("must be at most 1h");
+  } else if (key == "record") {
+    VIRTBAY_ASSIGN_OR_RETURN(config->record_file, AsNonEmpty(value));
+  } else if (key == "record-payload") {
+    VIRTBAY_ASSIGN_OR_RETURN(config->record_payload, AsBool(value));
   } else {
     return Invalid("unknown key");
   }

@@ -63,6 +63,8 @@ int Main(int argc, char** argv) {
   commands.push_back(AddCtlCommand(&app));
   commands.push_back(AddReloadCommand(&app));
   commands.push_back(AddTraceCommand(&app));
+  commands.push_back(AddRecordCommand(&app));
+  commands.push_back(AddReplayCommand(&app));
 
   std::vector<std::string> arguments = Arguments(argc, argv);
   if (const absl::Status status = CheckArguments(app, &arguments); !status.ok()) {

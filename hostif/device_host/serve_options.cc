@@ -76,6 +76,10 @@ void ServeOptions::AddHost() {
   Key("--rings", "rings", "pool: refuse rings outside the pool; or anywhere (default)");
   Key("--queue-size", "queue-size", "Largest ring (default 1024)");
   Key("--stop-deadline", "stop-deadline", "Longest wait for requests in flight");
+  Key("--record", "record", "File for every request and answer, for virtbay replay");
+  app_->add_flag("--record-payload", keys_.record_payload,
+                 "All bytes of them, not only the first 256: file data too")
+      ->group(kGroup);
   app_->set_version_flag("--version,-V", "virtbay " VIRTBAY_VERSION);
 }
 

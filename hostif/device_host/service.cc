@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/cord.h"
@@ -15,9 +16,14 @@
 #include "framework/base/status.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/process.h"
+#include "hostif/device_host/record_source.h"
+#include "hostif/device_host/trace_source.h"
 
 namespace virtbay::device_host {
 namespace {
+
+// Of recordings that have ended, so many can still be asked about.
+constexpr size_t kMostEnded = 64;
 
 absl::StatusOr<gid_t> GroupId(const std::string& name) {
   gid_t number = 0;
@@ -138,7 +144,9 @@ void Service::Warn(const DeviceConfig& config) const {
 }
 
 absl::StatusOr<DeviceHandle> Service::MakeDevice(const DeviceConfig& config) {
-  VIRTBAY_ASSIGN_OR_RETURN(DeviceHandle device, host_->Add(config.spec));
+  DeviceSpec spec = config.spec;
+  spec.one_thread = !config.record_file.empty();
+  VIRTBAY_ASSIGN_OR_RETURN(DeviceHandle device, host_->Add(std::move(spec)));
   for (const ShareConfig& share : config.shares) {
     const absl::StatusOr<shares::AddedShare> made = shares::Add(device, share.spec);
     if (made.ok()) {
@@ -174,6 +182,20 @@ absl::Status Service::CheckDevice(DeviceConfig config) {
   return added;
 }
 
+absl::Status Service::Record(const DeviceConfig& config, const DeviceHandle& device,
+                             std::unique_ptr<Recorder>* recorder) {
+  if (config.record_file.empty()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<RecordSource>> source =
+      RecordSource::Start(device, config.record_payload);
+  if (!source.ok()) return source.status();
+  auto started = Recorder::Start(config.record_file, absl::InfiniteDuration(), *std::move(source));
+  if (!started.ok()) {
+    return Annotate(started.status(), absl::StrCat("device ", config.spec.name, ": record"));
+  }
+  *recorder = *std::move(started);
+  return absl::OkStatus();
+}
+
 absl::Status Service::AddDevice(DeviceConfig config) {
   const std::string name = config.spec.name;
   {
@@ -190,9 +212,13 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   const absl::StatusOr<DeviceHandle> device =
       status.ok() ? MakeDevice(config) : absl::StatusOr<DeviceHandle>(status);
   status = device.status();
+  std::unique_ptr<Recorder> recorder;
   if (status.ok()) {
-    server = Listen(config, *device);
-    status = server.status();
+    status = Record(config, *device, &recorder);
+    if (status.ok()) {
+      server = Listen(config, *device);
+      status = server.status();
+    }
     if (!status.ok()) host_->Remove(name).IgnoreError();
   }
   absl::MutexLock lock(&mutex_);
@@ -205,6 +231,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   entry.server = std::move(server).value();
   entry.socket =
       config.socket_path.empty() ? absl::StrCat("fd ", config.socket_fd) : config.socket_path;
+  entry.recorder = std::move(recorder);
   entry.ready = true;
   return absl::OkStatus();
 }
@@ -279,13 +306,24 @@ absl::StatusOr<ReloadReport> Service::ReloadDevice(absl::string_view name,
   return host_->Reload(name, std::move(options));
 }
 
+absl::StatusOr<uint64_t> Service::Begin(const std::filesystem::path& output,
+                                        absl::Duration duration,
+                                        std::unique_ptr<RecordingSource> source) {
+  VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<Recorder> recorder,
+                           Recorder::Start(output, duration, std::move(source)));
+  absl::MutexLock lock(&recordings_mutex_);
+  // Those that nobody has asked about any more, the oldest first.
+  for (auto it = recordings_.begin();
+       it != recordings_.end() && recordings_.size() >= kMostEnded;) {
+    it = it->second->ended() ? recordings_.erase(it) : std::next(it);
+  }
+  recordings_.emplace(++last_recording_, std::move(recorder));
+  return last_recording_;
+}
+
 absl::StatusOr<uint64_t> Service::StartTrace(absl::string_view name,
                                              const std::filesystem::path& output,
                                              absl::Duration duration) {
-  absl::MutexLock trace_lock(&trace_mutex_);
-  if (trace_ != nullptr && !trace_->ended()) {
-    return absl::AlreadyExistsError("another trace goes on in this process");
-  }
   std::vector<std::string> names;
   if (name.empty()) {
     absl::MutexLock lock(&mutex_);
@@ -296,26 +334,37 @@ absl::StatusOr<uint64_t> Service::StartTrace(absl::string_view name,
   } else {
     names.emplace_back(name);
   }
-  std::vector<TraceRecorder::Source> sources;
+  auto source = std::make_unique<TraceSource>();
   for (const std::string& device : names) {
-    TraceRecorder::Source source;
-    source.name = device;
     VIRTBAY_ASSIGN_OR_RETURN(const DeviceHandle handle, Ready(device));
     VIRTBAY_ASSIGN_OR_RETURN(const DeviceInfo info, handle.Inspect());
-    source.type = info.type;
-    VIRTBAY_ASSIGN_OR_RETURN(source.trace, handle.StartTrace());
-    sources.push_back(std::move(source));
+    VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<DeviceTrace> trace, handle.StartTrace());
+    source->Add(device, info.type, std::move(trace));
   }
-  VIRTBAY_ASSIGN_OR_RETURN(trace_, TraceRecorder::Start(output, duration, std::move(sources)));
-  return ++trace_number_;
+  return Begin(output, duration, std::move(source));
 }
 
-absl::StatusOr<TraceReport> Service::StopTrace(uint64_t number) {
-  absl::MutexLock lock(&trace_mutex_);
-  if (trace_ == nullptr || number != trace_number_) {
-    return absl::NotFoundError(absl::StrCat("there is no trace ", number));
+absl::StatusOr<uint64_t> Service::StartRecord(absl::string_view name,
+                                              const std::filesystem::path& output,
+                                              absl::Duration duration, bool payload) {
+  VIRTBAY_ASSIGN_OR_RETURN(DeviceHandle handle, Ready(name));
+  VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<RecordSource> source,
+                           RecordSource::Start(std::move(handle), payload));
+  return Begin(output, duration, std::move(source));
+}
+
+absl::StatusOr<RecordingReport> Service::StopRecording(uint64_t number) {
+  std::unique_ptr<Recorder> recorder;
+  {
+    absl::MutexLock lock(&recordings_mutex_);
+    const auto found = recordings_.find(number);
+    if (found == recordings_.end()) {
+      return absl::NotFoundError(absl::StrCat("there is no recording ", number));
+    }
+    recorder = std::move(found->second);
+    recordings_.erase(found);
   }
-  return trace_->Stop();
+  return recorder->Stop();
 }
 
 absl::StatusOr<DeviceReport> Service::InspectDevice(absl::string_view name) const {

@@ -17,8 +17,8 @@
 #include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/control_target.h"
+#include "hostif/device_host/recorder.h"
 #include "hostif/device_host/service_config.h"
-#include "hostif/device_host/trace_recorder.h"
 #include "hostif/vhost_user/server.h"
 #include "virtbay/host.h"
 
@@ -63,7 +63,9 @@ class Service final : public ControlTarget {
                                             const std::filesystem::path& from) override;
   absl::StatusOr<uint64_t> StartTrace(absl::string_view name, const std::filesystem::path& output,
                                       absl::Duration duration) override;
-  absl::StatusOr<TraceReport> StopTrace(uint64_t number) override;
+  absl::StatusOr<uint64_t> StartRecord(absl::string_view name, const std::filesystem::path& output,
+                                       absl::Duration duration, bool payload) override;
+  absl::StatusOr<RecordingReport> StopRecording(uint64_t number) override;
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     return pool_.Apply(guest);
   }
@@ -77,7 +79,8 @@ class Service final : public ControlTarget {
   struct Entry {
     std::unique_ptr<vhost_user::Server> server;
     std::string socket;
-    bool ready = false;  // false while it is being added or removed
+    std::unique_ptr<Recorder> recorder;  // from the start on
+    bool ready = false;                  // false while it is being added or removed
   };
 
   Service(std::unique_ptr<Host> host, Log log, UniqueFd ended)
@@ -87,6 +90,12 @@ class Service final : public ControlTarget {
         pool_(log_, /*requested=*/false) {}
 
   void Warn(const DeviceConfig& config) const;
+  // Makes a recorder, if the device is to be recorded from the start on.
+  static absl::Status Record(const DeviceConfig& config, const DeviceHandle& device,
+                             std::unique_ptr<Recorder>* recorder);
+  // Of StartTrace and StartRecord.
+  absl::StatusOr<uint64_t> Begin(const std::filesystem::path& output, absl::Duration duration,
+                                 std::unique_ptr<RecordingSource> source);
   // What the device asks for of the guest's pool, or the range that it is given, if anything.
   absl::Status TakePool(DeviceConfig* config);
   // The device with the shares that it begins with; nothing is left of it on an error.
@@ -100,9 +109,9 @@ class Service final : public ControlTarget {
   const Log log_;
   const UniqueFd ended_;
   swiotlb::GuestPool pool_;
-  absl::Mutex trace_mutex_;
-  std::unique_ptr<TraceRecorder> trace_ ABSL_GUARDED_BY(trace_mutex_);
-  uint64_t trace_number_ ABSL_GUARDED_BY(trace_mutex_) = 0;
+  absl::Mutex recordings_mutex_;
+  std::map<uint64_t, std::unique_ptr<Recorder>> recordings_ ABSL_GUARDED_BY(recordings_mutex_);
+  uint64_t last_recording_ ABSL_GUARDED_BY(recordings_mutex_) = 0;
   mutable absl::Mutex mutex_;
   // std::less<>: looked up by string_view.
   std::map<std::string, Entry, std::less<>> entries_ ABSL_GUARDED_BY(mutex_);

@@ -53,6 +53,9 @@ struct DeviceConfig {
 
   std::vector<ShareConfig> shares;  // of an aggregate; it is one if it has any
 
+  std::string record_file;  // what it is sent and answers goes there from the start; empty: nowhere
+  bool record_payload = false;  // all bytes of it
+
   // "FILE:LINE" of the device, for errors found after the file was read; empty elsewhere.
   std::string origin;
   std::map<std::string, std::string> option_origins;  // the same of each option, by its name

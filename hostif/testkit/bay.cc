@@ -42,6 +42,7 @@ struct Bay::Impl {
     spec.type = options.type;
     spec.options = options.options;
     spec.arena_size = 4u << 20;
+    spec.one_thread = options.one_thread;
     return spec;
   }
 
@@ -86,10 +87,16 @@ sdk::Result<std::unique_ptr<Bay>> Bay::Create(BayOptions options) {
 }
 
 uint64_t Bay::Send(std::string_view readable, uint32_t room, uint32_t queue) {
-  if (queue >= queue_count()) return 0;
   const auto in = static_cast<uint32_t>(readable.size());
-  const uint64_t token =
-      impl_->buffers->Add(queue, readable, {&in, in > 0 ? 1u : 0u}, {&room, room > 0 ? 1u : 0u});
+  return SendPieces(readable, {&in, in > 0 ? 1u : 0u}, {&room, room > 0 ? 1u : 0u}, queue);
+}
+
+uint64_t Bay::SendPieces(std::string_view readable, std::span<const uint32_t> in,
+                         std::span<const uint32_t> out, uint32_t queue) {
+  if (queue >= queue_count()) return 0;
+  // Makes room where something has come back.
+  Has(0, queue);
+  const uint64_t token = impl_->buffers->Add(queue, readable, in, out);
   if (token != 0) impl_->driver->queue(queue).Publish();
   return token;
 }
@@ -171,6 +178,14 @@ sdk::Result<std::string> Bay::Control(const std::string& command, std::string_vi
   auto answer = impl_->device.Control(command, {text.data(), text.size()});
   if (!answer.ok()) return ErrorOf(answer.status());
   return *std::move(answer);
+}
+
+uint64_t Bay::taken() const {
+  uint64_t sum = 0;
+  if (const auto info = impl_->device.Inspect(); info.ok()) {
+    for (const QueueStats& queue : info->queues) sum += queue.requests;
+  }
+  return sum;
 }
 
 uint64_t Bay::Metric(const std::string& name) const {

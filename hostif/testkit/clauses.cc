@@ -98,7 +98,8 @@ Finding CheckLoad(const CheckOptions& options, const Notes& doing) {
     auto plugin = Plugin::Load(options.file, host, lines.log());
     if (!plugin.ok()) return Fail(std::string(plugin.status().message()));
     if (Threads() != threads) {
-      static_cast<void>(plugin->release());  // its thread runs its code: this process ends with both
+      static_cast<void>(
+          plugin->release());  // its thread runs its code: this process ends with both
       return Fail("load() starts a thread");
     }
     doing("looking for the device type");

@@ -19,6 +19,7 @@ def arguments():
                            quick_help="one short repetition with up to 10,000 inodes, as a smoke test")
     parser.add_argument("--reloads", type=int, default=200, help="in each repetition")
     parser.add_argument("--inodes", default="10,10000,100000", help="numbers of known inodes")
+    parser.add_argument("--flows", type=int, default=1000, help="TCP connections through proxy-net; 0: not measured")
     args = parser.parse_args()
     if args.quick:
         args.repetitions, args.reloads, args.inodes = 1, 20, "10,10000"
@@ -30,31 +31,41 @@ def workload(inodes, depth):
     return f"virtiofs_{inodes}_d{depth}"
 
 
+def cases_of(args, share):
+    """(workload, plugin, what reload_bench is told) of each case."""
+    cases = [(workload(inodes, depth), "virtiofs", [f"--share={share}", f"--inodes={inodes}", f"--depth={depth}"])
+             for inodes in args.inodes for depth in (1, 32)]
+    if args.flows:
+        cases += [(f"proxy-net_{args.flows}_d{depth}", "proxy-net", [f"--flows={args.flows}", f"--depth={depth}"])
+                  for depth in (1, 32)]
+    return cases
+
+
 def measure(args, results):
-    cases = [(inodes, depth) for inodes in args.inodes for depth in (1, 32)]
-    progress = report.Progress(args.repetitions * len(cases))
-    with tempfile.TemporaryDirectory(prefix="virtbay-reload-") as name:
-        directory = pathlib.Path(name)
+    with tempfile.TemporaryDirectory(prefix="virtbay-reload-") as place:
+        directory = pathlib.Path(place)
         share = directory / "share"
         share.mkdir()
         for i in range(max(args.inodes)):
             (share / f"f{i}").touch()
         # Two files with the same code: each reload loads another image.
-        builds = [directory / "first.so", directory / "second.so"]
-        for build in builds:
-            shutil.copy(args.build / "plugins" / "virtiofs.so", build)
+        for plugin in ("virtiofs", "proxy-net"):
+            for build in ("first", "second"):
+                shutil.copy(args.build / "plugins" / f"{plugin}.so", directory / f"{plugin}-{build}.so")
+        cases = cases_of(args, share)
+        progress = report.Progress(args.repetitions * len(cases))
         for repetition in range(args.repetitions):
-            for inodes, depth in cases:
-                progress.show(f"repetition {repetition + 1} of {args.repetitions}: {workload(inodes, depth)}")
-                command = [args.build / "bin" / "reload_bench", *(f"--build={build}" for build in builds),
-                           f"--share={share}", f"--inodes={inodes}", f"--depth={depth}", f"--reloads={args.reloads}"]
+            for name, plugin, options in cases:
+                progress.show(f"repetition {repetition + 1} of {args.repetitions}: {name}")
+                command = [args.build / "bin" / "reload_bench", f"--reloads={args.reloads}", *options,
+                           *(f"--build={directory}/{plugin}-{build}.so" for build in ("first", "second"))]
                 bench = subprocess.run(command, stdout=subprocess.PIPE, text=True)
                 if bench.returncode != 0:
                     sys.exit(1)
                 line = json.loads(bench.stdout)
                 for field, unit in METRICS.items():
-                    results.add(workload(inodes, depth), "virtbay", field, unit, False, line[field])
-                progress.show(f"{workload(inodes, depth)} done", True)
+                    results.add(name, "virtbay", field, unit, False, line[field])
+                progress.show(f"{name} done", True)
     progress.end()
 
 
@@ -104,9 +115,9 @@ def main():
                     results, "gap_p50_ms", "virtbay")
     columns = {"gap_p50_ms": "gap p50, ms", "gap_p99_ms": "gap p99, ms", "pause_p50_ms": "pause, ms"}
     columns |= {f"{p}_p50_ms": f"{p}, ms" for p in PHASES if p != "pause"}
-    rows = [[workload(i, d)] + [report.number(results.median(workload(i, d), "virtbay", c)) for c in columns]
-            for i in args.inodes for d in (1, 32)]
-    print(report.table(["known inodes, depth", *columns.values()], rows))
+    rows = [[name] + [report.number(results.median(name, "virtbay", c)) for c in columns]
+            for name, _, _ in cases_of(args, "")]
+    print(report.table(["inodes or flows, depth", *columns.values()], rows))
     print("gap: the longest time without an answer around a reload, to a driver that never stops asking.\n")
     print(f"A device of `virtbay plugin new` under --watch: {report.number(results.median(EDITS, 'virtbay', 'build_s'))} s from"
           f" the saved source to the end of the build, {report.number(results.median(EDITS, 'virtbay', 'running_s'))} s to the"

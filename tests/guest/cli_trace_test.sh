@@ -67,7 +67,7 @@ s.sendall(open("request", "rb").read())
 assert b'"ok":true' in s.makefile("rb").readline()
 PY
 rm request
-refuses 1 "another trace goes on" trace a --output other.json --duration 0.1 "${CTL[@]}"
+refuses 1 "device a is being traced already" trace a --output other.json --duration 0.1 "${CTL[@]}"
 # The end of the process ends the trace, with its file whole.
 stops TERM
 holds long.json 2

@@ -11,3 +11,11 @@ virtbay_add_test(descriptors_process_test
 target_compile_definitions(descriptors_process_test
   PRIVATE VIRTBAY_EXECUTABLE="$<TARGET_FILE:virtbay_device_host>")
 add_dependencies(descriptors_process_test virtbay_device_host virtiofs)
+virtbay_add_test(record_test
+  SOURCES record_test.cc
+  LIBRARIES virtbay_device_host_parts virtbay_guest)
+target_compile_definitions(record_test PRIVATE
+  VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
+  VIRTBAY_OP_PARALLEL_PLUGIN="$<TARGET_FILE:test_op_parallel>"
+  VIRTBAY_CONSOLE_PLUGIN="$<TARGET_FILE:example_console>")
+add_dependencies(record_test test_op test_op_parallel example_console)

@@ -104,9 +104,15 @@ class FakeTarget final : public ControlTarget {
     traced = absl::StrCat(name, " ", output.native(), " ", absl::FormatDuration(duration));
     return 7;
   }
-  absl::StatusOr<TraceReport> StopTrace(uint64_t number) override {
-    if (number != 7) return absl::NotFoundError("no such trace");
-    return TraceReport{.devices = 1, .events = 2, .dropped = 3, .bytes = 4};
+  absl::StatusOr<uint64_t> StartRecord(absl::string_view name, const std::filesystem::path& output,
+                                       absl::Duration duration, bool payload) override {
+    recorded = absl::StrCat(name, " ", output.native(), " ", absl::FormatDuration(duration),
+                            payload ? " payload" : "");
+    return 7;
+  }
+  absl::StatusOr<RecordingReport> StopRecording(uint64_t number) override {
+    if (number != 7) return absl::NotFoundError("no such recording");
+    return RecordingReport{.devices = 1, .events = 2, .dropped = 3, .bytes = 4};
   }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {
     guest_size = guest.swiotlb_size;
@@ -130,6 +136,7 @@ class FakeTarget final : public ControlTarget {
   absl::Notification slow_started;
   absl::Notification slow_release;
   std::string traced;
+  std::string recorded;
   std::atomic<uint64_t> guest_size{0};
 
  private:
@@ -215,6 +222,27 @@ TEST(ControlProtocol, ATraceIsBegunAndEnded) {
         R"({"command":"trace-stop","trace":"7"})", R"({"command":"trace-stop","trace":7,"x":1})"}) {
     EXPECT_EQ(Ask(&target, wrong)["error"]["code"], "INVALID_ARGUMENT") << wrong;
   }
+}
+
+TEST(ControlProtocol, ARecordIsBegunAndEnded) {
+  FakeTarget target;
+  const auto record = [&](const std::string& rest) {
+    return Ask(&target, R"({"command":"record","output":"/o","seconds":2)" + rest + "}");
+  };
+  EXPECT_EQ(record(R"(,"name":"a")")["result"]["record"], 7);
+  EXPECT_EQ(target.recorded, "a /o 2s");
+  EXPECT_EQ(record(R"(,"name":"a","payload":true)")["ok"], true);
+  EXPECT_EQ(target.recorded, "a /o 2s payload");
+  target.recorded.clear();
+  for (const char* wrong :
+       {"", R"(,"name":"")", R"(,"name":"a","payload":1)", R"(,"name":"a","trace":1)"}) {
+    EXPECT_EQ(record(wrong)["error"]["code"], "INVALID_ARGUMENT") << wrong;
+  }
+  EXPECT_EQ(target.recorded, "");
+  EXPECT_EQ(Ask(&target, R"({"command":"record-stop","record":7})")["result"]["events"], 2);
+  EXPECT_EQ(Ask(&target, R"({"command":"record-stop","record":8})")["error"]["code"], "NOT_FOUND");
+  EXPECT_EQ(Ask(&target, R"({"command":"record-stop","trace":7})")["error"]["code"],
+            "INVALID_ARGUMENT");
 }
 
 TEST(ControlProtocol, SharesOfADevice) {

@@ -72,7 +72,11 @@ class FakeTarget final : public ControlTarget {
                                       absl::Duration) override {
     return absl::UnimplementedError("");
   }
-  absl::StatusOr<TraceReport> StopTrace(uint64_t) override {
+  absl::StatusOr<uint64_t> StartRecord(absl::string_view, const std::filesystem::path&,
+                                       absl::Duration, bool) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<RecordingReport> StopRecording(uint64_t) override {
     return absl::UnimplementedError("");
   }
   absl::Status ApplyGuest(const swiotlb::GuestCapabilities& guest) override {

@@ -21,6 +21,7 @@
 #include "framework/base/unique_fd.h"
 #include "virtbay/aperture.h"
 #include "virtbay/device_port.h"
+#include "virtbay/record.h"
 #include "virtbay/trace.h"
 
 namespace virtbay {
@@ -81,6 +82,9 @@ struct DeviceSpec {
   // Cached reads of 512 KiB and more are copied by two threads: the queue's and a helper that
   // sleeps in between. Not used where the process has a single CPU.
   bool transfer_helper = true;
+  // Every queue is served by the same thread, even where the plugin would have them in parallel, so
+  // that the order in which they are taken is the order of the work: for records.
+  bool one_thread = false;
   absl::Duration stop_deadline = absl::Seconds(10);
 };
 
@@ -226,6 +230,9 @@ class VIRTBAY_EXPORT DeviceHandle {
   // come meanwhile; each queue has room for `events` (at most 2^24) between two calls of Take.
   // AlreadyExists while there is another one.
   absl::StatusOr<std::unique_ptr<DeviceTrace>> StartTrace(uint32_t events = 1u << 16) const;
+  // Records what its queues are sent and what they answer until the record is destroyed, in the
+  // same way. AlreadyExists while there is another one.
+  absl::StatusOr<std::unique_ptr<DeviceRecord>> StartRecord(const RecordOptions& options) const;
 
  private:
   std::weak_ptr<Device> device_;

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,6 +28,7 @@ struct BayOptions {
   uint16_t queue_size = 256;             ///< cut to what the device allows
   bool packed = false;                   ///< packed rings (virtio 1.3 2.8)
   bool event_idx = true;                 ///< VIRTIO_F_EVENT_IDX
+  bool one_thread = false;  ///< for all queues, even where the plugin would have them in parallel
 };
 
 /// What came back for one buffer.
@@ -47,6 +49,9 @@ class __attribute__((visibility("default"))) Bay {
   /// Shows the device a buffer: `readable` bytes, then room for so many. A token; 0: the ring or
   /// the memory is full.
   uint64_t Send(std::string_view readable, uint32_t room, uint32_t queue = 0);
+  /// The same with a descriptor for each of these lengths; `readable` fills the first ones.
+  uint64_t SendPieces(std::string_view readable, std::span<const uint32_t> in,
+                      std::span<const uint32_t> out, uint32_t queue = 0);
   /// Whether it has come back.
   bool Has(uint64_t token, uint32_t queue = 0);
   /// Waits for it, at most so long.
@@ -85,6 +90,8 @@ class __attribute__((visibility("default"))) Bay {
   /// Has the device carry out a command, as `virtbay ctl device` does.
   sdk::Result<std::string> Control(const std::string& command, std::string_view text);
 
+  /// Buffers that the device has taken since it was made, of all queues.
+  uint64_t taken() const;
   /// A counter or gauge of the device; ~0 when there is none of that name.
   uint64_t Metric(const std::string& name) const;
   /// "level name: text" of every line that host and device logged.

@@ -1,4 +1,4 @@
-#include "hostif/device_host/trace_recorder.h"
+#include "hostif/device_host/recorder.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -23,8 +23,9 @@ constexpr absl::Duration kInterval = absl::Milliseconds(10);
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TraceRecorder>> TraceRecorder::Start(
-    const std::filesystem::path& output, absl::Duration duration, std::vector<Source> sources) {
+absl::StatusOr<std::unique_ptr<Recorder>> Recorder::Start(const std::filesystem::path& output,
+                                                          absl::Duration duration,
+                                                          std::unique_ptr<RecordingSource> source) {
   // O_NONBLOCK: a FIFO without a reader must not hold the caller up. Nothing is truncated before it
   // is known to be a file.
   UniqueFd file(
@@ -36,75 +37,50 @@ absl::StatusOr<std::unique_ptr<TraceRecorder>> TraceRecorder::Start(
     return absl::InvalidArgumentError(absl::StrCat(output.native(), ": is not a regular file"));
   }
   if (::ftruncate(file.get(), 0) != 0) return ErrnoStatus(errno, output.native());
-  std::unique_ptr<TraceRecorder> self(
-      new TraceRecorder(output.native(), std::move(file), std::move(sources)));
+  std::unique_ptr<Recorder> self(new Recorder(output.native(), std::move(file), std::move(source)));
   try {
     self->thread_ =
         std::thread([raw = self.get(), end = absl::Now() + duration] { raw->Main(end); });
   } catch (const std::system_error& e) {
-    return absl::ResourceExhaustedError(absl::StrCat("no thread for the trace: ", e.what()));
+    return absl::ResourceExhaustedError(absl::StrCat("no thread to record: ", e.what()));
   }
   return self;
 }
 
-TraceRecorder::TraceRecorder(std::string path, UniqueFd file, std::vector<Source> sources)
-    : path_(std::move(path)),
-      file_(std::move(file)),
-      sources_(std::move(sources)),
-      chrome_(&text_) {
-  for (const Source& source : sources_) {
-    const auto queues = static_cast<uint32_t>(source.trace->Take().size());
-    chrome_.AddDevice(source.name, source.type, queues);
-  }
-  report_.devices = sources_.size();
-}
+Recorder::Recorder(std::string path, UniqueFd file, std::unique_ptr<RecordingSource> source)
+    : path_(std::move(path)), file_(std::move(file)), source_(std::move(source)) {}
 
-TraceRecorder::~TraceRecorder() { static_cast<void>(Stop()); }
+Recorder::~Recorder() { static_cast<void>(Stop()); }
 
-absl::StatusOr<TraceReport> TraceRecorder::Stop() {
+absl::StatusOr<RecordingReport> Recorder::Stop() {
   if (!stop_.HasBeenNotified()) stop_.Notify();
   if (thread_.joinable()) thread_.join();
   if (!status_.ok()) return status_;
   return report_;
 }
 
-void TraceRecorder::Main(absl::Time end) {
-  pthread_setname_np(pthread_self(), "trace");
+void Recorder::Main(absl::Time end) {
+  pthread_setname_np(pthread_self(), "recorder");
   bool stopped = false;
   while (!stopped && status_.ok()) {
     const absl::Duration left = end - absl::Now();
     stopped = left <= absl::ZeroDuration() ||
               stop_.WaitForNotificationWithTimeout(std::min(left, kInterval));
-    if (stopped) {
-      for (const Source& source : sources_) source.trace->Stop();
-    }
-    Collect();
+    if (stopped) source_->Stop();
+    source_->Collect(bytes_ >= kMostBytes, &text_);
     Write();
   }
-  // What the queues would keep goes now, not when the report is asked for.
-  sources_.clear();
-  chrome_.Finish();
+  source_->Finish(&text_);
   Write();
   file_.reset();
-  report_.events = chrome_.events();
-  report_.dropped = chrome_.dropped() + past_end_;
+  report_ = source_->report();
+  report_.bytes = bytes_;
+  // What the queues would keep goes now, not when the report is asked for.
+  source_.reset();
   ended_.store(true, std::memory_order_release);
 }
 
-void TraceRecorder::Collect() {
-  for (size_t i = 0; i < sources_.size(); ++i) {
-    std::vector<QueueTrace> queues = sources_[i].trace->Take();
-    if (report_.bytes >= kMostBytes) {
-      for (QueueTrace& queue : queues) {
-        past_end_ += queue.events.size();
-        queue.events.clear();
-      }
-    }
-    chrome_.Add(static_cast<uint32_t>(i), queues);
-  }
-}
-
-void TraceRecorder::Write() {
+void Recorder::Write() {
   absl::string_view rest = text_;
   while (!rest.empty() && status_.ok()) {
     const ssize_t n = ::write(file_.get(), rest.data(), rest.size());
@@ -113,7 +89,7 @@ void TraceRecorder::Write() {
       continue;
     }
     rest.remove_prefix(static_cast<size_t>(n));
-    report_.bytes += static_cast<uint64_t>(n);
+    bytes_ += static_cast<uint64_t>(n);
   }
   text_.clear();
 }
