@@ -215,6 +215,37 @@ TEST_F(TcpDataTest, TakesOverlapsAndRepetitionsOnce) {
   EXPECT_EQ(Heard().back().tcp.acknowledgement, ours + 15);
 }
 
+// A FIN with bytes that come before those ahead of it, and one whose number lies within what was
+// kept out of order: it ends the stream where it stands, as soon as everything before it is here.
+TEST_F(TcpDataTest, AFinThatCameOutOfOrderEndsTheStream) {
+  struct Step {
+    uint8_t flags;
+    uint32_t at;
+    std::string_view bytes;
+  };
+  const std::vector<std::vector<Step>> orders = {
+      {{kAck | kFin, 5, "fghij"}, {kAck, 0, "abcde"}},
+      {{kAck, 5, "fghijXXX"}, {kAck | kFin, 8, "ij"}, {kAck, 0, "abcde"}},
+      {{kAck, 12, "XXX"}, {kAck, 5, "fghij"}, {kAck | kFin, 10, ""}, {kAck, 0, "abcde"}},
+      {{kAck, 7, "hijXXX"}, {kAck | kFin, 0, "abcdefghij"}},
+      {{kAck | kFin, 10, ""}, {kAck, 5, "fghijXXX"}, {kAck, 0, "abcdefgh"}},
+  };
+  for (size_t i = 0; i < orders.size(); ++i) {
+    SCOPED_TRACE(i);
+    guest_port = static_cast<uint16_t>(41000 + i);
+    Listen();
+    Connect(Full());
+    for (const Step& step : orders[i]) {
+      Say(step.flags, ours + step.at, theirs, step.bytes);
+    }
+    EXPECT_EQ(Heard().back().tcp.acknowledgement, ours + 11);
+    EXPECT_EQ(Read(peer.get(), 11), "abcdefghij");
+    EXPECT_EQ(Ending(peer.get()), "EOF");
+    Say(kRst, ours + 11, 0);
+  }
+  ExpectNothingLeft();
+}
+
 TEST_F(TcpDataTest, BoundsWhatItKeepsOutOfOrder) {
   Listen();
   Connect(Full());

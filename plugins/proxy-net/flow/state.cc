@@ -300,7 +300,11 @@ class TcpState {
              !SeqAfter(range.right, f.right_edge);
       end = range.right;
     }
-    return sane;
+    // The guest's end lies behind all of its bytes that are here, and inside the window.
+    if (f.fin_seen && !f.fin_received) {
+      sane = sane && !SeqBefore(f.fin_seq, end) && !SeqAfter(f.fin_seq, f.right_edge);
+    }
+    return sane && (!f.fin_received || f.received == f.fin_seq + 1);
   }
 
   // The flow, or nullptr: no room, or a record that cannot be. Takes fd.

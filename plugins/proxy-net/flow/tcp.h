@@ -93,6 +93,8 @@ class Tcp {
   bool OnTimeWait(TcpFlow* flow, const TcpSegment& segment);
   bool OnAck(TcpFlow* flow, const TcpSegment& segment);
   void OnData(TcpFlow* flow, const TcpSegment& segment);
+  // The guest's end has the number `fin`; OnFin is when all before it is here.
+  void NoteFin(TcpFlow* flow, uint32_t fin);
   void OnFin(TcpFlow* flow);
   void KeepOutOfOrder(TcpFlow* flow, const TcpSegment& segment, uint32_t sequence, uint32_t offset,
                       uint32_t length);

@@ -171,15 +171,9 @@ void Tcp::OnOpenSegment(TcpFlow* flow, const TcpSegment& segment) {
     core_->Unlist(flow);
   }
   if (!OnAck(flow, segment)) return;
+  // Before the bytes: those that it brings may make what was kept behind its number the next.
+  if (header.has(TcpHeader::kFin)) NoteFin(flow, header.sequence + segment.payload_length);
   if (segment.payload_length > 0) OnData(flow, segment);
-  if (header.has(TcpHeader::kFin)) {
-    const uint32_t fin = header.sequence + segment.payload_length;
-    if (!flow->fin_seen && !SeqAfter(fin, flow->right_edge) && !SeqBefore(fin, flow->received)) {
-      flow->fin_seen = true;
-      flow->fin_seq = fin;
-    }
-    flow->ack_now = true;
-  }
   if (flow->fin_seen && !flow->fin_received && flow->received == flow->fin_seq) OnFin(flow);
 }
 
@@ -364,6 +358,21 @@ void Tcp::MergeRanges(TcpFlow* flow) {
     flow->ack_now = true;
     flow->drain = true;
   }
+}
+
+void Tcp::NoteFin(TcpFlow* flow, uint32_t fin) {
+  flow->ack_now = true;
+  if (flow->fin_seen || SeqAfter(fin, flow->right_edge) || SeqBefore(fin, flow->received)) return;
+  flow->fin_seen = true;
+  flow->fin_seq = fin;
+  // What was kept behind the guest's end is none of its bytes.
+  auto& ranges = flow->ranges;
+  while (flow->range_count > 0 && !SeqBefore(ranges[flow->range_count - 1].left, fin)) {
+    --flow->range_count;
+  }
+  if (flow->range_count == 0) return;
+  auto& last = ranges[flow->range_count - 1];
+  last.right = SeqMin(last.right, fin);
 }
 
 void Tcp::OnFin(TcpFlow* flow) {
