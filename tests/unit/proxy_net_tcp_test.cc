@@ -428,6 +428,33 @@ TEST_F(TcpTest, PassesTheGuestsKeepaliveOn) {
   EXPECT_EQ(on, 1);
 }
 
+// A probe may have a byte (RFC 9293 3.8.4), which lies before what is next and is nobody's.
+TEST_F(TcpTest, AnswersAKeepaliveWithAByteAndDeliversNone) {
+  Listen();
+  Connect(Full());
+  const auto probe = [&](uint32_t expected) {
+    Heard();
+    Say(kAck, expected - 1, theirs, "#");
+    const Seen answer = HeardOne();
+    EXPECT_EQ(answer.tcp.acknowledgement, expected);
+    EXPECT_EQ(answer.tcp.sequence, theirs);
+    EXPECT_TRUE(answer.payload.empty());
+  };
+  probe(ours);
+  int on = 0;
+  socklen_t size = sizeof(on);
+  ASSERT_EQ(getsockopt(shard().tcp().At(0)->fd, SOL_SOCKET, SO_KEEPALIVE, &on, &size), 0);
+  EXPECT_EQ(on, 1);
+  Say(kAck, ours, theirs, "abc");
+  probe(ours + 3);
+  Say(kAck, ours + 3, theirs, "def");
+  // Nor when its end is here.
+  Say(kAck | kFin, ours + 6, theirs);
+  probe(ours + 7);
+  EXPECT_EQ(Read(peer.get(), 7), "abcdef");
+  EXPECT_EQ(Ending(peer.get()), "EOF");
+}
+
 // ---- budgets -----------------------------------------------------------------------------------
 
 TEST_F(TcpTest, RefusesMoreHalfOpenFlowsThanItsBudget) {

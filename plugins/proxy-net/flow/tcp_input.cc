@@ -18,6 +18,12 @@ constexpr uint64_t kChallengeEvery = 100 * kMillisecond;
 constexpr uint32_t kMinRtoUs = 200'000;
 constexpr uint32_t kMaxRtoUs = 60'000'000;
 
+// RFC 9293 3.8.4: one number back, with a byte that is nobody's or without.
+bool IsKeepalive(const TcpFlow& flow, const TcpSegment& segment) {
+  return segment.header.sequence + 1 == flow.received && segment.payload_length <= 1 &&
+         (segment.header.flags & (TcpHeader::kSyn | TcpHeader::kFin | TcpHeader::kRst)) == 0;
+}
+
 }  // namespace
 
 void Tcp::OnSegment(const TcpSegment& segment) {
@@ -133,18 +139,19 @@ void Tcp::OnOpenSegment(TcpFlow* flow, const TcpSegment& segment) {
     return;
   }
 
+  const bool keepalive = IsKeepalive(*flow, segment);
+  if (keepalive && !flow->keepalive && flow->phase == TcpPhase::kOpen) {
+    // The host's socket is to ask as well.
+    const int one = 1;
+    setsockopt(flow->fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+    flow->keepalive = true;
+  }
   const uint32_t length = segment.payload_length + (header.has(TcpHeader::kFin) ? 1 : 0);
   const uint32_t end = header.sequence + length;
   if (SeqAfter(header.sequence, flow->right_edge) || SeqBefore(end, flow->received)) {
     if (rst) return;
     if (syn) return Challenge(flow);
-    // A probe of the guest's keepalive is one byte back; the host's socket is to ask as well.
-    if (end + 1 == flow->received && !flow->keepalive && flow->phase == TcpPhase::kOpen) {
-      const int one = 1;
-      setsockopt(flow->fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
-      flow->keepalive = true;
-    }
-    if (end + 1 != flow->received) core_->Count(Event::kTcpOutOfWindow);
+    if (!keepalive) core_->Count(Event::kTcpOutOfWindow);
     flow->ack_now = true;
     return;
   }
