@@ -215,6 +215,36 @@ TEST_F(TcpDataTest, TakesOverlapsAndRepetitionsOnce) {
   EXPECT_EQ(Heard().back().tcp.acknowledgement, ours + 15);
 }
 
+// What has come already is one thing, what the guest was not allowed to send another.
+TEST_F(TcpDataTest, TellsRepetitionsFromWhatLiesOutsideTheWindow) {
+  Listen();
+  Connect(Full());
+  Say(kAck, ours, theirs, "abcdef");
+  const uint32_t edge = shard().tcp().At(0)->right_edge;
+  const auto counted = [&](uint32_t sequence, std::string_view bytes, uint8_t flags = kAck) {
+    const uint64_t repeated = Count(Event::kTcpRepeated);
+    const uint64_t outside = Count(Event::kTcpOutOfWindow);
+    Heard();
+    Say(flags, sequence, theirs, bytes);
+    EXPECT_EQ(HeardOne().tcp.acknowledgement, shard().tcp().At(0)->received);
+    return std::pair(Count(Event::kTcpRepeated) - repeated,
+                     Count(Event::kTcpOutOfWindow) - outside);
+  };
+  using Counts = std::pair<uint64_t, uint64_t>;
+  EXPECT_EQ(counted(ours, "abc"), Counts(1, 0));
+  EXPECT_EQ(counted(ours, "abcdef"), Counts(1, 0));
+  EXPECT_EQ(counted(ours + 3, "def"), Counts(1, 0));
+  EXPECT_EQ(counted(ours + 3, "defg"), Counts(0, 0)) << "one is new";
+  EXPECT_EQ(counted(ours + 6, "g"), Counts(0, 0)) << "a keepalive, as far as one can tell";
+  EXPECT_EQ(counted(edge + 1, "x"), Counts(0, 1));
+  EXPECT_EQ(counted(edge - 1, "xy"), Counts(0, 1));
+  EXPECT_EQ(counted(ours - Tcp::kLargestWindow, "x"), Counts(0, 1));
+  EXPECT_EQ(counted(ours - (1u << 30), "x"), Counts(0, 1));
+  // Nor after the guest's end.
+  EXPECT_EQ(counted(ours + 7, "", kAck | kFin), Counts(0, 0));
+  EXPECT_EQ(counted(ours + 3, "defg", kAck | kFin), Counts(1, 0));
+}
+
 // A FIN with bytes that come before those ahead of it, and one whose number lies within what was
 // kept out of order: it ends the stream where it stands, as soon as everything before it is here.
 TEST_F(TcpDataTest, AFinThatCameOutOfOrderEndsTheStream) {

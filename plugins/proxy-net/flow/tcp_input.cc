@@ -24,6 +24,12 @@ bool IsKeepalive(const TcpFlow& flow, const TcpSegment& segment) {
          (segment.header.flags & (TcpHeader::kSyn | TcpHeader::kFin | TcpHeader::kRst)) == 0;
 }
 
+// A guest sends again what it has not heard an acknowledgement of, which lies within a window of
+// what has come; what lies further back is none of that.
+bool IsRepeated(const TcpFlow& flow, const TcpSegment& segment) {
+  return flow.received - segment.header.sequence <= Tcp::kLargestWindow;
+}
+
 }  // namespace
 
 void Tcp::OnSegment(const TcpSegment& segment) {
@@ -151,7 +157,9 @@ void Tcp::OnOpenSegment(TcpFlow* flow, const TcpSegment& segment) {
   if (SeqAfter(header.sequence, flow->right_edge) || SeqBefore(end, flow->received)) {
     if (rst) return;
     if (syn) return Challenge(flow);
-    if (!keepalive) core_->Count(Event::kTcpOutOfWindow);
+    if (!keepalive) {
+      core_->Count(IsRepeated(*flow, segment) ? Event::kTcpRepeated : Event::kTcpOutOfWindow);
+    }
     flow->ack_now = true;
     return;
   }
@@ -274,16 +282,17 @@ void Tcp::OnData(TcpFlow* flow, const TcpSegment& segment) {
   uint32_t sequence = segment.header.sequence;
   uint32_t offset = segment.payload_offset;
   uint32_t length = segment.payload_length;
+  if (!SeqAfter(sequence + length, flow->data_end())) {
+    if (!IsKeepalive(*flow, segment)) core_->Count(Event::kTcpRepeated);
+    flow->ack_now = true;
+    return;
+  }
   if (flow->fin_received) {
     flow->ack_now = true;
     return;
   }
   if (SeqBefore(sequence, flow->received)) {
     const uint32_t old = flow->received - sequence;
-    if (old >= length) {
-      flow->ack_now = true;
-      return;
-    }
     sequence += old;
     offset += old;
     length -= old;

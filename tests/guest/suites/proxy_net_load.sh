@@ -48,8 +48,8 @@ PY
 # Nor anything that the guest was allowed to send.
 host_clean() { lost tcp_retransmits tcp_fast_retransmits drops_tcp_out_of_window; }
 # A guest with one processor that also verifies files answers late, and is asked again; it repeats
-# what has come already, which counts as outside the window.
-host_kept() { lost; }
+# what has come already as well (drops_tcp_repeated). What it was not allowed to send it never sends.
+host_kept() { lost drops_tcp_out_of_window; }
 # What the share did without the network, for later.
 host_alone() { ctl inspect w >"$WORK/alone.json"; }
 # The network took nothing from the share: no request of it has waited for memory.
