@@ -1,7 +1,9 @@
 #include "plugins/virtio-net/tap.h"
 
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/if_tun.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -12,6 +14,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -47,6 +50,23 @@ class Socket {
  private:
   const int fd_;
 };
+
+// What an interface that TUNSETIFF did not take is; "" where it is a TAP interface, or none.
+std::string OtherKind(const std::string& name) {
+  const Socket look;
+  ifreq request = Request(name, 0);
+  if (look.get() < 0 || ioctl(look.get(), SIOCGIFINDEX, &request) != 0) return "";
+  ethtool_drvinfo info{};
+  info.cmd = ETHTOOL_GDRVINFO;
+  request = Request(name, 0);
+  request.ifr_data = reinterpret_cast<char*>(&info);
+  // An interface without a driver of its own says nothing of it.
+  const bool tun = ioctl(look.get(), SIOCETHTOOL, &request) == 0 &&
+                   std::string_view(info.driver, strnlen(info.driver, sizeof info.driver)) == "tun";
+  if (!tun) return " is no TAP interface";
+  const std::string_view kind(info.bus_info, strnlen(info.bus_info, sizeof info.bus_info));
+  return kind == "tun" ? " is a TUN interface, not TAP" : "";
+}
 
 }  // namespace
 
@@ -84,6 +104,11 @@ Status Tap::OpenQueue(uint16_t flags) {
     request = Request(name_, flags | IFF_MULTI_QUEUE);
     if (ioctl(fd, TUNSETIFF, &request) == 0) error = 0;
   }
+  if (error == EINVAL) {
+    if (const std::string kind = OtherKind(name_); !kind.empty()) {
+      return sdk::Errno(error, absl::StrCat("option tap: interface ", name_, kind));
+    }
+  }
   if (error != 0) {
     const char* why = "";
     switch (error) {
@@ -96,7 +121,7 @@ Status Tap::OpenQueue(uint16_t flags) {
         why = " (another process uses it)";
         break;
       case EINVAL:
-        why = " (not a TAP interface, or made without multi_queue)";
+        why = (flags & IFF_MULTI_QUEUE) != 0 ? " (it was made without multi_queue)" : "";
         break;
       case E2BIG:
         why = " (it has no more queues)";

@@ -342,8 +342,15 @@ TEST_F(TapTest, ErrorsSayWhatIsWrong) {
   const UniqueFd busy = OpenTap("vbbusy", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
   ASSERT_TRUE(busy.valid());
   EXPECT_THAT(AddError({{"tap", "vbbusy"}}), HasSubstr("another process uses it"));
-  EXPECT_THAT(AddError({{"tap", "lo"}}), HasSubstr("interface lo"));
   const UniqueFd tun = OpenTap("vbtun", IFF_TUN | IFF_NO_PI | IFF_VNET_HDR);
+  for (const char* pairs : {"1", "2"}) {
+    EXPECT_THAT(AddError({{"tap", "lo"}, {"queue-pairs", pairs}}),
+                HasSubstr("option tap: interface lo is no TAP interface"));
+    EXPECT_THAT(AddError({{"tap", "vbtun"}, {"queue-pairs", pairs}}),
+                HasSubstr("option tap: interface vbtun is a TUN interface, not TAP"));
+  }
+  EXPECT_THAT(AddError({{"tap", "vbbusy"}, {"queue-pairs", "2"}}),
+              HasSubstr("interface vbbusy (it was made without multi_queue)"));
   EXPECT_THAT(AddError({{"tap-fd", absl::StrCat(tun.get())}}), HasSubstr("is a TUN interface"));
   const UniqueFd bare = OpenTap("vbbare", IFF_TAP | IFF_NO_PI);
   EXPECT_THAT(AddError({{"tap-fd", absl::StrCat(bare.get())}}),
