@@ -1,7 +1,10 @@
 #include "plugins/proxy-net/options.h"
 
 #include <algorithm>
+#include <array>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "plugins/proxy-net/option_values.h"
 
@@ -26,6 +29,42 @@ struct Given {
   DomainName host_name = *DomainName::Parse("host.virtbay.internal");
 };
 
+// Addresses that mean something else to everybody: no link can have them as its own.
+struct Special {
+  Network network;
+  std::string_view what;
+};
+constexpr std::array kSpecial = {
+    Special{{Ipv4Address::Of(0, 0, 0, 0), 8}, "\"this network\""},
+    Special{{Ipv4Address::Of(127, 0, 0, 0), 8}, "loopback"},
+    Special{{Ipv4Address::Of(169, 254, 0, 0), 16}, "link-local"},
+    Special{{Ipv4Address::Of(224, 0, 0, 0), 4}, "multicast"},
+    Special{{Ipv4Address::Of(240, 0, 0, 0), 4}, "reserved"},
+    Special{{Ipv6Address::Of({}), 64}, "unspecified, loopback or mapped IPv4"},
+    Special{{Ipv6Address::Of({0x64, 0xff9b}), 96}, "those of NAT64"},
+    Special{{Ipv6Address::Of({0x64, 0xff9b, 1}), 48}, "those of NAT64"},
+    Special{{Ipv6Address::Of({0x2001, 0}), 32}, "those of Teredo"},
+    Special{{Ipv6Address::Of({0x2002}), 16}, "those of 6to4"},
+    Special{{Ipv6Address::Of({0xfe80}), 10}, "link-local"},
+    Special{{Ipv6Address::Of({0xfec0}), 10}, "site-local"},
+    Special{{Ipv6Address::Of({0xff00}), 8}, "multicast"},
+};
+
+Status RefuseSpecial(std::string_view key, std::string_view value, const Network& network,
+                     std::string_view instead) {
+  for (const Special& special : kSpecial) {
+    if (!special.network.Contains(network.address) && !network.Contains(special.network.address)) {
+      continue;
+    }
+    std::string text = "option ";
+    text.append(key).append(": '").append(value).append("' has addresses that are ");
+    text.append(special.what).append(" (").append(special.network.address.ToString());
+    text.append("/").append(std::to_string(special.network.length)).append("), give one like ");
+    return sdk::InvalidArgument(std::move(text.append(instead)));
+  }
+  return {};
+}
+
 template <typename T>
 Status Into(std::optional<T>* out, Status (*parse)(std::string_view, std::string_view, T*),
             std::string_view key, std::string_view value) {
@@ -36,24 +75,22 @@ Status ParsePrefix6(std::string_view key, std::string_view value, Ipv6Address* o
   auto network = Network::Parse(value);
   if (!network.ok()) return OptionError(key, network.error());
   const IpAddress& a = network->address;
-  if (a.is_v4() || network->length != 64 || a.IsMulticast() || a.IsLinkLocal() ||
-      a.IsUnspecified()) {
+  if (a.is_v4() || network->length != 64) {
     return BadValue(key, value, "an IPv6 prefix of 64 bits");
   }
   *out = a.v6();
-  return {};
+  return RefuseSpecial(key, value, *network, "fd00:1:2:3::/64");
 }
 
 Status ParseSubnet(std::string_view key, std::string_view value, std::optional<Network>* out) {
   auto network = Network::Parse(value);
   if (!network.ok()) return OptionError(key, network.error());
   const IpAddress& a = network->address;
-  if (a.is_v6() || network->length < 8 || network->length > 30 || a.IsMulticast() ||
-      a.IsLoopback() || a.v4().IsThisNetwork() || a.v4().IsReserved()) {
+  if (a.is_v6() || network->length < 8 || network->length > 30) {
     return BadValue(key, value, "an IPv4 network of 8 to 30 bits (10.0.2.0/24)");
   }
   *out = *network;
-  return {};
+  return RefuseSpecial(key, value, *network, "10.0.2.0/24");
 }
 
 Status ParseHostname(std::string_view key, std::string_view value, std::string* out) {

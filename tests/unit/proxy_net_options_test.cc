@@ -101,6 +101,18 @@ TEST(ProxyNetOptionsTest, TheResolver) {
   EXPECT_FALSE(Parse({{"dns", "192.0.2.53"}, {"search", ""}})->dns.follow);
 }
 
+TEST(ProxyNetOptionsTest, NetworksOfEverydayUseAreTaken) {
+  for (const char* subnet :
+       {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "1.0.0.0/8",
+        "126.0.0.0/8", "128.0.0.0/8", "223.0.0.0/8", "169.253.0.0/16", "169.255.0.0/16"}) {
+    EXPECT_TRUE(Parse({{"subnet", subnet}}).ok()) << subnet;
+  }
+  for (const char* prefix : {"fd00::/64", "fc00::/64", "2001:db8::/64", "2001:1::/64", "2003::/64",
+                             "64:ff9b:2::/64", "2600:1:2:3::/64"}) {
+    EXPECT_TRUE(Parse({{"prefix6", prefix}}).ok()) << prefix;
+  }
+}
+
 TEST(ProxyNetOptionsTest, ThePolicyAndTheHostsVirtualAddress) {
   auto o = Parse({{"rules", "allow 10.0.0.0/8:443/tcp, deny any"},
                   {"deny-host-addresses", "true"},
@@ -144,8 +156,17 @@ TEST(ProxyNetOptionsTest, ErrorsNameTheOptionAndWhatIsWrong) {
       {{{"ipv6", "maybe"}}, "option ipv6: ", "auto"},
       {{{"subnet", "10.0.2.1/24"}}, "option subnet: ", "behind its prefix"},
       {{{"subnet", "10.0.2.0/31"}}, "option subnet: ", "8 to 30"},
-      {{{"subnet", "224.0.0.0/24"}}, "option subnet: ", "224.0.0.0/24"},
-      {{{"subnet", "127.0.0.0/24"}}, "option subnet: ", "127"},
+      {{{"subnet", "224.0.0.0/24"}}, "option subnet: ", "multicast"},
+      {{{"subnet", "239.255.0.0/16"}}, "option subnet: ", "multicast"},
+      {{{"subnet", "127.0.0.0/24"}}, "option subnet: ", "loopback"},
+      {{{"subnet", "127.0.0.0/8"}}, "option subnet: ", "loopback"},
+      {{{"subnet", "169.254.0.0/16"}}, "option subnet: ", "link-local (169.254.0.0/16)"},
+      {{{"subnet", "169.254.7.0/24"}}, "option subnet: ", "link-local"},
+      {{{"subnet", "169.0.0.0/8"}}, "option subnet: ", "link-local"},
+      {{{"subnet", "0.0.0.0/8"}}, "option subnet: ", "this network"},
+      {{{"subnet", "0.1.2.0/24"}}, "option subnet: ", "this network"},
+      {{{"subnet", "240.0.0.0/8"}}, "option subnet: ", "reserved"},
+      {{{"subnet", "255.255.255.0/24"}}, "option subnet: ", "reserved"},
       {{{"subnet", "2001:db8::/64"}}, "option subnet: ", "IPv4"},
       {{{"gateway", "10.0.3.2"}}, "option gateway: ", "subnet"},
       {{{"gateway", "10.0.2.0"}}, "option gateway: ", "host"},
@@ -158,7 +179,17 @@ TEST(ProxyNetOptionsTest, ErrorsNameTheOptionAndWhatIsWrong) {
       {{{"dhcp-pool", "241"}}, "option dhcp-pool: ", "240"},
       {{{"lease-time", "59"}}, "option lease-time: ", "60"},
       {{{"prefix6", "2001:db8::/48"}}, "option prefix6: ", "64"},
-      {{{"prefix6", "fe80::/64"}}, "option prefix6: ", "fe80"},
+      {{{"prefix6", "fe80::/64"}}, "option prefix6: ", "link-local (fe80::/10)"},
+      {{{"prefix6", "febf:1::/64"}}, "option prefix6: ", "link-local"},
+      {{{"prefix6", "fec0::/64"}}, "option prefix6: ", "site-local"},
+      {{{"prefix6", "ff02::/64"}}, "option prefix6: ", "multicast"},
+      {{{"prefix6", "::/64"}}, "option prefix6: ", "loopback"},
+      {{{"prefix6", "::1/128"}}, "option prefix6: ", "64"},
+      {{{"prefix6", "::ffff:0:0/96"}}, "option prefix6: ", "IPv4"},
+      {{{"prefix6", "64:ff9b::/64"}}, "option prefix6: ", "NAT64 (64:ff9b::/96)"},
+      {{{"prefix6", "64:ff9b:1:7::/64"}}, "option prefix6: ", "NAT64"},
+      {{{"prefix6", "2002:c000:201::/64"}}, "option prefix6: ", "6to4"},
+      {{{"prefix6", "2001:0:1:2::/64"}}, "option prefix6: ", "Teredo"},
       {{{"prefix6", "2001:db8::1/64"}}, "option prefix6: ", "behind"},
       {{{"hostname", "a b"}}, "option hostname: ", "a b"},
       {{{"domain", "."}}, "option domain: ", "name"},
