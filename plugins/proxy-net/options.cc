@@ -279,6 +279,9 @@ sdk::Result<Options> Options::Parse(const std::vector<KeyValue>& given) {
         "option host-ports: is missing; the host's virtual address reaches those ports only");
   }
   if (Status status = SettleIpv4(g, &o); !status.ok()) return status.error();
+  if (Status s = o.dns.resolver.records.CheckAliases(); !s.ok()) {
+    return OptionError("dns-records", s.error());
+  }
 
   // A datagram is not cut into fragments.
   o.dns.resolver.max_datagram = o.lan.mtu - (o.lan.ipv6 ? 48u : 28u);

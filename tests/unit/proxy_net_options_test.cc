@@ -101,6 +101,15 @@ TEST(ProxyNetOptionsTest, TheResolver) {
   EXPECT_FALSE(Parse({{"dns", "192.0.2.53"}, {"search", ""}})->dns.follow);
 }
 
+TEST(ProxyNetOptionsTest, AliasesThatLeadNowhereAreNamed) {
+  const std::string loop = ErrorOf({{"dns-records", "x.test=b.test,b.test=c.test,c.test=b.test"}});
+  EXPECT_THAT(loop, HasSubstr("b.test"));
+  EXPECT_THAT(loop, HasSubstr("c.test"));
+  EXPECT_TRUE(Parse({{"dns-records", "a=b,b=c,c=d,d=e,e=f,f=g,g=h,h=i,i=192.0.2.1"}}).ok())
+      << "eight of them";
+  EXPECT_TRUE(Parse({{"dns-records", "a.test=b.test,c.test=b.test,b.test=elsewhere.test"}}).ok());
+}
+
 TEST(ProxyNetOptionsTest, NetworksOfEverydayUseAreTaken) {
   for (const char* subnet :
        {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "1.0.0.0/8",
@@ -205,6 +214,14 @@ TEST(ProxyNetOptionsTest, ErrorsNameTheOptionAndWhatIsWrong) {
        "8"},
       {{{"resolv-conf", "etc/resolv.conf"}}, "option resolv-conf: ", "absolute"},
       {{{"dns-records", "a"}}, "option dns-records: ", "NAME"},
+      {{{"dns-records", "a.test=a.test"}}, "option dns-records: ", "a.test"},
+      {{{"dns-records", "a.test=B.test,b.test=A.test"}}, "option dns-records: ", "loop"},
+      {{{"dns-records", "c.test=192.0.2.1,a.test=b.test"}, {"dns-records", "b.test=a.test"}},
+       "option dns-records: ",
+       "loop"},
+      {{{"dns-records", "a=b,b=c,c=d,d=e,e=f,f=g,g=h,h=i,i=j,j=192.0.2.1"}},
+       "option dns-records: ",
+       "more than 8 aliases"},
       {{{"dns-in-flight", "0"}}, "option dns-in-flight: ", "4096"},
       {{{"rules", "allow nobody"}}, "option rules: ", "nobody"},
       {{{"host-ports", "8080"}}, "option host-ports: ", "tcp:PORT"},

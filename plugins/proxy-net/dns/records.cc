@@ -69,6 +69,25 @@ sdk::Status StaticRecords::Add(std::string_view text) {
   return {};
 }
 
+sdk::Status StaticRecords::CheckAliases() const {
+  for (const auto& [name, entry] : entries_) {
+    std::vector<const DomainName*> chain{&name};
+    for (const Entry* at = &entry; at != nullptr && at->cname.has_value(); at = Find(*at->cname)) {
+      const bool loop = std::any_of(chain.begin(), chain.end(),
+                                    [&](const DomainName* known) { return *known == *at->cname; });
+      chain.push_back(&*at->cname);
+      if (!loop && chain.size() <= kMaxChain + 1) continue;
+      std::string message;
+      for (const DomainName* each : chain) {
+        message.append(message.empty() ? "" : " = ").append(each->ToString());
+      }
+      message.append(loop ? " is a loop of aliases" : " has more than 8 aliases in a row");
+      return sdk::InvalidArgument(std::move(message));
+    }
+  }
+  return {};
+}
+
 const StaticRecords::Entry* StaticRecords::Find(const DomainName& name) const {
   const auto found = entries_.find(name);
   return found == entries_.end() ? nullptr : &found->second;

@@ -36,6 +36,10 @@ class StaticRecords {
   // [any] Adds records given as "NAME=ADDRESS" or "NAME=NAME", several with commas.
   sdk::Status Add(std::string_view text);
 
+  // [any] Whether every alias leads to something else than aliases, within kMaxChain of them; an
+  // Error has the names of those that do not. Call it when all records are there.
+  sdk::Status CheckAliases() const;
+
   // [any] What is known of a name, or nullptr.
   const Entry* Find(const DomainName& name) const;
   bool empty() const { return entries_.empty(); }
