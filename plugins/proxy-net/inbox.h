@@ -28,7 +28,7 @@ struct Message {
     kFrame,   // to pair 0: a frame that ends there
     kLearn,   // to pair 0: the headers of a frame, whose source is new
     kStream,  // to pair 0: a stream to the resolver
-    kEvict,   // make room for a flow; `fd` is 1 for TCP
+    kEvict,   // make room for a flow
     kRules,   // the policy has changed
   };
   Kind kind = Kind::kWant;
@@ -37,7 +37,8 @@ struct Message {
   SavedFlows flows;
   std::vector<std::byte> frame;
   sdk::Offload offload;
-  int fd = -1;  // kStream; kLearn and kFrame: the bytes of the frame
+  Room room = Room::kTcpFlow;  // kEvict
+  int fd = -1;                 // kStream; kLearn and kFrame: the bytes of the frame
 };
 
 class Inbox {

@@ -400,7 +400,8 @@ void Pair::Handle(std::unique_ptr<Message> message) {
       static_cast<void>(pairs_->gateway->AddStream(message->fd));
       return;
     case Message::Kind::kEvict:
-      shard_->Evict(message->fd != 0);
+      shard_->core().Refresh();
+      static_cast<void>(shard_->MakeRoom(message->room));
       return;
     case Message::Kind::kRules:
       return RefreshRules();
@@ -510,11 +511,11 @@ std::optional<IpAddress> Pair::GuestAddress(bool v6) const {
   return pairs_->gateway->GuestAddress(v6);
 }
 
-void Pair::WantRoom(bool tcp) {
+void Pair::WantRoom(Room what) {
   for (uint32_t i = 0; i < pairs_->all.size(); ++i) {
     if (i == index_) continue;
     std::unique_ptr<Message> message = Make(Message::Kind::kEvict);
-    message->fd = tcp ? 1 : 0;
+    message->room = what;
     Post(i, std::move(message));
   }
 }
@@ -522,7 +523,7 @@ void Pair::WantRoom(bool tcp) {
 // One end of a pair whose other end the resolver serves; -1: there was no room, and the guest's
 // connection is refused.
 int Pair::OpenDnsStream() {
-  if (!TakeDescriptor()) return -1;
+  if (!shard_->core().TakeDescriptor()) return -1;
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends) != 0) {
     GiveDescriptor();

@@ -93,7 +93,7 @@ class Pair final : public FlowHost {
   bool StillAllowed(uint8_t protocol, const Endpoint& to) override;
   std::optional<IpAddress> GuestAddress(bool v6) const override;
   IpAddress GatewayAddress(bool v6) const override { return pairs_->gateway->Address(v6); }
-  void WantRoom(bool tcp) override;
+  void WantRoom(Room what) override;
   void TakeGiven() override;
   void ContinueSoon() override { Arm(kContinueAlarm, 0); }
   void Note(const char* text) override { device().host().Log(VIRTBAY_LOG_WARN, "%s", text); }

@@ -1,6 +1,6 @@
 # The flows of the proxy-net plugin, over plain memory and real sockets.
 virtbay_add_test(proxy_net_flow_test
-  SOURCES proxy_net_tcp_test.cc proxy_net_tcp_data_test.cc proxy_net_datagram_test.cc proxy_net_forward_test.cc proxy_net_hostile_test.cc proxy_net_shards_test.cc proxy_net_soak_test.cc proxy_net_state_test.cc
+  SOURCES proxy_net_tcp_test.cc proxy_net_tcp_data_test.cc proxy_net_datagram_test.cc proxy_net_forward_test.cc proxy_net_eviction_test.cc proxy_net_hostile_test.cc proxy_net_shards_test.cc proxy_net_soak_test.cc proxy_net_state_test.cc
   LIBRARIES proxy_net_flow)
 
 # The whole device, with a network namespace as its guest.

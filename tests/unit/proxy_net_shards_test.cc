@@ -46,9 +46,8 @@ class ShardsTest : public FlowTest {
  protected:
   class OtherHost : public FakeFlowHost {
    public:
-    void WantRoom(bool tcp) override { ++(tcp ? wanted_tcp : wanted_datagrams); }
-    int wanted_tcp = 0;
-    int wanted_datagrams = 0;
+    void WantRoom(Room what) override { wanted.push_back(what); }
+    std::vector<Room> wanted;
   };
 
   void SetUp() override { shards = 2; }
@@ -140,9 +139,28 @@ TEST_F(ShardsTest, BudgetsHoldForAllShards) {
   ASSERT_TRUE(SayToOther(kSyn, kIsn, 0));
   EXPECT_EQ(other().totals().tcp, 0u);
   EXPECT_EQ(Count(Event::kTooManyFlows), 1u);
-  // The others are asked for room.
-  EXPECT_EQ(other_host.wanted_tcp, 1);
-  EXPECT_FALSE(shard().Evict(/*tcp=*/true));  // both stand
+  // The others are asked for room, not with every segment of a flood.
+  EXPECT_THAT(other_host.wanted, testing::ElementsAre(Room::kTcpFlow));
+  ASSERT_TRUE(SayToOther(kSyn, kIsn, 0));
+  EXPECT_EQ(other_host.wanted.size(), 1u);
+  EXPECT_FALSE(shard().MakeRoom(Room::kTcpFlow));  // both stand
+  host.now += (limits.evict_idle_s + 1) * kSec;
+  other_host.now = host.now;
+  shard().core().Refresh();
+  EXPECT_TRUE(shard().MakeRoom(Room::kTcpFlow));
+  ASSERT_TRUE(SayToOther(kSyn, kIsn, 0));
+  EXPECT_EQ(other().totals().tcp, 1u);
+}
+
+// A tuple that begins anew is still in a bucket of the shard that has its flow.
+TEST_F(ShardsTest, ANewTryKeepsItsBucket) {
+  Listen();
+  Say(kSyn, kIsn, 0);
+  Say(kSyn, kIsn + 9, 0);
+  EXPECT_EQ(Count(Event::kTcpOpened), 2u);
+  EXPECT_EQ(shard().totals().tcp, 1u);
+  EXPECT_EQ(Owned(0), 1u);
+  EXPECT_FALSE(SayToOther(kSyn, kIsn, 0));
 }
 
 TEST_F(ShardsTest, AForwardFindsAPortThatNoOtherShardHas) {

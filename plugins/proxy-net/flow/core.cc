@@ -84,6 +84,13 @@ bool FlowCore::Claim(uint32_t hash) {
   return owner == SharedFlows::kNobody && shared->TakeFree(bucket, pair);
 }
 
+bool FlowCore::Reclaim(uint32_t hash) {
+  if (!shared->sharded()) return true;
+  const uint32_t bucket = SharedFlows::BucketOf(hash);
+  const uint8_t owner = shared->OwnerOf(bucket);
+  return owner == pair || (owner == SharedFlows::kNobody && shared->TakeFree(bucket, pair));
+}
+
 void FlowCore::Unclaim(uint32_t hash) {
   if (!shared->sharded()) return;
   const uint32_t bucket = SharedFlows::BucketOf(hash);
@@ -102,6 +109,7 @@ void FlowCore::Age(Flow* flow, AgeList list) {
   Unlist(flow);
   Ages& ages = ages_[static_cast<size_t>(list)];
   flow->list = list;
+  flow->aged_ns = now_ns;
   flow->older = ages.newest;
   flow->newer = kNoFlow;
   if (ages.newest != kNoFlow) {
@@ -124,12 +132,21 @@ void FlowCore::Unlist(Flow* flow) {
   (flow->newer == kNoFlow ? ages.newest : At(flow->newer)->older) = flow->older;
 }
 
+bool FlowCore::TakeDescriptor() {
+  return host->TakeDescriptor() || (MakeRoom(Room::kDescriptor) && host->TakeDescriptor());
+}
+
 int FlowCore::OpenSocket(int family, int type, int protocol) {
-  if (!host->TakeDescriptor()) {
+  if (!TakeDescriptor()) {
     Count(Event::kNoDescriptor);
     return -EMFILE;
   }
-  const int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
+  type |= SOCK_NONBLOCK | SOCK_CLOEXEC;
+  int fd = socket(family, type, protocol);
+  // The process may have none left although it counts some.
+  if (fd < 0 && (errno == EMFILE || errno == ENFILE) && MakeRoom(Room::kDescriptor)) {
+    fd = socket(family, type, protocol);
+  }
   if (fd >= 0) return fd;
   const int error = errno;
   host->GiveDescriptor();

@@ -85,6 +85,9 @@ class FlowCore {
   void Leave(const Flow& flow);
   // The bucket is this shard's now, and all its flows are here: it was, or was nobody's.
   bool Claim(uint32_t hash);
+  // The bucket, which was this shard's, is so again after flows of it have ended; false: another
+  // shard was faster.
+  bool Reclaim(uint32_t hash);
   // Lets go of a bucket of this shard's that has no flow.
   void Unclaim(uint32_t hash);
   // Calls visit(id) for each flow of the bucket; it may not add or remove any.
@@ -102,11 +105,40 @@ class FlowCore {
     at_ = at;
     owner_ = owner;
   }
+  // [control] Who makes room, of the same owner.
+  void SetRoomMaker(bool (*make_room)(void*, Room)) { make_room_ = make_room; }
 
   // Appends to a list by age, or moves there.
   void Age(Flow* flow, AgeList list);
   void Unlist(Flow* flow);
-  uint32_t Oldest(AgeList list) const { return ages_[static_cast<size_t>(list)].oldest; }
+  // The flow has just been used. The list need not be exact: a second is enough to tell who is
+  // idle, and a busy flow moves in it no more often.
+  void Touch(Flow* flow, AgeList list) {
+    flow->active_ns = now_ns;
+    if (flow->list != list || now_ns - flow->aged_ns >= kAgeStepNs) Age(flow, list);
+  }
+  // The least recently used flow of a list that has not been used for `idle_ns` and for which
+  // may_go(flow) holds; nullptr: none of those that were looked at, which are a few. One that may
+  // not go is passed over and becomes the youngest, so that it is not in the way of the next look.
+  template <typename F>
+  Flow* LeastRecent(AgeList list, uint64_t idle_ns, F&& may_go) {
+    for (uint32_t looks = 0; looks < kMostLooks; ++looks) {
+      const uint32_t id = ages_[static_cast<size_t>(list)].oldest;
+      if (id == kNoFlow) return nullptr;
+      Flow* flow = At(id);
+      if (now_ns - flow->aged_ns < idle_ns) return nullptr;
+      if (may_go(*flow)) return flow;
+      Age(flow, list);
+    }
+    return nullptr;
+  }
+  // Ends the flow that matters least of those that have some of `what`. False: none may end; other
+  // shards are asked then.
+  bool MakeRoom(Room what) {
+    if (make_room_(owner_, what)) return true;
+    if (now_ns - wanted_ns_ >= kWantEveryNs) host->WantRoom(what), wanted_ns_ = now_ns;
+    return false;
+  }
   uint32_t Count(AgeList list) const { return ages_[static_cast<size_t>(list)].count; }
   // Half-open ones of all shards.
   uint32_t HalfOpen() const { return shared->half_open.load(std::memory_order_relaxed); }
@@ -136,6 +168,9 @@ class FlowCore {
   }
 
   // ---- sockets --------------------------------------------------------------------------------
+  // Counts a descriptor that is about to be opened, for which another flow may have to end; false:
+  // there is none.
+  bool TakeDescriptor();
   // A non-blocking socket that is counted, or -errno.
   int OpenSocket(int family, int type, int protocol);
   // Closes the flow's socket; `reset`: with a TCP RST.
@@ -208,10 +243,16 @@ class FlowCore {
     uint32_t count = 0;
   };
 
+  static constexpr uint64_t kAgeStepNs = 1'000'000'000;
+  static constexpr uint32_t kMostLooks = 16;
+  static constexpr uint64_t kWantEveryNs = 1'000'000;
+
   int epoll_fd_ = -1;
   uint32_t mtu_ = 1500;
+  uint64_t wanted_ns_ = 0;
   std::array<Ages, static_cast<size_t>(AgeList::kCount)> ages_;
   Flow* (*at_)(void* owner, uint32_t id) = nullptr;
+  bool (*make_room_)(void* owner, Room what) = nullptr;
   void* owner_ = nullptr;
 };
 

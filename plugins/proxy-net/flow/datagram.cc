@@ -85,22 +85,25 @@ DatagramFlow* Datagrams::Create(const Tuple& tuple) {
     return nullptr;
   }
   uint32_t id = core_->TakeId(&core_->datagram_ids);
-  if (id == kNoFlow && core_->Oldest(AgeList::kDatagram) != kNoFlow) {
-    core_->Count(Event::kFlowsEvicted);
-    Remove(At(core_->Oldest(AgeList::kDatagram)));
+  if (id == kNoFlow && core_->MakeRoom(Room::kDatagramFlow)) {
     id = core_->TakeId(&core_->datagram_ids);
   }
   if (id == kNoFlow) {
     core_->Count(Event::kTooManyFlows);
-    core_->host->WantRoom(/*tcp=*/false);
+    return nullptr;
+  }
+  const uint32_t hash = core_->index.HashOf(tuple);
+  // What made room may have been the last of the bucket.
+  if (!core_->moving && !core_->Reclaim(hash)) {
+    core_->GiveId(&core_->datagram_ids, id);
     return nullptr;
   }
   DatagramFlow* flow =
       flows_.Make(id - core_->datagram_ids.first, id,
                   tuple.protocol == kProtocolUdp ? FlowKind::kUdp : FlowKind::kEcho);
   flow->tuple = tuple;
-  flow->hash = core_->index.HashOf(tuple);
-  flow->created_ns = flow->active_ns = flow->aged_ns = core_->now_ns;
+  flow->hash = hash;
+  flow->created_ns = flow->active_ns = core_->now_ns;
   core_->Enter(*flow);
   core_->Age(flow, AgeList::kDatagram);
   core_->Arm(flow, core_->now_ns + IdleNs(*flow));
@@ -128,14 +131,6 @@ uint64_t Datagrams::IdleNs(const DatagramFlow& flow) const {
   if (flow.kind == FlowKind::kEcho) return core_->limits.echo_idle_s * kSecond;
   const bool dns = flow.tuple.remote.port == kDns && !flow.inbound;
   return (dns ? core_->limits.udp_dns_idle_s : core_->limits.udp_idle_s) * kSecond;
-}
-
-void Datagrams::Touch(DatagramFlow* flow) {
-  flow->active_ns = core_->now_ns;
-  // The list need not be exact; a second is enough to tell who is idle.
-  if (core_->now_ns - flow->aged_ns < kSecond) return;
-  flow->aged_ns = core_->now_ns;
-  core_->Age(flow, AgeList::kDatagram);
 }
 
 void Datagrams::OnTimer(DatagramFlow* flow) {
@@ -277,7 +272,7 @@ void Datagrams::OnPacket(const GuestDatagram& packet) {
   const uint32_t id = core_->Find(packet.tuple, packet.hash);
   DatagramFlow* flow = id == kNoFlow ? Open(packet) : At(id);
   if (flow == nullptr) return;
-  Touch(flow);
+  core_->Touch(flow, AgeList::kDatagram);
   // One hop is this one; 64 and what else is usual goes as the host's own does.
   SetHopLimit(flow, static_cast<uint8_t>(packet.hop_limit - 1));
   int64_t sent = Send(flow, packet);
@@ -450,7 +445,7 @@ Datagrams::Outcome Datagrams::Pass(int fd, DatagramFlow* flow, const Flow* liste
     flow = existing != kNoFlow ? At(existing) : Inbound(tuple, *peer, *listener);
     if (flow == nullptr) return Outcome::kDropped;
   }
-  Touch(flow);
+  core_->Touch(flow, AgeList::kDatagram);
   flow->to_guest_bytes += bytes;
 
   const IpAddress& from = flow->tuple.remote.address;
@@ -542,7 +537,7 @@ Datagrams::Outcome Datagrams::PassEcho(DatagramFlow* flow) {
   }
   message[4] = static_cast<uint8_t>(flow->tuple.guest.port >> 8);
   message[5] = static_cast<uint8_t>(flow->tuple.guest.port);
-  Touch(flow);
+  core_->Touch(flow, AgeList::kDatagram);
   flow->to_guest_bytes += size;
   const bool v4 = flow->tuple.guest.address.is_v4();
   if (!core_->SendPacket(flow->tuple.remote.address, flow->tuple.guest.address,

@@ -24,8 +24,6 @@ struct DatagramFlow : Flow {
   bool claims = false;     // that port, see PortClaims
   bool dont_fragment = false;
   uint8_t hop_limit = 0;  // what the socket sends with; 0: the kernel's
-  uint64_t active_ns = 0;
-  uint64_t aged_ns = 0;
 };
 
 // A UDP or echo packet of the guest's, in a frame of the burst.
@@ -80,7 +78,6 @@ class Datagrams {
   static bool BindAsGuest(const DatagramFlow& flow);
   void PreservePort(DatagramFlow* flow);
   void GivePort(DatagramFlow* flow);
-  void Touch(DatagramFlow* flow);
   int64_t Send(DatagramFlow* flow, const GuestDatagram& packet);
   int64_t SendTranslatedEcho(const DatagramFlow& flow, const GuestDatagram& packet);
   void SetHopLimit(DatagramFlow* flow, uint8_t hop_limit);

@@ -13,8 +13,19 @@ namespace virtbay::proxy_net {
 
 enum class FlowKind : uint8_t { kNone, kTcp, kUdp, kEcho, kListener };
 
-// Lists of flows by age, for eviction.
-enum class AgeList : uint8_t { kNone, kHalfOpen, kTimeWait, kDatagram, kCount };
+// Lists of flows by when they were last used, for eviction.
+enum class AgeList : uint8_t {
+  kNone,
+  kHalfOpen,
+  kTimeWait,
+  kHalfClosed,   // TCP of which one end has closed
+  kEstablished,  // TCP of which none has
+  kDatagram,
+  kCount
+};
+
+// What a new flow found none of.
+enum class Room : uint8_t { kTcpFlow, kHalfOpen, kDatagramFlow, kDescriptor, kMemory };
 
 inline constexpr uint32_t kNoFlow = UINT32_MAX;
 
@@ -36,6 +47,8 @@ struct Flow {
   uint32_t newer = kNoFlow;
   uint32_t listener = kNoFlow;  // of an inbound flow: the forward it came by
   uint64_t created_ns = 0;
+  uint64_t active_ns = 0;          // when the guest was last heard of
+  uint64_t aged_ns = 0;            // when it came to its place in the list
   uint64_t armed_ns = UINT64_MAX;  // what the wheel knows
   uint64_t to_host_bytes = 0;
   uint64_t to_guest_bytes = 0;
@@ -52,6 +65,7 @@ struct FlowLimits {
   uint32_t tcp_idle_s = 7200;  // then the guest is asked whether it is still there
   uint32_t connect_s = 130;    // for the other end to answer
   uint32_t time_wait_s = 10;
+  uint32_t evict_idle_s = 120;   // so long a connection that stands is left alone
   uint32_t udp_idle_s = 300;     // RFC 4787 4.3
   uint32_t udp_dns_idle_s = 17;  // port 53, as RFC 4787 allows
   uint32_t echo_idle_s = 60;
@@ -89,8 +103,8 @@ class FlowHost {
   // that the guest cannot answer.
   virtual IpAddress GatewayAddress(bool v6) const = 0;
   // A new flow found no room because of those that other shards have: the oldest of them that may
-  // go should. `tcp`: a TCP flow.
-  virtual void WantRoom(bool /*tcp*/) {}
+  // go should.
+  virtual void WantRoom(Room /*what*/) {}
   // Takes in flows that other shards have sent.
   virtual void TakeGiven() {}
   // Calls Shard::Continue from the thread's loop soon, after other events had their turn.

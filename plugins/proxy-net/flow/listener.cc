@@ -1,6 +1,7 @@
 #include "plugins/proxy-net/flow/listener.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -125,10 +126,20 @@ uint32_t Listeners::Flush(Listener* listener, uint32_t frames) {
 uint32_t Listeners::AcceptBatch(Listener* listener, uint32_t most) {
   uint32_t accepted = 0;
   while (accepted < most) {
-    // What finds no room stays in the kernel's backlog until there is some.
     if (core_->HalfOpen() >= core_->limits.half_open || !core_->host->TakeDescriptor()) {
-      core_->Arm(listener, core_->now_ns + kRetryNs);
-      return accepted;
+      // Other flows end for a connection that is there only.
+      pollfd pending = {listener->fd, POLLIN, 0};
+      if (poll(&pending, 1, 0) == 0) {
+        listener->readable = false;
+        return accepted;
+      }
+      // What finds no room stays in the kernel's backlog until there is some.
+      const bool full =
+          core_->HalfOpen() >= core_->limits.half_open && !core_->MakeRoom(Room::kHalfOpen);
+      if (full || !core_->TakeDescriptor()) {
+        core_->Arm(listener, core_->now_ns + kRetryNs);
+        return accepted;
+      }
     }
     SocketAddress name;
     const int fd = accept4(listener->fd, name.get(), &name.size, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -143,6 +154,7 @@ uint32_t Listeners::AcceptBatch(Listener* listener, uint32_t most) {
         if (error == EBADF || error == EINVAL || error == ENOTSOCK || error == EOPNOTSUPP) {
           return accepted;
         }
+        if (error == EMFILE || error == ENFILE) core_->MakeRoom(Room::kDescriptor);
         core_->Arm(listener, core_->now_ns + kRetryNs);
       }
       return accepted;

@@ -26,6 +26,8 @@ Shard::Shard(sdk::GuestLink* link, uint32_t pair, FlowHost* host, EventCounters*
       datagrams_(&core_),
       listeners_(&core_, &tcp_, &datagrams_) {
   core_.SetFinder([](void* self, uint32_t id) { return static_cast<Shard*>(self)->At(id); }, this);
+  core_.SetRoomMaker(
+      [](void* self, Room what) { return static_cast<Shard*>(self)->MakeRoom(what); });
 }
 
 Shard::~Shard() { Clear(); }
@@ -253,16 +255,6 @@ uint32_t Shard::Recheck() {
   }
   core_.Count(Event::kPolicyCut, cut);
   return cut;
-}
-
-bool Shard::Evict(bool tcp) {
-  core_.Refresh();
-  if (tcp) return tcp_.Evict();
-  const uint32_t oldest = core_.Oldest(AgeList::kDatagram);
-  if (oldest == kNoFlow) return false;
-  core_.Count(Event::kFlowsEvicted);
-  datagrams_.Remove(datagrams_.At(oldest));
-  return true;
 }
 
 void Shard::DropFlows() {

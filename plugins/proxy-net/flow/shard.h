@@ -70,8 +70,9 @@ class Shard {
   uint32_t RemoveListener(uint32_t forward);
   // Ends every flow that the rules now forbid; how many.
   uint32_t Recheck();
-  // Ends the flow that matters least. False: none may be.
-  bool Evict(bool tcp);
+  // Ends the flow that matters least of those that have some of `what`, the guest's and the host's
+  // connections with a reset. False: none may end. eviction.cc says which.
+  bool MakeRoom(Room what);
   // Ends every flow, with a reset to the host: the guest is gone. Listeners stay.
   void DropFlows();
   // Lets go of every flow and listener: the sockets live on elsewhere.

@@ -342,6 +342,7 @@ class TcpState {
     *flow = record;
     static_cast<Flow&>(*flow) = static_cast<const Flow&>(fresh);
     flow->reserved = fresh.reserved;
+    flow->active_ns = std::min(record.active_ns, core.now_ns);
     flow->host = host;
     flow->inbound = record.inbound;
     flow->created_ns = record.created_ns;
@@ -384,7 +385,7 @@ class TcpState {
         tcp.Prepare(flow);
         flow->peek_known = false;
       }
-      if (flow->phase != TcpPhase::kOpen) core.Age(flow, AgeList::kHalfOpen);
+      core.Age(flow, flow->phase == TcpPhase::kOpen ? Tcp::ListOf(*flow) : AgeList::kHalfOpen);
       flow->drain = true;
       core.MarkDirty(flow);
     }
@@ -524,6 +525,31 @@ RestoredFlows Adopt(Shard* shard, const SavedFlows& taken) {
   return result.ok() ? result.value() : RestoredFlows();
 }
 
+namespace {
+
+// Who has been idle for long is so on this side of a restore as well.
+void SortByUse(FlowCore* core) {
+  std::vector<Flow*> flows;
+  const auto add = [&](const FlowCore::Table& table) {
+    for (uint32_t i = 0; i < table.fresh; ++i) {
+      Flow* flow = core->At(table.first + i);
+      const bool aged = flow->list == AgeList::kEstablished || flow->list == AgeList::kHalfClosed ||
+                        flow->list == AgeList::kDatagram;
+      if (flow->kind != FlowKind::kNone && aged) flows.push_back(flow);
+    }
+  };
+  add(core->tcp_ids);
+  add(core->datagram_ids);
+  std::stable_sort(flows.begin(), flows.end(),
+                   [](const Flow* a, const Flow* b) { return a->active_ns < b->active_ns; });
+  for (Flow* flow : flows) {
+    core->Age(flow, flow->list);
+    flow->aged_ns = flow->active_ns;
+  }
+}
+
+}  // namespace
+
 sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<const int> fds) {
   RestoredFlows result;
   FlowCore& core = shard->core();
@@ -628,12 +654,14 @@ sdk::Result<RestoredFlows> RestoreFlows(Shard* shard, Bytes bytes, std::span<con
       in.Get(&flow->dont_fragment);
       in.Get(&flow->hop_limit);
       in.Get(&flow->active_ns);
+      flow->active_ns = std::min(flow->active_ns, core.now_ns);
       in.Get(&flow->to_host_bytes);
       in.Get(&flow->to_guest_bytes);
       ++result.flows;
     }
   }
   close_all(used);
+  if (!core.moving) SortByUse(&core);
   return result;
 }
 

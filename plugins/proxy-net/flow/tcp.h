@@ -50,8 +50,9 @@ class Tcp {
   void Drop(TcpFlow* flow);
   // Ends a flow without a word: its socket lives on elsewhere.
   void LetGo(TcpFlow* flow) { Remove(flow); }
-  // Makes room in the table by ending what matters least. False: there is nothing of that kind.
-  bool Evict();
+  // Whether an open flow may be ended for a new one: no byte, nor the end of a stream, is under way
+  // on either side.
+  bool IsQuiet(const TcpFlow& flow) const;
 
   TcpFlow* At(uint32_t id) const { return flows_.At(id - core_->tcp_ids.first); }
   uint32_t Find(const Tuple& tuple) const { return core_->Find(tuple); }
@@ -78,6 +79,8 @@ class Tcp {
 
   // tcp_open.cc: how flows begin and end.
   TcpFlow* Create(const Tuple& tuple);
+  // Where an open flow is looked for when one has to end.
+  static AgeList ListOf(const TcpFlow& flow);
   void Open(const TcpSegment& segment);
   void Settle(TcpFlow* flow, const TcpHeader& syn);
   void OnConnected(TcpFlow* flow);

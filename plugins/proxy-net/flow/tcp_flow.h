@@ -115,7 +115,6 @@ struct TcpFlow : Flow {
   bool syn_due = false;      // our SYN found no receive buffer
   uint64_t received_ns = 0;
   uint64_t challenged_ns = 0;
-  uint64_t active_ns = 0;  // when the guest was last heard of
 
   uint64_t retransmit_at = UINT64_MAX;
   uint64_t ack_at = UINT64_MAX;

@@ -52,6 +52,7 @@ void Tcp::OnSegment(const TcpSegment& segment) {
   TcpFlow* flow = At(id);
   flow->active_ns = core_->now_ns;
   flow->probes = 0;
+  if (flow->phase == TcpPhase::kOpen) core_->Touch(flow, ListOf(*flow));
   switch (flow->phase) {
     case TcpPhase::kConnecting:
       if (rst) {
@@ -100,7 +101,7 @@ void Tcp::OnSynSent(TcpFlow* flow, const TcpSegment& segment) {
   flow->life_at = core_->now_ns + core_->limits.tcp_idle_s * uint64_t{1'000'000'000};
   flow->syn_due = false;
   flow->ack_now = true;
-  core_->Unlist(flow);
+  core_->Touch(flow, ListOf(*flow));
   core_->MarkDirty(flow);
 }
 
@@ -183,7 +184,7 @@ void Tcp::OnOpenSegment(TcpFlow* flow, const TcpSegment& segment) {
     flow->retransmit_at = UINT64_MAX;
     flow->syn_due = false;
     flow->life_at = core_->now_ns + core_->limits.tcp_idle_s * uint64_t{1'000'000'000};
-    core_->Unlist(flow);
+    core_->Touch(flow, ListOf(*flow));
   }
   if (!OnAck(flow, segment)) return;
   // Before the bytes: those that it brings may make what was kept behind its number the next.
@@ -397,6 +398,7 @@ void Tcp::OnFin(TcpFlow* flow) {
   flow->range_count = 0;
   flow->ack_now = true;
   flow->guest_first = !(flow->eof && flow->max == flow->eof_seq + 1);
+  core_->Touch(flow, ListOf(*flow));
 }
 
 }  // namespace virtbay::proxy_net

@@ -1,4 +1,5 @@
 // How TCP flows begin and end.
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -38,23 +39,29 @@ Tcp::~Tcp() = default;
 
 TcpFlow* Tcp::Create(const Tuple& tuple) {
   uint32_t id = core_->TakeId(&core_->tcp_ids);
-  if (id == kNoFlow && Evict()) id = core_->TakeId(&core_->tcp_ids);
+  if (id == kNoFlow && core_->MakeRoom(Room::kTcpFlow)) id = core_->TakeId(&core_->tcp_ids);
   if (id == kNoFlow) {
     core_->Count(Event::kTooManyFlows);
-    core_->host->WantRoom(/*tcp=*/true);
     return nullptr;
   }
+  // Every flow that has memory has at least as much.
   const uint32_t chunks = Spill::ChunksFor(kFirstWindow);
-  bool reserved = core_->pool.Reserve(chunks);
-  while (!reserved && Evict()) reserved = core_->pool.Reserve(chunks);
-  if (!reserved) {
+  if (!core_->pool.Reserve(chunks) &&
+      !(core_->MakeRoom(Room::kMemory) && core_->pool.Reserve(chunks))) {
     core_->Count(Event::kNoBufferMemory);
+    core_->GiveId(&core_->tcp_ids, id);
+    return nullptr;
+  }
+  const uint32_t hash = core_->index.HashOf(tuple);
+  // What made room, or had the tuple before, may have been the last of the bucket.
+  if (!core_->moving && !core_->Reclaim(hash)) {
+    core_->pool.Unreserve(chunks);
     core_->GiveId(&core_->tcp_ids, id);
     return nullptr;
   }
   TcpFlow* flow = flows_.Make(id - core_->tcp_ids.first, id, FlowKind::kTcp);
   flow->tuple = tuple;
-  flow->hash = core_->index.HashOf(tuple);
+  flow->hash = hash;
   flow->created_ns = flow->active_ns = core_->now_ns;
   flow->reserved = chunks;
   flow->receive_window = kFirstWindow;
@@ -97,13 +104,7 @@ void Tcp::Open(const TcpSegment& segment) {
   if (core_->HalfOpen() >= core_->limits.half_open) {
     // The oldest gives way only when it has had time to be answered: a flood would end every
     // connection that is being made.
-    const uint32_t oldest = core_->Oldest(AgeList::kHalfOpen);
-    if (oldest == kNoFlow) core_->host->WantRoom(/*tcp=*/true);
-    if (oldest == kNoFlow || core_->now_ns - At(oldest)->created_ns < 5 * kSecond) {
-      return core_->Count(Event::kTooManyHalfOpen);
-    }
-    core_->Count(Event::kFlowsEvicted);
-    Drop(At(oldest));
+    if (!core_->MakeRoom(Room::kHalfOpen)) return core_->Count(Event::kTooManyHalfOpen);
   }
   const Route route = core_->host->RouteOf(kProtocolTcp, segment.tuple.remote);
   if (!route.allowed) {
@@ -266,15 +267,20 @@ void Tcp::Abort(TcpFlow* flow) {
   Drop(flow);
 }
 
-bool Tcp::Evict() {
-  uint32_t id = core_->Oldest(AgeList::kTimeWait);
-  if (id == kNoFlow) {
-    id = core_->Oldest(AgeList::kHalfOpen);
-    if (id == kNoFlow || core_->now_ns - At(id)->created_ns < 5 * kSecond) return false;
-  }
-  core_->Count(Event::kFlowsEvicted);
-  Drop(At(id));
-  return true;
+AgeList Tcp::ListOf(const TcpFlow& flow) {
+  return flow.eof || flow.fin_received ? AgeList::kHalfClosed : AgeList::kEstablished;
+}
+
+bool Tcp::IsQuiet(const TcpFlow& flow) const {
+  const bool from_guest = flow.to_host == flow.data_end() && flow.range_count == 0 &&
+                          flow.shut == flow.fin_received && flow.fin_seen == flow.fin_received;
+  const bool to_guest = flow.una == flow.max && (flow.eof || !flow.readable);
+  if (flow.phase != TcpPhase::kOpen || flow.dirty || !from_guest || !to_guest) return false;
+  // What the other end has not acknowledged, or has sent and no event has told of yet.
+  int out = 0;
+  int in = 0;
+  return ioctl(flow.fd, SIOCOUTQ, &out) == 0 && out == 0 && ioctl(flow.fd, SIOCINQ, &in) == 0 &&
+         in == 0;
 }
 
 void Tcp::EnterTimeWait(TcpFlow* flow) {
