@@ -1,5 +1,6 @@
 #include "sdk/net/capture.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -91,6 +92,16 @@ void AppendFrame(const CapturedFrame& frame, std::vector<std::byte>* out) {
   block.End();
 }
 
+namespace {
+
+size_t BlockSize(std::span<const std::byte> block) {
+  uint32_t length = 0;
+  std::memcpy(&length, block.data() + 4, sizeof(length));
+  return length;
+}
+
+}  // namespace
+
 std::string_view Describe(const Offload& offload, std::span<char> text) {
   int n = 0;
   const auto room = [&] { return text.size() - static_cast<size_t>(n); };
@@ -117,17 +128,51 @@ bool CaptureBuffer::Add(const CapturedFrame& frame) {
   return true;
 }
 
-void CaptureBuffer::Write() {
+CaptureFile::~CaptureFile() { close(fd_); }
+
+int CaptureFile::Begin(std::vector<std::byte> header) {
+  const std::lock_guard lock(mutex_);
+  header_ = std::move(header);
   size_t done = 0;
-  while (done < writing_.size()) {
-    const ssize_t n = write(fd_, writing_.data() + done, writing_.size() - done);
+  const int error = AppendLocked(header_, &done);
+  header_.erase(header_.begin(), header_.begin() + static_cast<std::ptrdiff_t>(done));
+  return error;
+}
+
+int CaptureFile::Append(std::span<const std::byte> blocks, uint64_t* lost) {
+  const std::lock_guard lock(mutex_);
+  size_t done = 0;
+  int error = AppendLocked(header_, &done);
+  header_.erase(header_.begin(), header_.begin() + static_cast<std::ptrdiff_t>(done));
+  done = 0;
+  if (error == 0) error = AppendLocked(blocks, &done);
+  for (; done < blocks.size(); done += BlockSize(blocks.subspan(done))) ++*lost;
+  return error;
+}
+
+// `done`: the bytes of the whole blocks that are in the file.
+int CaptureFile::AppendLocked(std::span<const std::byte> blocks, size_t* done) {
+  if (broken_) return EIO;
+  size_t written = 0;
+  int error = 0;
+  while (written < blocks.size() && error == 0) {
+    const ssize_t n = write(fd_, blocks.data() + written, blocks.size() - written);
     if (n > 0) {
-      done += static_cast<size_t>(n);
-    } else if (n < 0 && errno != EINTR) {
-      error_ = errno;
-      return;
+      written += static_cast<size_t>(n);
+    } else if (n == 0 || errno != EINTR) {
+      error = n == 0 ? EIO : errno;
     }
   }
+  while (*done < blocks.size() && *done + BlockSize(blocks.subspan(*done)) <= written) {
+    *done += BlockSize(blocks.subspan(*done));
+  }
+  if (*done == written) return error;
+  // A part of a block would make all that follows unreadable.
+  const off_t end = lseek(fd_, 0, SEEK_CUR);
+  struct stat now {};
+  const bool last = end >= 0 && fstat(fd_, &now) == 0 && now.st_size == end;
+  broken_ = !last || ftruncate(fd_, end - static_cast<off_t>(written - *done)) != 0;
+  return error;
 }
 
 }  // namespace virtbay::sdk::net

@@ -1,11 +1,13 @@
 // Capture: a pcapng file of a device's frames with their offloads as comments.
 // Owned by the NetDevice. Each pair has a buffer of whole blocks, used on the pair's thread, that a
-// host thread appends to the file; a frame that finds no room is left out and counted.
+// host thread appends to the file; a frame that finds no room, there or on the disk, is left out
+// and counted, and the file stays one of whole blocks.
 #ifndef VIRTBAY_SDK_NET_CAPTURE_H_
 #define VIRTBAY_SDK_NET_CAPTURE_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -32,12 +34,37 @@ void AppendFrame(const CapturedFrame& frame, std::vector<std::byte>* out);
 // "csum 34+16, tso4 1448 behind 66", into `text`; empty when there is nothing to say.
 std::string_view Describe(const Offload& offload, std::span<char> text);
 
+// The file of a capture, to which the host's threads append.
+class CaptureFile {
+ public:
+  // Takes the descriptor, which was opened with O_APPEND. [control]
+  explicit CaptureFile(int fd) : fd_(fd) {}
+  ~CaptureFile();
+  CaptureFile(const CaptureFile&) = delete;
+  CaptureFile& operator=(const CaptureFile&) = delete;
+
+  // Begins a section with that header, now or as soon as there is room for it; the errno of now, or
+  // 0. [control]
+  int Begin(std::vector<std::byte> header);
+  // Appends whole blocks, as many as there is room for; returns 0 or the errno, and adds to `lost`
+  // how many were left out. [any], but no thread of a queue: it waits for the disk.
+  int Append(std::span<const std::byte> blocks, uint64_t* lost);
+
+ private:
+  int AppendLocked(std::span<const std::byte> blocks, size_t* done);
+
+  const int fd_;
+  std::mutex mutex_;
+  std::vector<std::byte> header_;  // that has not been written
+  bool broken_ = false;            // it ends in a part of a block that could not be taken back
+};
+
 // One pair's part of a capture.
 class CaptureBuffer {
  public:
   static constexpr size_t kSize = size_t{512} << 10;
 
-  explicit CaptureBuffer(int fd) : fd_(fd) {
+  explicit CaptureBuffer(CaptureFile* file) : file_(file) {
     filling_.reserve(kSize);
     writing_.reserve(kSize);
   }
@@ -49,19 +76,23 @@ class CaptureBuffer {
     filling_.swap(writing_);
     return busy_ = true;
   }
-  // Appends whole blocks; several pairs may write at a time (O_APPEND).
-  void Write();
-  // The errno of what was written, or 0.
-  int Done() {
+  void Write() { error_ = file_->Append(writing_, &lost_); }
+  // The errno of what was written, or 0, and the frames that were left out.
+  struct Outcome {
+    int error = 0;
+    uint64_t lost = 0;
+  };
+  Outcome Done() {
     busy_ = false;
     writing_.clear();
-    return std::exchange(error_, 0);
+    return {std::exchange(error_, 0), std::exchange(lost_, 0)};
   }
 
  private:
-  const int fd_;
+  CaptureFile* const file_;
   bool busy_ = false;
   int error_ = 0;
+  uint64_t lost_ = 0;
   std::vector<std::byte> filling_;
   std::vector<std::byte> writing_;
 };

@@ -105,10 +105,6 @@ GuestOffloads OffloadsOf(uint64_t features) {
 NetDevice::NetDevice() : state_(std::make_unique<State>(this)) {}
 NetDevice::~NetDevice() = default;
 
-NetDevice::State::~State() {
-  if (capture_fd >= 0) close(capture_fd);
-}
-
 Result<std::string> NetDevice::OnControl(std::string_view /*command*/, std::string_view /*text*/) {
   return Error{VIRTBAY_UNIMPLEMENTED, 0, "there is no such command, only link, announce and show"};
 }
@@ -171,19 +167,21 @@ void NetDevice::State::MakeCounters() {
 Status NetDevice::State::OpenCapture(const std::string& path) {
   // A device that goes on goes on with the file.
   const int fresh = device->restores() ? 0 : O_TRUNC;
-  capture_fd =
+  const int fd =
       open(path.c_str(), O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
-  if (capture_fd < 0) {
+  if (fd < 0) {
     const int error = errno;
     return Errno(error, "option pcap: " + path);
   }
-  for (Pair& pair : pairs) pair.capture = std::make_unique<net::CaptureBuffer>(capture_fd);
-  if (lseek(capture_fd, 0, SEEK_END) > 0) return {};
+  capture_file = std::make_unique<net::CaptureFile>(fd);
+  for (Pair& pair : pairs) pair.capture = std::make_unique<net::CaptureBuffer>(capture_file.get());
+  // A section of its own: the device may have another address and length than what is there.
   std::vector<std::byte> header;
   net::AppendFileHeader("virtio-net", config.mac, snaplen, &header);
-  if (write(capture_fd, header.data(), header.size()) != static_cast<ssize_t>(header.size())) {
-    return Errno(errno, "option pcap: " + path);
-  }
+  const int error = capture_file->Begin(std::move(header));
+  // A guest that was served is served on, and the capture goes on when it can.
+  if (error != 0 && !device->restores()) return Errno(error, "option pcap: " + path);
+  CaptureOutcome(error);
   return {};
 }
 
@@ -503,10 +501,9 @@ Status NetDevice::OffloadWork(uint32_t pair, void (*work)(void*), void* argument
 void NetDevice::OnOffload(uint32_t queue, void* argument, uint64_t cookie) {
   const uint32_t index = queue / 2;
   if (cookie != State::kCaptureCookie) return OnWorkDone(index, argument, cookie);
-  const int error = state_->pairs[index].capture->Done();
-  if (error != 0) {
-    host().Log(VIRTBAY_LOG_WARN, "capture: %s", std::strerror(error));
-  }
+  const net::CaptureBuffer::Outcome outcome = state_->pairs[index].capture->Done();
+  if (outcome.lost != 0) Host::Add(state_->capture_drops, outcome.lost);
+  state_->CaptureOutcome(outcome.error);
   state_->FlushCapture(index);
 }
 
@@ -561,6 +558,15 @@ void NetDevice::State::Capture(uint32_t index, bool from_guest, std::span<const 
   frame.comment = comment;
   if (!pairs[index].capture->Add(frame)) return Host::Add(capture_drops);
   FlushCapture(index);
+}
+
+// Once when it begins and once when it ends: the guest decides how often there is something to
+// write.
+void NetDevice::State::CaptureOutcome(int error) {
+  if (capture_fails.exchange(error != 0, std::memory_order_relaxed) == (error != 0)) return;
+  if (error == 0) return host().Log(VIRTBAY_LOG_INFO, "capture: goes on");
+  host().Log(VIRTBAY_LOG_WARN, "capture: %s; frames are left out (pcap_drops)",
+             std::strerror(error));
 }
 
 void NetDevice::State::FlushCapture(uint32_t index) {

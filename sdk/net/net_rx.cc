@@ -44,7 +44,7 @@ uint32_t Slice(const Buffers& buffers, uint32_t from, uint32_t len, std::span<vi
 bool NetDevice::State::Stages() const {
   // The checksum of a frame in the guest's memory cannot be computed here, nor can it be captured.
   return (guest_bits.load(std::memory_order_relaxed) & net_feature::kGuestCsum) == 0 ||
-         (capture_fd >= 0 && snaplen > kHeaderRoom);
+         (capture_file != nullptr && snaplen > kHeaderRoom);
 }
 
 void NetDevice::State::OnReceiveBuffers(uint32_t index, std::span<Request> requests) {
@@ -181,7 +181,7 @@ bool NetDevice::CommitFrame(RxFrame& frame, const Offload& offload) {
 bool NetDevice::State::Refuse(RxDrop drop, uint32_t pair, std::span<const std::byte> first,
                               uint32_t size) {
   Host::Add(rx_drops[static_cast<size_t>(drop)]);
-  if (capture_fd >= 0) {
+  if (capture_file != nullptr) {
     std::array<char, 64> text;
     const int n = std::snprintf(text.data(), text.size(), "dropped: %s", RxDropName(drop));
     Capture(pair, false, first.first(std::min<size_t>(first.size(), snaplen)), {}, size,
@@ -269,7 +269,7 @@ bool NetDevice::State::Deliver(uint32_t index, std::span<const std::byte> header
     at += len;
   }
   pair.buffers.Pop(count);
-  if (capture_fd >= 0) {
+  if (capture_file != nullptr) {
     std::array<char, 96> text;
     Capture(index, false, first.first(std::min<size_t>(first.size(), snaplen)), {}, size,
             net::Describe(left, text));
@@ -304,7 +304,8 @@ int64_t NetDevice::ReceiveFromTap(uint32_t index, int fd) {
   message.kind = VIRTBAY_MESSAGE_FILE;
   // A frame that the buffers may not hold, or that has to be seen whole, comes here first: the TAP
   // interface drops what a read leaves.
-  const bool direct = frame.capacity() == longest && !(state.capture_fd >= 0 && state.Stages());
+  const bool direct =
+      frame.capacity() == longest && !(state.capture_file != nullptr && state.Stages());
   if (direct) {
     message.prefix = head.data();
     message.prefix_len = head.size();

@@ -151,7 +151,8 @@ struct NetDevice::State {
   std::optional<net::DriverState> restored;
 
   // Capture.
-  int capture_fd = -1;
+  std::unique_ptr<net::CaptureFile> capture_file;
+  std::atomic<bool> capture_fails{false};
   uint32_t snaplen = kMaxFrame;
 
   uint64_t* tx_frames = nullptr;
@@ -170,7 +171,6 @@ struct NetDevice::State {
   BackEndDrops rx_back_end_drops;
 
   // ---- net_device.cc
-  ~State();
   Status ReadOptions();
   Status OpenCapture(const std::string& path);
   void MakeCounters();
@@ -218,6 +218,8 @@ struct NetDevice::State {
   void Capture(uint32_t pair, bool from_guest, std::span<const std::byte> bytes,
                std::span<const std::byte> more, uint32_t size, std::string_view comment);
   void FlushCapture(uint32_t pair);
+  // What came of writing: 0 or an errno.
+  void CaptureOutcome(int error);
 };
 
 }  // namespace virtbay::sdk

@@ -110,7 +110,7 @@ void NetDevice::State::OnTransmit(uint32_t pair, std::span<Request> requests) {
     }
     if (drop != TxDrop::kCount) {
       Drop(drop);
-      if (capture_fd >= 0 && !parts.headers.empty()) {
+      if (capture_file != nullptr && !parts.headers.empty()) {
         std::array<char, 64> text;
         const int n = std::snprintf(text.data(), text.size(), "dropped: %s", TxDropName(drop));
         Capture(pair, true, parts.headers, {}, parts.size, {text.data(), static_cast<size_t>(n)});
@@ -118,7 +118,7 @@ void NetDevice::State::OnTransmit(uint32_t pair, std::span<Request> requests) {
       request.Complete(0);
       continue;
     }
-    if (capture_fd >= 0) {
+    if (capture_file != nullptr) {
       std::span<std::byte> rest;
       const auto shown = static_cast<uint32_t>(parts.headers.size());
       if (parts.size > shown && snaplen > shown) {

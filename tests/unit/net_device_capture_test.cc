@@ -1,8 +1,12 @@
 // Captures of a NetDevice's frames, read back.
+#include <sys/resource.h>
+
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/unit/net_device_fixture.h"
@@ -20,7 +24,7 @@ struct Captured {
 };
 
 // A reader of pcapng that knows no more than the format's text.
-std::vector<Captured> ReadCapture(const std::string& path) {
+std::vector<Captured> ReadCapture(const std::string& path, int* sections = nullptr) {
   std::ifstream in(path, std::ios::binary);
   const std::string all((std::istreambuf_iterator<char>(in)), {});
   const auto u32 = [&](size_t at) {
@@ -41,9 +45,10 @@ std::vector<Captured> ReadCapture(const std::string& path) {
     EXPECT_LE(at + length, all.size());
     if (length < 12 || at + length > all.size()) break;
     EXPECT_EQ(u32(at + length - 4), length);
-    if (at == 0) {
+    if (at == 0 || type == 0x0a0d0d0au) {
       EXPECT_EQ(type, 0x0a0d0d0au);
       EXPECT_EQ(u32(at + 8), 0x1a2b3c4du);
+      if (sections != nullptr) ++*sections;
     } else if (type == 6) {
       Captured one;
       const uint32_t kept = u32(at + 20);
@@ -105,6 +110,68 @@ TEST_F(NetDeviceTest, ACaptureOfHeadersLeavesThePayloadAlone) {
   EXPECT_EQ(frames[0].bytes, frame.bytes.substr(0, 96));
   EXPECT_EQ(frames[1].bytes, frame.bytes.substr(0, 54));
   EXPECT_EQ(frames[1].size, frame.bytes.size());
+}
+
+// A device that goes on for another may have another address and keep more of each frame.
+TEST_F(NetDeviceTest, ACaptureGoesOnInASectionOfItsOwn) {
+  const std::string path = (dir_ / "net.pcapng").string();
+  Start({{"pcap", path}, {"pcap-snaplen", "96"}});
+  const TestFrame frame = MakeFrame({.payload = 500});
+  ASSERT_OK(client_->Send(0, {}, frame.bytes));
+  ASSERT_OK(Take());
+  ASSERT_OK_AND_ASSIGN(DeviceState state, device_.Save());
+  client_.reset();
+  ASSERT_OK_AND_ASSIGN(
+      device_,
+      host_->Add(
+          Spec("on",
+               {{"fd", absl::StrCat(device_end_.get())}, {"pcap", path}, {"pcap-snaplen", "200"}},
+               VIRTBAY_NET_RELAY),
+          std::move(state)));
+  Connect();
+  ASSERT_OK(client_->Send(0, {}, frame.bytes));
+  ASSERT_OK(Take());
+  ASSERT_OK(client_->driver().Stop());
+  int sections = 0;
+  const std::vector<Captured> frames = ReadCapture(path, &sections);
+  EXPECT_EQ(sections, 2);
+  ASSERT_EQ(frames.size(), 2u);
+  EXPECT_EQ(frames[0].bytes, frame.bytes.substr(0, 96));
+  EXPECT_EQ(frames[1].bytes, frame.bytes.substr(0, 200));
+}
+
+TEST_F(NetDeviceTest, ACaptureThatCannotBeginMakesNoDevice) {
+  const auto added = host_->Add(Spec(
+      "full", {{"fd", absl::StrCat(device_end_.get())}, {"pcap", "/dev/full"}}, VIRTBAY_NET_RELAY));
+  EXPECT_THAT(added.status().message(), ::testing::HasSubstr("option pcap: /dev/full"));
+  EXPECT_THAT(added.status().message(), ::testing::HasSubstr("No space left"));
+}
+
+// The disk is full for a while. What does not fit is counted, and what fits again can be read.
+TEST_F(NetDeviceTest, ACaptureOnAFullDiskStaysOneOfWholeBlocks) {
+  const std::string path = (dir_ / "net.pcapng").string();
+  Start({{"pcap", path}});
+  const TestFrame frame = MakeFrame({.payload = 900});
+  const auto send = [&] {
+    ASSERT_OK(client_->Send(0, {}, frame.bytes));
+    ASSERT_OK(Take());
+  };
+  uint64_t sent = 0;
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  // In the midst of the third frame.
+  const rlimit full{std::filesystem::file_size(path) + 2500, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+  while (Count("pcap_drops") < 3) send(), ++sent;
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  const TestFrame last = MakeFrame({.payload = 333});
+  ASSERT_OK(client_->Send(0, {}, last.bytes));
+  ASSERT_OK(client_->driver().Stop());
+  const std::vector<Captured> frames = ReadCapture(path);
+  EXPECT_EQ(frames.size() + Count("pcap_drops"), sent + 1);
+  ASSERT_GE(frames.size(), 2u);
+  EXPECT_EQ(frames[1].bytes, frame.bytes);
+  EXPECT_EQ(frames.back().bytes, last.bytes);
 }
 
 }  // namespace
