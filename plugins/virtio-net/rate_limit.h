@@ -30,6 +30,15 @@ class RateLimit {
       if (full_at_ns_.compare_exchange_weak(full, from + cost, std::memory_order_relaxed)) return 0;
     }
   }
+  // Takes `bytes` that have passed already, whatever there is: several pairs may have found the
+  // bucket not empty at the same time, and each makes its own debt.
+  void Charge(uint64_t bytes, uint64_t now_ns) {
+    const uint64_t cost = Duration(bytes);
+    uint64_t full = full_at_ns_.load(std::memory_order_relaxed);
+    while (!full_at_ns_.compare_exchange_weak(full, std::max(full, now_ns) + cost,
+                                              std::memory_order_relaxed)) {
+    }
+  }
   // 0 when Take would succeed, else nanoseconds; takes nothing.
   uint64_t Wait(uint64_t now_ns) const {
     const uint64_t from = std::max(full_at_ns_.load(std::memory_order_relaxed), now_ns);

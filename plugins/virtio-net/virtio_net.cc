@@ -286,9 +286,7 @@ class VirtioNet final : public NetDevice {
         return host().Log(VIRTBAY_LOG_ERROR, "interface %s: %s", tap_.name().c_str(),
                           std::strerror(static_cast<int>(-n)));
       }
-      if (rx_limit_.limits()) {
-        static_cast<void>(rx_limit_.Take(static_cast<uint64_t>(n), host().NowNs()));
-      }
+      if (rx_limit_.limits()) rx_limit_.Charge(static_cast<uint64_t>(n), host().NowNs());
     }
     Look(index, POLLIN);
   }

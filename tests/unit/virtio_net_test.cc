@@ -127,6 +127,38 @@ TEST(RateLimit, LetsABurstThroughAndThenItsRate) {
   EXPECT_NEAR(static_cast<double>(taken), 1'010'000, 2'000);
 }
 
+// Every pair looks before it takes a frame from the interface, and knows its size only then.
+TEST(RateLimit, PairsThatPassAtOnceAllPay) {
+  virtio_net::RateLimit limit;
+  limit.Set(1'000'000, 10'000);
+  const uint64_t now = 1'000'000'000'000;
+  for (int pair = 0; pair < 4; ++pair) EXPECT_EQ(limit.Wait(now), 0u);
+  for (int pair = 0; pair < 4; ++pair) limit.Charge(60'000, now);
+  EXPECT_EQ(limit.Wait(now), 230'000'001u);
+  EXPECT_EQ(limit.Wait(now + 230'000'001), 0u);
+}
+
+// The slowest with the largest burst and the other way round, on a host that is up for ten years.
+TEST(RateLimit, HoldsAtItsExtremes) {
+  constexpr uint64_t kMost = uint64_t{1} << 34;
+  constexpr uint64_t kFrame = 65562;
+  const uint64_t now = uint64_t{10} * 366 * 86400 * 1'000'000'000;
+  virtio_net::RateLimit slow;
+  slow.Set(1, kMost);
+  uint64_t taken = 0;
+  while (slow.Take(kFrame, now) == 0) taken += kFrame;
+  EXPECT_GE(taken, kMost);
+  EXPECT_LT(taken, kMost + kFrame);
+  EXPECT_EQ(slow.Wait(now), (taken - kMost) * 1'000'000'000 + 1);
+  EXPECT_EQ(slow.Wait(now + (taken - kMost) * 1'000'000'000 + 1), 0u);
+  virtio_net::RateLimit fast;
+  fast.Set(kMost, 1514);
+  EXPECT_EQ(fast.Take(kFrame, now), 0u);
+  EXPECT_GT(fast.Wait(now), 3'000u);
+  EXPECT_LT(fast.Wait(now), 4'000u);
+  EXPECT_EQ(fast.Take(1, now + 4'000), 0u);
+}
+
 // ---- without an interface -----------------------------------------------------------------------
 
 TEST_F(VirtioNetTest, TheNullBackEndCountsAndDrops) {
