@@ -87,6 +87,8 @@ class ShardsTest : public FlowTest {
     return true;
   }
 
+  void DropOther() { other_.reset(); }
+
   OtherHost other_host;
 
  private:
@@ -161,6 +163,69 @@ TEST_F(ShardsTest, ANewTryKeepsItsBucket) {
   EXPECT_EQ(shard().totals().tcp, 1u);
   EXPECT_EQ(Owned(0), 1u);
   EXPECT_FALSE(SayToOther(kSyn, kIsn, 0));
+}
+
+// The flows of all shards, as one state: they go on in the first one of the next device, from which
+// they go where the guest sends them, and all that they took of the budgets is counted once.
+TEST_F(ShardsTest, TheStateOfAllShardsGoesOnInTheFirst) {
+  Listen();
+  Connect(Full());
+  UniqueFd first_peer = std::move(peer);
+  const uint32_t first_theirs = theirs;
+  MoveTo(shard(), other(), 1);
+  guest_port = 40002;
+  Connect(Full());
+  UniqueFd second_peer = std::move(peer);
+  ForwardSpec spec;
+  spec.protocol = kProtocolUdp;
+  spec.host = {*IpAddress::Parse("127.0.0.1"), 0};
+  spec.guest_port = 53;
+  spec.forward = 7;
+  auto fd = ForwardSpec::OpenSocket(&spec, false);
+  ASSERT_TRUE(fd.ok() && host.TakeDescriptor() && shard().AddListener(spec, *fd));
+  UniqueFd client(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  SocketAddress to = SocketAddress::Of(spec.host);
+  ASSERT_EQ(sendto(client.get(), "x", 1, 0, to.get(), to.size), 1);
+  PollUntil([&] { return shard().totals().datagram == 1; });
+  ASSERT_EQ(Owned(0), 2u);
+  ASSERT_EQ(Owned(1), 1u);
+  const int descriptors = host.descriptors + other_host.descriptors;
+
+  Shard* const all[] = {&shard(), &other()};
+  const SavedFlows saved = SaveFlows(all);
+  std::vector<int> fds;
+  for (const int each : saved.fds) fds.push_back(fcntl(each, F_DUPFD_CLOEXEC, 0));
+  for (Shard* each : all) each->Forget();
+  EXPECT_EQ(Owned(0) + Owned(1), 0u);
+  DropOther();
+  DropShard();
+  auto restored = RestoreFlows(&shard(), saved.bytes, fds);
+  ASSERT_TRUE(restored.ok());
+  EXPECT_EQ(restored->flows, 4u);
+  EXPECT_EQ(restored->dropped, 0u);
+  shard().Continue();
+  EXPECT_EQ(shard().totals().tcp, 2u);
+  EXPECT_EQ(shared()->tcp.used(), 2u);
+  EXPECT_EQ(shared()->datagram.used(), 1u);
+  EXPECT_EQ(shared()->chunks.used(), shard().totals().reserved_chunks);
+  EXPECT_EQ(Owned(0), 3u);
+  EXPECT_EQ(Owned(1), 0u);
+  EXPECT_EQ(host.descriptors + other_host.descriptors, descriptors);
+  uint32_t pinned = 0;
+  for (uint32_t i = 0; i < SharedFlows::kBuckets; ++i) pinned += shared()->IsPinned(i);
+  EXPECT_EQ(pinned, 1u) << "the datagrams' flow stays with its listener";
+
+  // Back to where the guest sends them; what has to stay stays.
+  MoveTo(shard(), other(), 1);
+  EXPECT_EQ(Owned(1), 2u);
+  EXPECT_EQ(other().totals().tcp, 2u);
+  EXPECT_EQ(shard().totals().datagram, 1u);
+  guest_port = 40000;
+  ASSERT_TRUE(SayToOther(kAck, kIsn + 1, first_theirs, "first"));
+  EXPECT_EQ(Read(first_peer.get(), 5), "first");
+  guest_port = 40002;
+  ASSERT_TRUE(SayToOther(kAck, ours, theirs, "second"));
+  EXPECT_EQ(Read(second_peer.get(), 6), "second");
 }
 
 TEST_F(ShardsTest, AForwardFindsAPortThatNoOtherShardHas) {
