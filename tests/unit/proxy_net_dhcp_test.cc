@@ -564,6 +564,73 @@ TEST_F(ProxyNetDhcp6Test, EveryTruncation) {
   }
 }
 
+TEST_F(ProxyNetDhcp6Test, OptionsThatContradictThemselvesAreOfNoMessage) {
+  const std::string client = kClientDuid;
+  const auto duid = [](size_t size) {
+    return ToHex(Buffer{0, 1, 0, static_cast<uint8_t>(size)}) + ToHex(Buffer(size, 0x42));
+  };
+  for (const std::string& options : {
+           client + "0003 000b 00000001 00000000 000000",    // too short for an association
+           client + "0003 0004 00000001",                    // without its times
+           client + "0004 0003 000001",                      // a temporary one
+           client + "0019 0008 00000001 00000000",           // prefixes
+           client + Ia("0005 0018 20010db8"),                // longer than what it lies in
+           client + Ia("0005 0004 20010db8"),                // too short for an address
+           client + Ia("0005 0010" + std::string(kGuest6)),  // without its lifetimes
+           client + Ia("ffff ffff"),                         //
+           client + Ia("00"),                                // half an option
+           client + Ia() + "0006 0004 0017",                 // longer than the message
+           client + Ia() + "ffff ffff",                      //
+           client + Ia() + "0008 00",                        //
+           duid(0) + Ia(),                                   //
+           duid(2) + Ia(),                                   //
+           duid(131) + Ia(),                                 // RFC 8415 11.1
+           client + "0002 0002 0003" + Ia(),                 // a server without a name
+       }) {
+    EXPECT_EQ(Send("01abcdef" + options), "") << options;
+    EXPECT_EQ(Send("03abcdef" + std::string(kServerDuid) + options), "") << options;
+  }
+  for (const std::string& options : {
+           client + Ia() + "ffff 0000",                       // of no kind that is known
+           client + Ia(Address(kGuest6) + "000d 0002 0000"),  // a status beside the address
+           client + "0003 0010 00000001 00000000 00000000 0000 0000",  // an empty option in it
+           duid(3) + Ia(),
+           duid(130) + Ia(),
+       }) {
+    EXPECT_NE(Send("01abcdef" + options), "") << options;
+  }
+  // More associations, and addresses in one, than anybody has.
+  std::string many = client;
+  for (char id = '1'; id <= '9'; ++id) {
+    std::string addresses;
+    for (int i = 0; i < 7; ++i) addresses += Address(kGuest6);
+    many += Ia(addresses, (std::string("0000000") + id).c_str());
+  }
+  const std::string reply = Send("01abcdef" + many);
+  size_t answered = 0;
+  for (size_t at = reply.find("00030028"); at != reply.npos; at = reply.find("00030028", at + 8)) {
+    ++answered;
+  }
+  EXPECT_EQ(answered, 8u) << reply;
+}
+
+// What is to be said is more than every link carries: then not what the addresses of elsewhere are.
+TEST_F(ProxyNetDhcp6Test, AnAnswerThatDoesNotFitSaysLess) {
+  std::string many = "0001 0082 " + ToHex(Buffer(130, 0x42));
+  for (char id = '1'; id <= '8'; ++id) {
+    std::string addresses;
+    for (char last = '1'; last <= '4'; ++last) {
+      addresses += Address((std::string("20010db800000000000000000000000") + last).c_str());
+    }
+    many += Ia(addresses, (std::string("0000000") + id).c_str());
+  }
+  const std::string reply = Send("06abcdef" + many);
+  EXPECT_EQ(reply.substr(0, 8), "07abcdef");
+  EXPECT_NE(reply.find(kGuest6), std::string::npos);
+  EXPECT_EQ(reply.find("20010db8"), std::string::npos);
+  EXPECT_NE(reply.find(kDns6), std::string::npos);
+}
+
 TEST_F(ProxyNetDhcp6Test, NothingIsGivenWhileTheHostHasNoIpv6) {
   link.lan.SetIpv6(false, link.now_ns);
   EXPECT_EQ(Send(std::string("01abcdef") + kClientDuid + Ia()), "");

@@ -193,7 +193,7 @@ void Dhcp6Server::WriteConfiguration(Writer* out) const {
 
 // SOLICIT, REQUEST, RENEW and REBIND: the association with its address, or why it has none.
 void Dhcp6Server::AnswerIa(const Request& request, const Ia& ia, uint64_t now_ns, size_t at,
-                           Writer* out, Reply* reply) {
+                           bool brief, Writer* out, Reply* reply) {
   if (ia.kind != kIaNa) {
     const bool prefix = ia.kind == kIaPd;
     WriteOption(ia.kind, out, [&] {
@@ -227,7 +227,7 @@ void Dhcp6Server::AnswerIa(const Request& request, const Ia& ia, uint64_t now_ns
     };
     write_address(address, lease);
     // What it has of elsewhere, it is to stop using (RFC 8415 18.3.4).
-    if (request.type == kRenew || request.type == kRebind) {
+    if (!brief && (request.type == kRenew || request.type == kRebind)) {
       for (size_t i = 0; i < ia.count; ++i) {
         if (ia.addresses[i] != address) write_address(ia.addresses[i], 0);
       }
@@ -332,10 +332,17 @@ Dhcp6Server::Reply Dhcp6Server::Handle(Bytes message, bool unicast, uint64_t now
     return finish();
   }
   const bool advertise = request->type == kSolicit && !request->rapid_commit;
-  WriteHeader(*request, advertise ? kAdvertise : kReply, &w);
-  if (request->type == kSolicit && request->rapid_commit) WriteOption(kRapidCommit, &w, [] {});
-  for (size_t i = 0; i < ias.size(); ++i) AnswerIa(*request, ias[i], now_ns, i, &w, &reply);
-  WriteConfiguration(&w);
+  // An answer that does not fit says again no more than what is the client's.
+  for (const bool brief : {false, true}) {
+    w = Writer(out);
+    WriteHeader(*request, advertise ? kAdvertise : kReply, &w);
+    if (request->type == kSolicit && request->rapid_commit) WriteOption(kRapidCommit, &w, [] {});
+    for (size_t i = 0; i < ias.size(); ++i) {
+      AnswerIa(*request, ias[i], now_ns, i, brief, &w, &reply);
+    }
+    WriteConfiguration(&w);
+    if (w.ok()) break;
+  }
   return finish();
 }
 

@@ -49,8 +49,8 @@ class Dhcp6Server {
   bool IsServer(Bytes duid) const;
   void WriteHeader(const Request& request, uint8_t type, Writer* out) const;
   void WriteConfiguration(Writer* out) const;
-  void AnswerIa(const Request& request, const Ia& ia, uint64_t now_ns, size_t at, Writer* out,
-                Reply* reply);
+  void AnswerIa(const Request& request, const Ia& ia, uint64_t now_ns, size_t at, bool brief,
+                Writer* out, Reply* reply);
   void EndIa(const Request& request, const Ia& ia, uint64_t now_ns, size_t at, Writer* out,
              Reply* reply);
 
