@@ -263,7 +263,7 @@ class ReplayTest : public RecordTest {
     options.bay.plugin = plugin;
     options.bay.type = type;
     options.bay.packed = kPackedRings;
-    options.patience = 1;
+    options.patience = 5;
     options.progress = [this](std::string_view what) { last_ = what; };
     return testkit::Replay(options);
   }
@@ -340,7 +340,7 @@ TEST_F(ReplayTest, SaysWhatIsDifferent) {
   EXPECT_EQ(report->differences[0].request, 2u);
   EXPECT_THAT(report->differences[0].what, HasSubstr("byte 0 of 12"));
   EXPECT_EQ(report->differences[1].what, "12 bytes written, not 13");
-  EXPECT_EQ(report->differences[2].what, "no answer within 1 s");
+  EXPECT_EQ(report->differences[2].what, "no answer within 5 s");
   EXPECT_EQ(last_, "request 5 of queue 0");
 }
 
