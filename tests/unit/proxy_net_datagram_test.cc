@@ -54,25 +54,6 @@ class DatagramTest : public FlowTest {
     FillChecksum(GuestAddress(), RemoteAddress(), protocol, bytes);
     Deliver({IpFrame(protocol, bytes, hop_limit)});
   }
-  // A forward from the loopback to the guest's port.
-  uint16_t Forward(uint8_t protocol, uint16_t guest_port_number) {
-    ForwardSpec spec;
-    spec.protocol = protocol;
-    spec.host = {*IpAddress::Parse(v6 ? "::1" : "127.0.0.1"), 0};
-    spec.guest_port = guest_port_number;
-    spec.forward = 1;
-    auto fd = ForwardSpec::OpenSocket(&spec, false);
-    EXPECT_TRUE(fd.ok());
-    EXPECT_TRUE(host.TakeDescriptor());
-    EXPECT_TRUE(shard().AddListener(spec, *fd));
-    return spec.host.port;
-  }
-  UniqueFd ConnectTo(uint16_t port, int type = SOCK_STREAM) {
-    UniqueFd fd(socket(v6 ? AF_INET6 : AF_INET, type | SOCK_CLOEXEC, 0));
-    SocketAddress to = SocketAddress::Of({*IpAddress::Parse(v6 ? "::1" : "127.0.0.1"), port});
-    EXPECT_EQ(connect(fd.get(), to.get(), to.size), 0);
-    return fd;
-  }
 };
 
 // What is for a program of the host's stays that program's, also when it shares its port with
@@ -427,8 +408,8 @@ TEST_F(DatagramTest, OtherIcmpIsIgnored) {
 // ---- forwards ----------------------------------------------------------------------------------
 
 TEST_F(DatagramTest, ForwardsConnectionsToTheGuest) {
-  const uint16_t port = Forward(kProtocolTcp, 80);
-  const UniqueFd client = ConnectTo(port);
+  const Endpoint forward = AddForward(kProtocolTcp, 80).host;
+  const UniqueFd client = ConnectTo(forward);
   Poll();
   const Seen syn = HeardOne();
   ASSERT_TRUE(syn.has(kSyn));
@@ -470,23 +451,23 @@ TEST_F(DatagramTest, ForwardsConnectionsToTheGuest) {
 }
 
 TEST_F(DatagramTest, AForwardedConnectionThatTheGuestRefusesIsReset) {
-  const uint16_t port = Forward(kProtocolTcp, 80);
-  const UniqueFd client = ConnectTo(port);
+  const Endpoint forward = AddForward(kProtocolTcp, 80).host;
+  const UniqueFd client = ConnectTo(forward);
   Poll();
   HeardOne();
   for (int i = 0; i < 8; ++i) Pass(65 * kSec);  // the guest says nothing at all
   EXPECT_EQ(Ending(client.get()), "RESET");
   host.has_address = false;
-  const UniqueFd second = ConnectTo(port);
+  const UniqueFd second = ConnectTo(forward);
   Poll();
   EXPECT_EQ(Ending(second.get()), "RESET");
   EXPECT_EQ(Count(Event::kForwardNoGuest), 1u);
 }
 
 TEST_F(DatagramTest, AcceptsInBatches) {
-  const uint16_t port = Forward(kProtocolTcp, 80);
+  const Endpoint forward = AddForward(kProtocolTcp, 80).host;
   std::vector<UniqueFd> clients;
-  for (int i = 0; i < 300; ++i) clients.push_back(ConnectTo(port));
+  for (int i = 0; i < 300; ++i) clients.push_back(ConnectTo(forward));
   Poll();
   PollUntil([&] { return shard().totals().half_open == 300; });
   EXPECT_THAT(Heard(), SizeIs(300));
@@ -496,8 +477,8 @@ TEST_F(DatagramTest, AcceptsInBatches) {
 }
 
 TEST_F(DatagramTest, ForwardsDatagramsAndAnswersFromThatPort) {
-  const uint16_t port = Forward(kProtocolUdp, 53);
-  const UniqueFd client = ConnectTo(port, SOCK_DGRAM);
+  const Endpoint forward = AddForward(kProtocolUdp, 53).host;
+  const UniqueFd client = ConnectTo(forward, SOCK_DGRAM);
   Write(client.get(), "query");
   Poll();
   const Seen query = HeardOne();

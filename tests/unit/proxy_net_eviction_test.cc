@@ -312,16 +312,9 @@ TEST_F(EvictionTest, ADescriptorComesFromWhoHasOne) {
 // A datagram's flow that came by a forward has no descriptor of its own.
 TEST_F(EvictionTest, ADescriptorIsNoForwardsDatagramFlow) {
   limits.udp_idle_s = 100'000;
-  ForwardSpec spec;
-  spec.protocol = kProtocolUdp;
-  spec.host = {*IpAddress::Parse("127.0.0.1"), 0};
-  spec.guest_port = 53;
-  spec.forward = 1;
-  auto fd = ForwardSpec::OpenSocket(&spec, false);
-  ASSERT_TRUE(fd.ok() && host.TakeDescriptor() && shard().AddListener(spec, *fd));
-  UniqueFd client(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  SocketAddress to = SocketAddress::Of(spec.host);
-  ASSERT_EQ(sendto(client.get(), "x", 1, 0, to.get(), to.size), 1);
+  const Endpoint forward = AddForward(kProtocolUdp, 53).host;
+  const UniqueFd client = ConnectTo(forward, SOCK_DGRAM);
+  ASSERT_EQ(send(client.get(), "x", 1, 0), 1);
   PollUntil([&] { return shard().totals().datagram == 1; });
   host.now += 2 * kSec;
   uint16_t datagram_port = 0;
@@ -364,18 +357,10 @@ TEST_F(EvictionTest, AProcessWithoutDescriptorsMakesRoomAsWell) {
 TEST_F(EvictionTest, ForwardedConnectionsFindRoomToo) {
   Listen();
   End& end = Stand();
-  ForwardSpec spec;
-  spec.protocol = kProtocolTcp;
-  spec.host = {*IpAddress::Parse("127.0.0.1"), 0};
-  spec.guest_port = 80;
-  spec.forward = 1;
-  auto fd = ForwardSpec::OpenSocket(&spec, false);
-  ASSERT_TRUE(fd.ok() && host.TakeDescriptor() && shard().AddListener(spec, *fd));
+  const Endpoint forward = AddForward(kProtocolTcp, 80).host;
   host.now += 2 * Idle();
   host.descriptors = 0;
-  UniqueFd client(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  SocketAddress to = SocketAddress::Of(spec.host);
-  ASSERT_EQ(connect(client.get(), to.get(), to.size), 0);
+  const UniqueFd client = ConnectTo(forward);
   Heard();
   Poll();
   EXPECT_EQ(shard().totals().half_open, 1u);
@@ -387,17 +372,9 @@ TEST_F(EvictionTest, ForwardedConnectionsFindRoomToo) {
 TEST_F(EvictionTest, NoFlowEndsForAConnectionThatIsNotThere) {
   Listen();
   End& end = Stand();
-  ForwardSpec spec;
-  spec.protocol = kProtocolTcp;
-  spec.host = {*IpAddress::Parse("127.0.0.1"), 0};
-  spec.guest_port = 80;
-  spec.forward = 1;
-  auto fd = ForwardSpec::OpenSocket(&spec, false);
-  ASSERT_TRUE(fd.ok() && host.TakeDescriptor() && shard().AddListener(spec, *fd));
+  const Endpoint forward = AddForward(kProtocolTcp, 80).host;
   host.now += 2 * Idle();
-  UniqueFd client(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  SocketAddress to = SocketAddress::Of(spec.host);
-  ASSERT_EQ(connect(client.get(), to.get(), to.size), 0);
+  const UniqueFd client = ConnectTo(forward);
   host.descriptors = 1;  // for that one
   Poll();
   EXPECT_EQ(shard().totals().half_open, 1u);

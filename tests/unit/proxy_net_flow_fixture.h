@@ -128,6 +128,23 @@ class FlowTest : public testing::Test {
     port_ = any.ToEndpoint()->port;
     return port_;
   }
+  // A forward from a port of the loopback to the guest's, as it listens.
+  ForwardSpec AddForward(uint8_t protocol, uint16_t guest_port_number, uint32_t number = 1) {
+    ForwardSpec spec;
+    spec.protocol = protocol;
+    spec.host = {*IpAddress::Parse(v6 ? "::1" : "127.0.0.1"), 0};
+    spec.guest_port = guest_port_number;
+    spec.forward = number;
+    auto fd = ForwardSpec::OpenSocket(&spec, false);
+    EXPECT_TRUE(fd.ok() && host.TakeDescriptor() && shard().AddListener(spec, *fd));
+    return spec;
+  }
+  static UniqueFd ConnectTo(const Endpoint& end, int type = SOCK_STREAM) {
+    UniqueFd fd(socket(end.address.is_v6() ? AF_INET6 : AF_INET, type | SOCK_CLOEXEC, 0));
+    SocketAddress to = SocketAddress::Of(end);
+    EXPECT_EQ(connect(fd.get(), to.get(), to.size), 0);
+    return fd;
+  }
   UniqueFd AcceptOne() {
     WaitFor(listener_.get(), POLLIN);
     UniqueFd fd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));

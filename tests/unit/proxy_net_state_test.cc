@@ -32,16 +32,6 @@ class StateTest : public FlowTest {
     Deliver({IpFrame(kProtocolUdp, bytes)});
     return server;
   }
-  ForwardSpec AddForward(uint8_t protocol = kProtocolTcp) {
-    ForwardSpec spec;
-    spec.protocol = protocol;
-    spec.host = {*IpAddress::Parse("127.0.0.1"), 0};
-    spec.guest_port = 80;
-    spec.forward = 7;
-    auto fd = ForwardSpec::OpenSocket(&spec, false);
-    EXPECT_TRUE(fd.ok() && host.TakeDescriptor() && shard().AddListener(spec, fd.value()));
-    return spec;
-  }
   // The next generation takes over.
   RestoredFlows Move() {
     Shard* const old = &shard();
@@ -102,7 +92,7 @@ TEST_F(StateTest, AConnectionThatIsBeingMadeGoesOn) {
 
 TEST_F(StateTest, ListenersAndDatagramsGoOn) {
   const UniqueFd server = SayDatagram();
-  const ForwardSpec spec = AddForward();
+  const ForwardSpec spec = AddForward(kProtocolTcp, 80, 7);
   EXPECT_EQ(Move().flows, 2u);
   SocketAddress from;
   char buffer[8];
@@ -176,8 +166,8 @@ TEST_F(StateTest, OnlyTheSocketsThatWereSavedAreTaken) {
   ++guest_port;
   Connect(Full());
   const UniqueFd server = SayDatagram();
-  AddForward(kProtocolTcp);
-  AddForward(kProtocolUdp);
+  AddForward(kProtocolTcp, 80, 7);
+  AddForward(kProtocolUdp, 80, 7);
   Shard* const old = &shard();
   const SavedFlows saved = SaveFlows({&old, 1});
   ASSERT_EQ(saved.fds.size(), 5u);
@@ -264,8 +254,8 @@ TEST_F(StateTest, OnlyTheSocketsThatWereSavedAreTaken) {
 
 // A flow whose socket fails in a way that nobody foresaw ends: it does not ask again for ever.
 TEST_F(StateTest, FlowsOnWhatIsNoSocketEnd) {
-  AddForward(kProtocolTcp);
-  AddForward(kProtocolUdp);
+  AddForward(kProtocolTcp, 80, 7);
+  AddForward(kProtocolUdp, 80, 7);
   Listen();
   Connect(Full());
   Say(kAck, ours, theirs, "held");
