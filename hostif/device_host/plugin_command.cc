@@ -109,7 +109,7 @@ class PluginCommand final : public Command {
     if (check_->parsed()) return Check();
     if (new_->parsed()) return New();
     if (!inspect_->parsed()) throw CLI::RequiredError("A subcommand");
-    VIRTBAY_ASSIGN_OR_RETURN(const std::filesystem::path path, Path());
+    VIRTBAY_ASSIGN_OR_RETURN(const std::filesystem::path path, PluginFile(file_));
     VIRTBAY_ASSIGN_OR_RETURN(const PluginFileInfo info, InspectPluginFile(path));
     if (json_) {
       PrintJson(info);
@@ -158,16 +158,9 @@ class PluginCommand final : public Command {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<std::filesystem::path> Path() const {
-    const std::filesystem::path path = file_;
-    std::error_code ignored;
-    if (std::filesystem::exists(path, ignored) || path.has_parent_path()) return path;
-    return FindPlugin(file_, PluginSearch::FromEnvironment(PluginPlaces()));
-  }
-
   absl::Status Check() {
     testkit::CheckOptions options;
-    VIRTBAY_ASSIGN_OR_RETURN(options.file, Path());
+    VIRTBAY_ASSIGN_OR_RETURN(options.file, PluginFile(file_));
     options.type = type_;
     options.options = check_options_->options();
     options.limit = absl::Seconds(limit_);

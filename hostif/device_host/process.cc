@@ -21,6 +21,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
+#include "framework/plugin/plugin.h"
 
 namespace virtbay::device_host {
 namespace {
@@ -140,6 +141,12 @@ std::vector<std::filesystem::path> PluginPlaces() {
   if (error) return {};
   const std::filesystem::path prefix = self.parent_path().parent_path();
   return {prefix / VIRTBAY_PLUGIN_INSTALL_DIR, prefix / "plugins"};
+}
+
+absl::StatusOr<std::filesystem::path> PluginFile(const std::filesystem::path& given) {
+  std::error_code ignored;
+  if (given.has_parent_path() || std::filesystem::exists(given, ignored)) return given;
+  return FindPlugin(given.native(), PluginSearch::FromEnvironment(PluginPlaces()));
 }
 
 }  // namespace virtbay::device_host

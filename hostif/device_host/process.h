@@ -53,6 +53,10 @@ absl::Status AnnounceReady(int ready_fd);
 // [control] Places beside the executable where plugins may be: installed, then a build tree.
 std::vector<std::filesystem::path> PluginPlaces();
 
+// [control] The file that a command line calls a plugin: a path, or a name that is looked up.
+// NotFound with the places that were looked at.
+absl::StatusOr<std::filesystem::path> PluginFile(const std::filesystem::path& given);
+
 }  // namespace virtbay::device_host
 
 #endif  // VIRTBAY_HOSTIF_DEVICE_HOST_PROCESS_H_

@@ -9,7 +9,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,7 +16,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "framework/base/status.h"
-#include "framework/plugin/plugin.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/report.h"
@@ -102,35 +100,23 @@ class ReplayCommand final : public Command {
 
  private:
   absl::Status Fill(testkit::ReplayOptions* options) {
-    // Looked at here as well, so that what is wrong with it is said before anything runs.
-    VIRTBAY_ASSIGN_OR_RETURN(const record::RecordFile file, record::Read(file_));
+    VIRTBAY_ASSIGN_OR_RETURN(const record::RecordHead head, record::ReadHead(file_));
     options->record = file_;
     options->bay.type = type_;
     options->bay.options = options_->options();
     options->bay.packed = packed_;
     options->recorded_options = recorded_options_;
     options->patience = static_cast<uint32_t>(patience_);
-    if (!recorded_options_ && options->bay.options.empty() && !file.head.options.empty()) {
+    if (!recorded_options_ && options->bay.options.empty() && !head.options.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(
-          file_, ": was recorded with ",
-          absl::StrJoin(file.head.options, " ", absl::PairFormatter("=")),
+          file_, ": was recorded with ", absl::StrJoin(head.options, " ", absl::PairFormatter("=")),
           ": say --option KEY=VALUE for a device that may be changed, or --recorded-options"));
     }
-    VIRTBAY_ASSIGN_OR_RETURN(options->bay.plugin,
-                             Plugin(plugin_.empty() ? file.head.plugin : plugin_));
-    return absl::OkStatus();
-  }
-
-  static absl::StatusOr<std::string> Plugin(const std::string& name) {
-    std::error_code ignored;
-    const std::filesystem::path given = name;
+    VIRTBAY_ASSIGN_OR_RETURN(const std::filesystem::path plugin,
+                             PluginFile(plugin_.empty() ? head.plugin : plugin_));
     // The host takes a name without a directory for one to be looked up.
-    if (given.has_parent_path() || std::filesystem::exists(given, ignored)) {
-      return std::filesystem::absolute(given).string();
-    }
-    const auto found = FindPlugin(name, PluginSearch::FromEnvironment(PluginPlaces()));
-    if (!found.ok()) return found.status();
-    return found->string();
+    options->bay.plugin = std::filesystem::absolute(plugin).string();
+    return absl::OkStatus();
   }
 
   absl::Status Judge(const json& report) const {

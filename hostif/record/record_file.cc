@@ -136,6 +136,48 @@ absl::StatusOr<RequestRecord> ParseRecord(absl::string_view bytes, size_t at) {
   return record;
 }
 
+// What the file begins with; `at` is where the records do.
+absl::StatusOr<RecordHead> TakeHead(absl::string_view bytes, size_t* at) {
+  uint32_t size = 0;
+  *at = kMagic.size() + sizeof(size);
+  if (bytes.size() < *at || bytes.substr(0, kMagic.size()) != kMagic) {
+    return Damaged(0, "this is no record of virtbay's, or of another version");
+  }
+  std::memcpy(&size, bytes.data() + kMagic.size(), sizeof(size));
+  if (size > kMostHead || size > bytes.size() - *at) {
+    return Damaged(*at, "the device's description is cut off");
+  }
+  const size_t begin = std::exchange(*at, *at + size);
+  return ParseHead(bytes.substr(begin, size), begin);
+}
+
+// At most the first `most` bytes of a file that is not larger than it may be.
+absl::StatusOr<std::string> ReadBytes(const std::filesystem::path& path, uint64_t most) {
+  // O_NONBLOCK: a FIFO without a writer must not hold the caller up.
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+  if (!fd) return ErrnoStatus(errno, path.native());
+  struct stat what = {};
+  if (::fstat(fd.get(), &what) != 0) return ErrnoStatus(errno, path.native());
+  if (!S_ISREG(what.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path.native(), ": is not a regular file"));
+  }
+  if (static_cast<uint64_t>(what.st_size) > kMostFile) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path.native(), ": is larger than ", kMostFile, " bytes"));
+  }
+  std::string bytes(std::min(static_cast<uint64_t>(what.st_size), most), '\0');
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n = ::read(fd.get(), bytes.data() + done, bytes.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return ErrnoStatus(errno, path.native());
+    if (n == 0) break;
+    done += static_cast<size_t>(n);
+  }
+  bytes.resize(done);
+  return bytes;
+}
+
 }  // namespace
 
 void AppendHead(const RecordHead& head, std::string* out) {
@@ -178,18 +220,10 @@ void AppendRecord(const RequestRecord& record, std::string* out) {
 }
 
 absl::StatusOr<RecordFile> Parse(absl::string_view bytes) {
-  uint32_t size = 0;
-  size_t at = kMagic.size() + sizeof(size);
-  if (bytes.size() < at || bytes.substr(0, kMagic.size()) != kMagic) {
-    return Damaged(0, "this is no record of virtbay's, or of another version");
-  }
-  std::memcpy(&size, bytes.data() + kMagic.size(), sizeof(size));
-  if (size > kMostHead || size > bytes.size() - at) {
-    return Damaged(at, "the device's description is cut off");
-  }
   RecordFile file;
-  VIRTBAY_ASSIGN_OR_RETURN(file.head, ParseHead(bytes.substr(at, size), at));
-  at += size;
+  size_t at = 0;
+  uint32_t size = 0;
+  VIRTBAY_ASSIGN_OR_RETURN(file.head, TakeHead(bytes, &at));
   while (at < bytes.size()) {
     const size_t left = bytes.size() - at;
     if (left >= sizeof(size)) std::memcpy(&size, bytes.data() + at, sizeof(size));
@@ -210,31 +244,18 @@ absl::StatusOr<RecordFile> Parse(absl::string_view bytes) {
 }
 
 absl::StatusOr<RecordFile> Read(const std::filesystem::path& path) {
-  // O_NONBLOCK: a FIFO without a writer must not hold the caller up.
-  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
-  if (!fd) return ErrnoStatus(errno, path.native());
-  struct stat what = {};
-  if (::fstat(fd.get(), &what) != 0) return ErrnoStatus(errno, path.native());
-  if (!S_ISREG(what.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path.native(), ": is not a regular file"));
-  }
-  if (static_cast<uint64_t>(what.st_size) > kMostFile) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path.native(), ": is larger than ", kMostFile, " bytes"));
-  }
-  std::string bytes(static_cast<size_t>(what.st_size), '\0');
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const ssize_t n = ::read(fd.get(), bytes.data() + done, bytes.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, path.native());
-    if (n == 0) break;
-    done += static_cast<size_t>(n);
-  }
-  bytes.resize(done);
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(path, kMostFile));
   auto file = Parse(bytes);
   if (!file.ok()) return Annotate(file.status(), path.native());
   return file;
+}
+
+absl::StatusOr<RecordHead> ReadHead(const std::filesystem::path& path) {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::string bytes, ReadBytes(path, 2 * kMostHead));
+  size_t at = 0;
+  auto head = TakeHead(bytes, &at);
+  if (!head.ok()) return Annotate(head.status(), path.native());
+  return head;
 }
 
 }  // namespace virtbay::record

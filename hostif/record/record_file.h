@@ -45,6 +45,8 @@ void AppendRecord(const RequestRecord& record, std::string* out);
 absl::StatusOr<RecordFile> Parse(absl::string_view bytes);
 // The same of a file of at most 2 GiB; what opening or reading it says.
 absl::StatusOr<RecordFile> Read(const std::filesystem::path& path);
+// Only what such a file begins with.
+absl::StatusOr<RecordHead> ReadHead(const std::filesystem::path& path);
 
 }  // namespace virtbay::record
 

@@ -71,24 +71,25 @@ void ChromeTrace::Put(const Track& track, char phase, absl::string_view name,
       track.last_ns / 1000, track.last_ns % 1000, more);
 }
 
+uint64_t ChromeTrace::UniqueId(const Track& track, uint64_t id) {
+  return id << 28 | (uint64_t{track.queue} & 0xfff) << 16 | track.device;
+}
+
 void ChromeTrace::Begin(Track* track, uint64_t id, Span span, absl::string_view args) {
   if (track->open.size() >= kMostOpen) End(track, track->open.begin()->first, "\"lost\":true");
   track->open.insert_or_assign(id, span);
-  // Unique in the file: a viewer does not look at the track.
-  const uint64_t unique = id << 28 | (uint64_t{track->queue} & 0xfff) << 16 | track->device;
   Put(*track, 'b', span.name,
-      absl::StrFormat(",\"cat\":\"%s\",\"id\":\"0x%x\",\"args\":{%s}", span.category, unique,
-                      args));
+      absl::StrFormat(",\"cat\":\"%s\",\"id\":\"0x%x\",\"args\":{%s}", span.category,
+                      UniqueId(*track, id), args));
 }
 
 void ChromeTrace::End(Track* track, uint64_t id, absl::string_view args) {
   const auto node = track->open.extract(id);
   if (node.empty()) return;
   const Span& span = node.mapped();
-  const uint64_t unique = id << 28 | (uint64_t{track->queue} & 0xfff) << 16 | track->device;
   Put(*track, 'e', span.name,
-      absl::StrFormat(",\"cat\":\"%s\",\"id\":\"0x%x\",\"args\":{%s}", span.category, unique,
-                      args));
+      absl::StrFormat(",\"cat\":\"%s\",\"id\":\"0x%x\",\"args\":{%s}", span.category,
+                      UniqueId(*track, id), args));
 }
 
 void ChromeTrace::EndCall(Track* track) {

@@ -49,6 +49,8 @@ class VIRTBAY_EXPORT ChromeTrace {
     std::map<uint64_t, Span> open;
   };
 
+  // Unique in the file: a viewer does not look at the track.
+  static uint64_t UniqueId(const Track& track, uint64_t id);
   void AddEvent(Track* track, const TraceEvent& event);
   // One object; `more` is further members, each after a comma.
   void Put(const Track& track, char phase, absl::string_view name, absl::string_view more);
