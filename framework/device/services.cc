@@ -230,6 +230,9 @@ int32_t GetOption(virtbay_host_device* host, const char* key, char* buffer, uint
   } else if (absl::string_view(key) == VIRTBAY_OPTION_RESTORES) {
     if (!host->restores) return -1;
     own = "true";
+  } else if (absl::string_view(key) == VIRTBAY_OPTION_STATE_DIR) {
+    if (spec.state_dir.empty()) return -1;
+    own = spec.state_dir.string();
   } else {
     const auto found = spec.options.find(key);
     if (found == spec.options.end()) return -1;

@@ -131,6 +131,11 @@ void Call::Finish(uint32_t n) {
     request_.Complete(0);
     return;
   }
+  if (journal_ != nullptr) {
+    NoteAnswer(fs, request_, header_.unique, 0,
+               n == 0 ? std::span<const std::byte>()
+                      : std::span<const std::byte>(request_.out()).subspan(kOutHeader, n));
+  }
   const fuse_out_header out = {kOutHeader + n, 0, header_.unique};
   request_.Write(0, out);
   request_.Complete(kOutHeader + n);
@@ -146,6 +151,7 @@ void Call::Answer(Fs& fs, sdk::Request request, uint64_t unique, int error,
     return;
   }
   if (n != 0) std::memcpy(request.out().data() + kOutHeader, body.data(), n);
+  if (fs.keep != nullptr) NoteAnswer(fs, request, unique, error, body.first(n));
   request.Complete(kOutHeader + n);
 }
 

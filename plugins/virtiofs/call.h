@@ -87,6 +87,31 @@ class Call {
   // [queue] Ends the request: n bytes of body are in the view.
   void Finish(uint32_t n);
 
+  // ---- requests that must not be done twice (keep/replay.cc)
+  // [queue] Enters the request in the journal. True: a process before this one has answered it, and
+  // it has been answered so again.
+  bool Replay();
+  // [queue] A process before this one was killed while it did the request.
+  bool repeated() const { return half_done_ != nullptr; }
+  // [queue] What that one had noted of the file system then, if it came to that; else nullptr.
+  const keep::JournalEntry* half_done() const {
+    return half_done_ != nullptr && half_done_->progress == keep::Progress::kIntent ? half_done_
+                                                                                    : nullptr;
+  }
+  bool journaled() const { return journal_ != nullptr; }
+  // [queue] Notes what it is like before the request is done.
+  void Intend(const keep::Seen& first, const keep::Seen& second = {}, uint64_t size = 0) {
+    if (journal_ != nullptr) keep::Store::Intend(journal_, first, second, size);
+  }
+  // [queue] The handle that the request makes, and the inode to which it adds a lookup, before
+  // anybody else may find them.
+  void IntendHandle(uint64_t fh) {
+    if (journal_ != nullptr) std::atomic_ref<uint64_t>(journal_->fh).store(fh);
+  }
+  void IntendLookup(uint64_t nodeid) {
+    if (journal_ != nullptr) std::atomic_ref<uint64_t>(journal_->entered).store(nodeid);
+  }
+
   void set_no_reply() { no_reply_ = true; }
   bool ended() const { return !request_; }
 
@@ -98,10 +123,15 @@ class Call {
 
  private:
   int Whole(std::span<const std::byte>* whole);
+  // In the journal: how a request is answered, before it is.
+  static void NoteAnswer(Fs& fs, const sdk::Request& request, uint64_t unique, int error,
+                         std::span<const std::byte> body);
 
   sdk::Request request_;
   fuse_in_header header_ = {};
   bool no_reply_ = false;
+  keep::JournalEntry* journal_ = nullptr;          // of this request, if it has one
+  const keep::JournalEntry* half_done_ = nullptr;  // its copy
 };
 
 }  // namespace virtbay::virtiofs

@@ -16,6 +16,7 @@ enum Flag : uint8_t {
   kAnytime = 4,   // before INIT as well
   kXattr = 8,     // ENOSYS without the option, so that the guest stops asking
   kData = 16,     // counted by its handler
+  kOnce = 32,     // not to be done again by another process after this one
 };
 
 struct Entry {
@@ -32,49 +33,49 @@ constexpr std::array<Entry, kOpcodeCount> MakeTable() {
   // A name has at least one byte and its NUL.
   constexpr uint16_t kName = 2;
   t[FUSE_LOOKUP] = {OpLookup, 1, kEntry, kPlain};
-  t[FUSE_FORGET] = {OpForget, sizeof(fuse_forget_in), 0, kNoReply};
+  t[FUSE_FORGET] = {OpForget, sizeof(fuse_forget_in), 0, kNoReply | kOnce};
   t[FUSE_GETATTR] = {OpGetattr, sizeof(fuse_getattr_in), kAttr, kPlain};
   t[FUSE_SETATTR] = {OpSetattr, sizeof(fuse_setattr_in), kAttr, kModifies};
   t[FUSE_READLINK] = {OpReadlink, 0, 0, kPlain};
-  t[FUSE_SYMLINK] = {OpSymlink, kName, kEntry, kModifies};
-  t[FUSE_MKNOD] = {OpMknod, sizeof(fuse_mknod_in) + 1, kEntry, kModifies};
-  t[FUSE_MKDIR] = {OpMkdir, sizeof(fuse_mkdir_in) + 1, kEntry, kModifies};
-  t[FUSE_UNLINK] = {OpUnlink, 1, 0, kModifies};
-  t[FUSE_RMDIR] = {OpRmdir, 1, 0, kModifies};
-  t[FUSE_RENAME] = {OpRename, sizeof(fuse_rename_in) + kName, 0, kModifies};
-  t[FUSE_LINK] = {OpLink, sizeof(fuse_link_in) + 1, kEntry, kModifies};
-  t[FUSE_OPEN] = {OpOpen, sizeof(fuse_open_in), sizeof(fuse_open_out), kPlain};
+  t[FUSE_SYMLINK] = {OpSymlink, kName, kEntry, kModifies | kOnce};
+  t[FUSE_MKNOD] = {OpMknod, sizeof(fuse_mknod_in) + 1, kEntry, kModifies | kOnce};
+  t[FUSE_MKDIR] = {OpMkdir, sizeof(fuse_mkdir_in) + 1, kEntry, kModifies | kOnce};
+  t[FUSE_UNLINK] = {OpUnlink, 1, 0, kModifies | kOnce};
+  t[FUSE_RMDIR] = {OpRmdir, 1, 0, kModifies | kOnce};
+  t[FUSE_RENAME] = {OpRename, sizeof(fuse_rename_in) + kName, 0, kModifies | kOnce};
+  t[FUSE_LINK] = {OpLink, sizeof(fuse_link_in) + 1, kEntry, kModifies | kOnce};
+  t[FUSE_OPEN] = {OpOpen, sizeof(fuse_open_in), sizeof(fuse_open_out), kOnce};
   t[FUSE_READ] = {OpRead, sizeof(fuse_read_in), 0, kData};
   t[FUSE_WRITE] = {OpWrite, sizeof(fuse_write_in), sizeof(fuse_write_out), kModifies | kData};
   t[FUSE_STATFS] = {OpStatfs, 0, sizeof(fuse_statfs_out), kPlain};
-  t[FUSE_RELEASE] = {OpRelease, sizeof(fuse_release_in), 0, kPlain};
+  t[FUSE_RELEASE] = {OpRelease, sizeof(fuse_release_in), 0, kOnce};
   t[FUSE_FSYNC] = {OpFsync, sizeof(fuse_fsync_in), 0, kPlain};
-  t[FUSE_SETXATTR] = {OpSetxattr, FUSE_COMPAT_SETXATTR_IN_SIZE, 0, kModifies | kXattr};
+  t[FUSE_SETXATTR] = {OpSetxattr, FUSE_COMPAT_SETXATTR_IN_SIZE, 0, kModifies | kXattr | kOnce};
   t[FUSE_GETXATTR] = {OpGetxattr, sizeof(fuse_getxattr_in), 0, kXattr};
   t[FUSE_LISTXATTR] = {OpListxattr, sizeof(fuse_getxattr_in), 0, kXattr};
-  t[FUSE_REMOVEXATTR] = {OpRemovexattr, 1, 0, kModifies | kXattr};
+  t[FUSE_REMOVEXATTR] = {OpRemovexattr, 1, 0, kModifies | kXattr | kOnce};
   t[FUSE_FLUSH] = {OpFlush, sizeof(fuse_flush_in), 0, kPlain};
   t[FUSE_INIT] = {OpInit, 16, sizeof(fuse_init_out), kAnytime};
-  t[FUSE_OPENDIR] = {OpOpendir, sizeof(fuse_open_in), sizeof(fuse_open_out), kPlain};
+  t[FUSE_OPENDIR] = {OpOpendir, sizeof(fuse_open_in), sizeof(fuse_open_out), kOnce};
   t[FUSE_READDIR] = {OpReaddir, sizeof(fuse_read_in), 0, kPlain};
-  t[FUSE_RELEASEDIR] = {OpReleasedir, sizeof(fuse_release_in), 0, kPlain};
+  t[FUSE_RELEASEDIR] = {OpReleasedir, sizeof(fuse_release_in), 0, kOnce};
   t[FUSE_FSYNCDIR] = {OpFsyncdir, sizeof(fuse_fsync_in), 0, kPlain};
   t[FUSE_GETLK] = {OpGetlk, sizeof(fuse_lk_in), sizeof(fuse_lk_out), kPlain};
   t[FUSE_SETLK] = {OpSetlk, sizeof(fuse_lk_in), 0, kPlain};
   t[FUSE_SETLKW] = {OpSetlkw, sizeof(fuse_lk_in), 0, kPlain};
   t[FUSE_ACCESS] = {OpAccess, sizeof(fuse_access_in), 0, kPlain};
-  t[FUSE_CREATE] = {OpCreate, sizeof(fuse_create_in) + 1, sizeof(CreateOut), kModifies};
+  t[FUSE_CREATE] = {OpCreate, sizeof(fuse_create_in) + 1, sizeof(CreateOut), kModifies | kOnce};
   t[FUSE_INTERRUPT] = {OpInterrupt, sizeof(fuse_interrupt_in), 0, kNoReply};
   t[FUSE_DESTROY] = {OpDestroy, 0, 0, kPlain};
-  t[FUSE_BATCH_FORGET] = {OpBatchForget, sizeof(fuse_batch_forget_in), 0, kNoReply};
+  t[FUSE_BATCH_FORGET] = {OpBatchForget, sizeof(fuse_batch_forget_in), 0, kNoReply | kOnce};
   t[FUSE_FALLOCATE] = {OpFallocate, sizeof(fuse_fallocate_in), 0, kModifies};
   t[FUSE_READDIRPLUS] = {OpReaddirplus, sizeof(fuse_read_in), 0, kPlain};
-  t[FUSE_RENAME2] = {OpRename2, sizeof(fuse_rename2_in) + kName, 0, kModifies};
+  t[FUSE_RENAME2] = {OpRename2, sizeof(fuse_rename2_in) + kName, 0, kModifies | kOnce};
   t[FUSE_LSEEK] = {OpLseek, sizeof(fuse_lseek_in), sizeof(fuse_lseek_out), kPlain};
   t[FUSE_COPY_FILE_RANGE] = {OpCopyFileRange, sizeof(fuse_copy_file_range_in),
                              sizeof(fuse_write_out), kModifies};
   t[FUSE_SYNCFS] = {OpSyncfs, sizeof(fuse_syncfs_in), 0, kPlain};
-  t[FUSE_TMPFILE] = {OpTmpfile, sizeof(fuse_create_in), sizeof(CreateOut), kModifies};
+  t[FUSE_TMPFILE] = {OpTmpfile, sizeof(fuse_create_in), sizeof(CreateOut), kModifies | kOnce};
   t[kOpStatx] = {OpStatx, sizeof(StatxIn), sizeof(StatxOut), kPlain};
   t[kOpCopyFileRange64] = {OpCopyFileRange64, sizeof(fuse_copy_file_range_in),
                            sizeof(CopyFileRangeOut), kModifies};
@@ -134,6 +135,7 @@ void Dispatch(Fs& fs, Worker& worker, sdk::Request request) {
     return c.Error(EINVAL);
   }
   if ((entry.flags & kModifies) != 0 && fs.options.readonly) return c.Error(EROFS);
+  if ((entry.flags & kOnce) != 0 && fs.keep != nullptr && c.Replay()) return;
   if (fs.aggregate != nullptr && fs.aggregate->Take(c, (entry.flags & kModifies) != 0)) return;
   entry.handler(c);
 }

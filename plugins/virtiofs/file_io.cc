@@ -5,6 +5,7 @@
 
 #include <cerrno>
 
+#include "plugins/virtiofs/keep/replay.h"
 #include "plugins/virtiofs/ops.h"
 #include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
@@ -258,6 +259,11 @@ void OpWrite(Call& c) {
   const auto in = c.Arg<fuse_write_in>();
   Fs& fs = c.fs;
   sdk::Host::Add(fs.counters.data);
+  // At the end of the file as the host knows it. Not for pages of the guest's cache: those have a
+  // place of their own, whatever the file was opened with.
+  const bool append = (in.flags & O_APPEND) != 0 && (in.write_flags & FUSE_WRITE_CACHE) == 0 &&
+                      !fs.has(FUSE_WRITEBACK_CACHE);
+  if (append && fs.keep != nullptr && c.Replay()) return;
   HandleRef handle = fs.handles.Find(in.fh, c.header().nodeid);
   if (!handle || !handle->writable) return c.Error(EBADF);
   if (in.size > c.header().len - kWriteDataOffset || in.size > fs.options.max_write) {
@@ -265,17 +271,17 @@ void OpWrite(Call& c) {
   }
   if (!RangeOk(in.offset, in.size)) return c.Error(EFBIG);
   const bool kill = (in.write_flags & FUSE_WRITE_KILL_SUIDGID) != 0 && HasPrivilegeBits(c, *handle);
-  // At the end of the file as the host knows it. Not for pages of the guest's cache: those have a
-  // place of their own, whatever the file was opened with.
-  const bool append = (in.flags & O_APPEND) != 0 && (in.write_flags & FUSE_WRITE_CACHE) == 0 &&
-                      !fs.has(FUSE_WRITEBACK_CACHE);
   const uint32_t rw_flags = append ? RWF_APPEND : 0;
+  uint32_t done = 0;
+  if (append) {
+    done = keep::BeginAppend(c, handle->fd, in.size);
+    if (done != 0 && done == in.size) return ReplyWritten(c, done);
+  }
   if (!kill && SubmitsWrites(fs, *handle)) {
-    return SubmitData(c, Kind::kWrite, std::move(handle), in.offset, kWriteDataOffset, in.size, 0,
-                      rw_flags);
+    return SubmitData(c, Kind::kWrite, std::move(handle), in.offset, kWriteDataOffset, in.size,
+                      done, rw_flags);
   }
   const WithoutFsetid guard(fs, c.worker, kill);
-  uint32_t done = 0;
   for (;;) {
     const int64_t n = WriteInline(c, *handle, in.offset + done, kWriteDataOffset + done,
                                   in.size - done, rw_flags);

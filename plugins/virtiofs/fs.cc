@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "plugins/virtiofs/file_handle.h"
+#include "plugins/virtiofs/keep/revive.h"
 #include "plugins/virtiofs/path.h"
 
 namespace virtbay::virtiofs {
@@ -117,7 +118,34 @@ Status Fs::Init(const sdk::Host* the_host) {
   budget.set_open_gauge(
       host->Gauge("descriptors", "files of the host that are open for the guest"));
   budget.set_evicted_counter(counter("fds_evicted", "cold inode descriptors closed"));
+  return OpenKeep();
+}
+
+Status Fs::OpenKeep() {
+  const auto dir = host->Option(VIRTBAY_OPTION_STATE_DIR);
+  if (!dir.has_value()) return {};
+  if (aggregate != nullptr) {
+    host->Log(VIRTBAY_LOG_WARN, "the session of an aggregate of shares is not kept for a restart");
+    return {};
+  }
+  auto opened = keep::Store::Open(
+      host, *dir, {inodes.max_slots(), keep::Store::kHandles, 1 + options.request_queues},
+      restores);
+  if (!opened.ok()) return opened.error();
+  keep = std::move(*opened);
+  if (keep == nullptr) return {};
+  inodes.set_keep(keep.get());
+  // Of a device that is restored, the one before has written what is there.
+  if (!restores) keep::Revive(*this);
   return {};
+}
+
+void Fs::EndSession() {
+  if (keep != nullptr) keep->Suspend();
+  DropSession();
+  if (keep == nullptr) return;
+  keep->Clear(keep::RootOf(share));
+  keep->Resume();
 }
 
 void Fs::DropSession() {
@@ -313,6 +341,7 @@ void Fs::CloseHandle(Handle& handle, bool last) {
     }
   }
   budget.Close(handle.fd, false);
+  if (keep != nullptr) keep->Closed(handle.index, handle.generation() + 1);
   // Nothing else had kept it.
   if (last && inode.share->removed.load(std::memory_order_seq_cst)) {
     inodes.Forget(inode, UINT64_MAX);

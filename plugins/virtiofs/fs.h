@@ -15,6 +15,7 @@
 #include "plugins/virtiofs/fd_budget.h"
 #include "plugins/virtiofs/handle_table.h"
 #include "plugins/virtiofs/inode_table.h"
+#include "plugins/virtiofs/keep/store.h"
 #include "plugins/virtiofs/lock_waiters.h"
 #include "plugins/virtiofs/locks.h"
 #include "plugins/virtiofs/options.h"
@@ -61,15 +62,22 @@ class Fs : public HandleTable::Closer {
   // [control] What is open may be another generation's too, from which this one takes over, or
   // which goes on with it: it may be closed, but its locks are not given up. For good measure also
   // when nothing is at work any more, since closing is enough then.
-  void ShareWithAnother() { shared_with_another_.store(true, std::memory_order_relaxed); }
+  void ShareWithAnother() {
+    shared_with_another_.store(true, std::memory_order_relaxed);
+    if (keep != nullptr) keep->Suspend();
+  }
   // [queue] The guest's requests come here: there is no other generation that would serve it.
   void TakeOver() {
-    if (shared_with_another()) shared_with_another_.store(false, std::memory_order_relaxed);
+    if (!shared_with_another()) return;
+    shared_with_another_.store(false, std::memory_order_relaxed);
+    if (keep != nullptr && ready.load(std::memory_order_relaxed)) keep->Resume();
   }
   bool shared_with_another() const { return shared_with_another_.load(std::memory_order_relaxed); }
 
   // [control] and [queue] (INIT, DESTROY): forgets what the guest knows, closes what it has open.
   void DropSession();
+  // [queue] The same, and nothing of it is kept for another process.
+  void EndSession();
 
   // The inode's O_PATH descriptor, opened if it has none: by name, by file handle, or from an open
   // handle, each time verified. Empty with *error = ESTALE, ENFILE ... when there is no way.
@@ -121,6 +129,8 @@ class Fs : public HandleTable::Closer {
 
   const sdk::Host* host = nullptr;
   Options options;
+  // Before the tables, which write to it; none without the option host.state-dir.
+  std::unique_ptr<keep::Store> keep;
   // Before the tables, whose inodes refer to it: the only share, or the root of an aggregate.
   Share share;
   std::unique_ptr<InoSpace> inos;  // of an aggregate
@@ -145,6 +155,7 @@ class Fs : public HandleTable::Closer {
  private:
   std::atomic<bool> shared_with_another_{false};
 
+  sdk::Status OpenKeep();
   PathFd OpenPath(Inode& inode, int* error);
   PathFd OpenPathStep(Inode& inode, Inode* parent, int* error);
   int OpenByName(Inode& inode, int flags, struct statx* st, int* error);

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "plugins/virtiofs/file_handle.h"
+#include "plugins/virtiofs/keep/store.h"
 
 namespace virtbay::virtiofs {
 namespace {
@@ -264,6 +265,7 @@ InodeRef InodeTable::Enter(Share& share, const struct statx& st, int own_fd) {
     // The host has given the number to another file: the one the guest knows lives on only in
     // descriptors.
     UnlinkKey(shard, *inode);
+    if (keep_ != nullptr) keep_->Replaced(*inode);
     inode = nullptr;
   }
   if (inode != nullptr) {
@@ -274,6 +276,7 @@ InodeRef InodeTable::Enter(Share& share, const struct statx& st, int own_fd) {
       inode->word.fetch_sub(1, std::memory_order_acq_rel);
     }
     inode->nlink.store(st.stx_nlink, std::memory_order_relaxed);
+    if (keep_ != nullptr) keep_->AddLookups(*inode, 1);
     return InodeRef(this, inode);
   }
   GrowKeys(shard);
@@ -293,6 +296,7 @@ InodeRef InodeTable::Enter(Share& share, const struct statx& st, int own_fd) {
   if (counter_ != nullptr) __atomic_fetch_add(counter_, 1, __ATOMIC_RELAXED);
   inode->nlookup.store(1, std::memory_order_release);
   inode->word.fetch_add(2, std::memory_order_acq_rel);
+  if (keep_ != nullptr) keep_->Born(*inode);
   return InodeRef(this, inode);
 }
 
@@ -310,6 +314,7 @@ void InodeTable::Forget(Inode& inode, uint64_t n) {
     if (have == 0) return;
     left = have > n ? have - n : 0;
   } while (!inode.nlookup.compare_exchange_weak(have, left, std::memory_order_acq_rel));
+  if (keep_ != nullptr) keep_->AddLookups(inode, static_cast<int64_t>(left - have));
   if (left == 0) Unref(&inode);
 }
 
@@ -330,9 +335,16 @@ void InodeTable::SetName(Inode& inode, Inode& parent, std::string_view name) {
     GrowNames(to);
     old_parent = UnlinkName(*lock.shard, inode);
     LinkName(to, inode, parent, name, hash, storage);
+    if (keep_ != nullptr) keep_->Named(inode, parent, name);
     inode.keep_fd.store(false, std::memory_order_relaxed);
   }
   if (old_parent != nullptr) Unref(old_parent);
+}
+
+void InodeTable::ExpectName(Inode& inode, const Inode& parent, std::string_view name) {
+  if (keep_ == nullptr || &inode == root_) return;
+  NameLock lock(this, inode, kShards);
+  keep_->MayBeNamed(inode, parent, name);
 }
 
 void InodeTable::ClearName(Inode& inode, const Inode& parent, std::string_view name) {
@@ -341,6 +353,7 @@ void InodeTable::ClearName(Inode& inode, const Inode& parent, std::string_view n
     NameLock lock(this, inode, kShards);
     if (!inode.named || inode.parent != &parent || inode.name() != name) return;
     inode.keep_fd.store(true, std::memory_order_relaxed);
+    if (keep_ != nullptr) keep_->Unnamed(inode);
     old_parent = UnlinkName(*lock.shard, inode);
   }
   if (old_parent != nullptr) Unref(old_parent);
@@ -403,6 +416,7 @@ Inode* InodeTable::Destroy(Inode* inode, uint32_t generation, uint64_t hash) {
     if ((inode->fd_word.load(std::memory_order_acquire) >> 32) != 0 || inode->ring_at != 0) {
       fd = budget_->Remove(*inode);
     }
+    if (keep_ != nullptr) keep_->Died(inode->index, generation + 1);
     handle = inode->file_handle.exchange(nullptr, std::memory_order_acq_rel);
     share = inode->share;
     inode->word.store(static_cast<uint64_t>(generation + 1) << 32, std::memory_order_release);

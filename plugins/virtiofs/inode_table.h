@@ -19,6 +19,10 @@
 
 namespace virtbay::virtiofs {
 
+namespace keep {
+class Store;
+}
+
 class InodeTable {
  public:
   static constexpr uint64_t kRootId = 1;
@@ -77,6 +81,8 @@ class InodeTable {
 
   // (parent, name) leads to the inode from now on; replaces what it was called before.
   void SetName(Inode& inode, Inode& parent, std::string_view name);
+  // A rename that is about to be done will give it that name. For the store alone.
+  void ExpectName(Inode& inode, const Inode& parent, std::string_view name);
   // The inode has lost its name, if it is still (parent, name).
   void ClearName(Inode& inode, const Inode& parent, std::string_view name);
   // The inode that is remembered under that name; may be out of date.
@@ -143,6 +149,10 @@ class InodeTable {
   Inode& root() { return *root_; }
   uint32_t count() const { return count_.load(std::memory_order_relaxed); }
   void set_counter(uint64_t* cell) { counter_ = cell; }
+  // [control] What becomes of inodes from now on is kept there as well; nullptr: nowhere.
+  void set_keep(keep::Store* store) { keep_ = store; }
+  // As many places as there can be.
+  uint32_t max_slots() const { return max_slots_; }
 
  private:
   friend class InodeRef;
@@ -202,6 +212,7 @@ class InodeTable {
   std::atomic<uint32_t> slots_{0};  // every index below has been given out once
   std::atomic<uint32_t> count_{0};
   uint64_t* counter_ = nullptr;
+  keep::Store* keep_ = nullptr;
   LazyArray<Inode> restored_;  // the first chunks, of a table that took many inodes over
   size_t restored_size_ = 0;
   uint32_t first_generation_ = 0;  // of an index that is given out first

@@ -17,6 +17,7 @@ InodeRef EnterInode(Call& c, Inode& parent, const FileAt& file, std::string_view
     fs.WarnOnce(&fs.said_inodes, "the guest knows as many inodes as max-inodes allows");
     return inode;
   }
+  c.IntendLookup(inode->nodeid());
   fs.inodes.SetName(*inode, parent, name);
   if (inode->share->plain) {
     FillEntry(fs, *inode, parent, st, entry);

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 
+#include "plugins/virtiofs/keep/replay.h"
 #include "plugins/virtiofs/ops.h"
 #include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
@@ -53,9 +54,11 @@ void CreateEntry(Call& c, const NewEntry& made, Make&& make) {
   const std::string_view name = made.name;
   Dir dir;
   if (const int error = OpenDir(c, c.header().nodeid, &dir); error != 0) return c.Error(error);
-  if (Exists(c, dir, name)) return c.Error(EEXIST);
   const Share& share = *dir.inode->share;
   const bool link = S_ISLNK(made.mode);
+  keep::BeginName(c, dir.fd.fd(), name,
+                  Stamps(share) && !link ? StampedMode(made.mode) : made.mode);
+  if (Exists(c, dir, name)) return c.Error(EEXIST);
   const bool stamps = Stamps(share) && !link;
   const mode_t mode = stamps ? StampedMode(made.mode) : made.mode;
   int error = 0;
@@ -93,7 +96,11 @@ void Remove(Call& c, int flags) {
   name = RealName(c, *dir.inode, dir.fd.fd(), name, &space);
   const InodeRef victim = c.fs.inodes.FindByName(*dir.inode, name);
   FdUse pin;
-  if (victim) c.fs.PinBeforeLoss(*victim, &pin);
+  if (victim) {
+    c.fs.PinBeforeLoss(*victim, &pin);
+    if (c.fs.keep != nullptr) c.fs.keep->MayLose(*victim);
+  }
+  if (keep::BeginRemoval(c, dir.fd.fd(), name)) return c.Ok();
   if (::unlinkat(dir.fd.fd(), name.data(), flags) != 0) return c.Error(errno);
   if (victim) c.fs.inodes.ClearName(*victim, *dir.inode, name);
   c.Ok();
@@ -126,6 +133,15 @@ void Rename(Call& c, uint32_t fixed, uint64_t new_parent, uint32_t flags) {
   FdUse pin;
   if (replaces && (flags & (RENAME_EXCHANGE | RENAME_NOREPLACE)) == 0) {
     c.fs.PinBeforeLoss(*target, &pin);
+    if (c.fs.keep != nullptr) c.fs.keep->MayLose(*target);
+  }
+  if (moved) inodes.ExpectName(*moved, *to.inode, to_name);
+  if ((flags & RENAME_EXCHANGE) != 0 && replaces) {
+    inodes.ExpectName(*target, *from.inode, from_name);
+  }
+  if (keep::BeginRename(c, from.fd.fd(), from_name, to.fd.fd(), to_name,
+                        (flags & RENAME_EXCHANGE) != 0)) {
+    return c.Ok();
   }
   const int64_t result =
       flags == 0 ? ::renameat(from.fd.fd(), from_name.data(), to.fd.fd(), to_name.data())
@@ -221,11 +237,16 @@ void OpLink(Call& c) {
   int error = OpenDir(c, c.header().nodeid, &dir);
   if (error != 0) return c.Error(error);
   if (inode->share != dir.inode->share) return c.Error(EXDEV);
-  if (Exists(c, dir, name)) return c.Error(EEXIST);
+  const bool linked = keep::BeginName(c, dir.fd.fd(), name, 0, inode.get());
+  if (!linked && Exists(c, dir, name)) return c.Error(EEXIST);
   fuse_entry_out entry = {};
   error = ESTALE;
-  if (!FdBudget::Acquire(*inode)) error = LinkByName(c, *inode, dir, name, &entry);
-  if (error == ESTALE) {
+  if (linked) {
+    error = MakeEntry(c, *dir.inode, dir.fd.fd(), name, &entry);
+  } else if (!FdBudget::Acquire(*inode)) {
+    error = LinkByName(c, *inode, dir, name, &entry);
+  }
+  if (error == ESTALE && !linked) {
     FdUse use;
     error = c.fs.AnyFd(*inode, &use);
     if (error != 0) return c.Error(error);

@@ -6,6 +6,7 @@
 #include <array>
 #include <cerrno>
 
+#include "plugins/virtiofs/keep/replay.h"
 #include "plugins/virtiofs/ops.h"
 #include "plugins/virtiofs/ownership.h"
 #include "plugins/virtiofs/path.h"
@@ -55,8 +56,9 @@ uint32_t ReplyFlags(const Fs& fs, uint32_t guest_flags, bool dir) {
 }
 
 // Makes the handle, and fills the answer. 0 or errno; the descriptor is closed on error.
-int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
+int MakeHandle(Call& c, InodeRef inode, int fd, int flags, uint32_t guest_flags,
                fuse_open_out* out) {
+  Fs& fs = c.fs;
   const bool dir = inode->is_dir();
   const bool root = inode->share->aggregate != nullptr;
   HandleTraits traits;
@@ -70,6 +72,10 @@ int MakeHandle(Fs& fs, InodeRef inode, int fd, int flags, uint32_t guest_flags,
     fs.budget.Close(fd, false);
     fs.WarnOnce(&fs.said_files, "the guest has as many files open as the limit allows");
     return ENFILE;
+  }
+  if (fs.keep != nullptr) {
+    c.IntendHandle(handle->fh());
+    fs.keep->Opened(handle->index, handle->fh(), handle->nodeid, flags);
   }
   *out = {};
   out->fh = handle->fh();
@@ -117,7 +123,7 @@ int OpenInode(Call& c, InodeRef inode, uint32_t guest_flags, bool dir, bool kill
   }
   if (fd < 0) return -fd;
   if (kill && (flags & O_TRUNC) != 0 && Stamps(*inode->share)) DropPrivilegeBits(c, *inode, fd);
-  return MakeHandle(fs, std::move(inode), fd, flags, guest_flags, out);
+  return MakeHandle(c, std::move(inode), fd, flags, guest_flags, out);
 }
 
 void Open(Call& c, bool dir) {
@@ -172,7 +178,8 @@ void ReplyCreated(Call& c, InodeRef inode, const CreateOut& out, int error) {
 void Release(Call& c) {
   const auto in = c.Arg<fuse_release_in>();
   HandleRef handle = c.fs.handles.Find(in.fh, c.header().nodeid);
-  if (!handle) return c.Error(EBADF);
+  // Closed by the process before, which had not come to say so.
+  if (!handle) return c.Error(c.repeated() ? 0 : EBADF);
   Fs& fs = c.fs;
   InodeRef inode = fs.inodes.Ref(*handle->inode);
   // At once, not when the last reference goes: an operation under way may keep the handle.
@@ -214,6 +221,7 @@ void OpCreate(Call& c) {
   const mode_t wanted = AsCaller::ModeFor(c, in.mode, in.umask);
   const bool stamps = Stamps(*parent->share);
   const mode_t mode = stamps ? StampedMode(S_IFREG) & 07777 : wanted;
+  keep::BeginName(c, parent_fd.fd(), name, S_IFREG);
   std::array<char, 256> space;
   const std::string_view there = RealName(c, *parent, parent_fd.fd(), name, &space);
   int fd = -1;
@@ -257,7 +265,7 @@ void OpCreate(Call& c) {
     fs.budget.Close(fd, false);
     return c.Error(error);
   }
-  error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags, in.flags, &out.open);
+  error = MakeHandle(c, fs.inodes.Ref(*inode), fd, flags, in.flags, &out.open);
   ReplyCreated(c, std::move(inode), out, error);
 }
 
@@ -297,6 +305,7 @@ void OpTmpfile(Call& c) {
   InodeRef inode;
   if (error == 0) {
     inode = fs.inodes.Lookup(*parent->share, st);
+    if (inode) c.IntendLookup(inode->nodeid());
     if (!inode) error = ENOMEM;
   }
   if (error != 0) {
@@ -308,7 +317,7 @@ void OpTmpfile(Call& c) {
   PresentTo(c, *inode->share, {fd}, &st);
   CreateOut out = {};
   FillEntry(fs, *inode, *parent, st, &out.entry);
-  error = MakeHandle(fs, fs.inodes.Ref(*inode), fd, flags & ~O_TMPFILE, in.flags, &out.open);
+  error = MakeHandle(c, fs.inodes.Ref(*inode), fd, flags & ~O_TMPFILE, in.flags, &out.open);
   ReplyCreated(c, std::move(inode), out, error);
 }
 

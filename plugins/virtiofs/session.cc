@@ -61,7 +61,7 @@ void OpInit(Call& c) {
     c.Error(EPROTO);
     return;
   }
-  fs.DropSession();
+  fs.EndSession();
 
   uint64_t theirs = in.flags & ~static_cast<uint32_t>(FUSE_INIT_RESERVED);
   if ((theirs & FUSE_INIT_EXT) != 0) theirs |= static_cast<uint64_t>(in.flags2) << 32;
@@ -94,13 +94,14 @@ void OpInit(Call& c) {
   }
   fs.session_flags.store(flags, std::memory_order_relaxed);
   fs.ready.store(true, std::memory_order_release);
+  if (fs.keep != nullptr) fs.keep->SetSession(flags);
   fs.host->Log(VIRTBAY_LOG_INFO, "session: FUSE %u.%u, flags %#llx, max_write %u", kFuseMajor,
                out.minor, static_cast<unsigned long long>(flags), out.max_write);
   c.Reply(out);
 }
 
 void OpDestroy(Call& c) {
-  c.fs.DropSession();
+  c.fs.EndSession();
   c.Ok();
 }
 

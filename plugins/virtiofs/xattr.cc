@@ -1,3 +1,4 @@
+#include <sys/stat.h>
 #include <sys/xattr.h>
 
 #include <cerrno>
@@ -97,6 +98,19 @@ void ReplyValue(Call& c, uint32_t wanted, ReadFunction&& read) {
   c.Finish(static_cast<uint32_t>(n));
 }
 
+// Before an attribute is made or removed. True: it was not there, or was, when the process before
+// began to do the same, and now it is the other way round.
+bool BeginAttribute(Call& c, const char* path, std::string_view name) {
+  if (!c.journaled()) return false;
+  keep::Seen seen;
+  if (::getxattr(path, name.data(), nullptr, 0) >= 0) seen.mode = S_IFREG;
+  if (const keep::JournalEntry* const before = c.half_done(); before != nullptr) {
+    return before->first.there() != seen.there();
+  }
+  c.Intend(seen);
+  return false;
+}
+
 }  // namespace
 
 void OpSetxattr(Call& c) {
@@ -121,8 +135,10 @@ void OpSetxattr(Call& c) {
   {
     const bool kill = (in.setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID) != 0;
     const WithoutFsetid guard(c.fs, c.worker, kill);
-    if (::setxattr(path.c_str(), name.data(), value.data(), value.size(),
-                   static_cast<int>(in.flags)) != 0) {
+    if (BeginAttribute(c, path.c_str(), name) && (in.flags & XATTR_CREATE) != 0) {
+      // Made by the process before, which can have set no other value.
+    } else if (::setxattr(path.c_str(), name.data(), value.data(), value.size(),
+                          static_cast<int>(in.flags)) != 0) {
       error = errno;
     }
   }
@@ -189,6 +205,7 @@ void OpRemovexattr(Call& c) {
   if (error == 0) error = Writable(*target.inode->share, name);
   if (error != 0) return c.Error(error);
   const ThreadIdentity::FdPath path(c.worker.identity, target.use.fd());
+  if (BeginAttribute(c, path.c_str(), name)) return c.Ok();
   c.Error(::removexattr(path.c_str(), name.data()) == 0 ? 0 : errno);
 }
 

@@ -2,6 +2,7 @@
 virtbay_add_test(virtiofs_parts_test
   SOURCES virtiofs_options_test.cc virtiofs_tables_test.cc virtiofs_lock_ranges_test.cc
           virtiofs_view_test.cc virtiofs_identity_test.cc virtiofs_state_parts_test.cc
+          virtiofs_keep_test.cc
   LIBRARIES virtiofs_core)
 virtbay_add_test(virtiofs_test
   SOURCES virtiofs_ops_test.cc virtiofs_dir_test.cc virtiofs_locks_test.cc

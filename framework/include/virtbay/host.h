@@ -86,6 +86,9 @@ struct DeviceSpec {
   // that the order in which they are taken is the order of the work: for records.
   bool one_thread = false;
   absl::Duration stop_deadline = absl::Seconds(10);
+  // A directory of the device's own, readable and writable by its user alone, in which it may keep
+  // what another process goes on with after this one was killed. Empty: nothing is kept.
+  std::filesystem::path state_dir = {};
 };
 
 struct QueueStats {

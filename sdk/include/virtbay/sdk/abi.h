@@ -583,6 +583,13 @@ typedef struct virtbay_state {
 #define VIRTBAY_OPTION_RESTORES "host.restores"
 
 /**
+ * Option that the host answers itself: a directory of the device's own, in which it may keep what
+ * another process goes on with after this one was killed. Not there: nothing is to be kept. Since
+ * ABI 1.2.
+ */
+#define VIRTBAY_OPTION_STATE_DIR "host.state-dir"
+
+/**
  * Extension `virtbay.device.state/1` of a device, since ABI 1.2: what another device of its type
  * needs to go on where it is, in the same process or another one of this machine. What the driver
  * has set is not part of it: the host has its rings, and the driver that comes sets the rest.
