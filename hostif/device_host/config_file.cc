@@ -95,6 +95,11 @@ class Reader {
         if (value == nullptr) return At(key, text, "must be a string");
         if (value->get().empty()) return At(key, text, "must not be empty");
         config_.control_socket = value->get();
+      } else if (text == "state-dir") {
+        const auto* value = node.as_string();
+        if (value == nullptr) return At(key, text, "must be a string");
+        if (value->get().empty()) return At(key, text, "must not be empty");
+        config_.state_dir = value->get();
       } else if (text == "guest-channel") {
         const auto* value = node.as_string();
         if (value == nullptr) return At(key, text, "must be a string");

@@ -61,6 +61,10 @@ class RunCommand final : public Command {
     app_->add_option("--guest-channel", guest_channel_,
                      "Overrides the file's guest-channel: unix:PATH, vsock:[CID:]PORT or "
                      "tcp:ADDRESS:PORT, where virtbay-guest reports");
+    app_->add_option("--state-dir", state_dir_,
+                     "Overrides the file's state-dir: what a guest's session needs is kept there, "
+                     "and goes on when this process was killed and is started again")
+        ->type_name("DIR");
     app_->add_option("--rlimit-nofile", rlimit_nofile_,
                      "Overrides the file's rlimit-nofile: open files (0: leave as it is)")
         ->check(FileLimit());
@@ -95,6 +99,7 @@ class RunCommand final : public Command {
     }
     if (log_level.has_value()) config.log_level = *log_level;
     if (!control_socket_.empty()) config.control_socket = control_socket_;
+    if (!state_dir_.empty()) config.state_dir = state_dir_;
     if (guest_channel.has_value()) config.guest_channel = guest_channel;
     if (rlimit_nofile_.has_value()) config.rlimit_nofile = rlimit_nofile_;
     config.ready_fd = ready_fd_;
@@ -134,6 +139,7 @@ class RunCommand final : public Command {
   std::vector<std::string> plugin_path_;
   std::string log_level_;
   std::string control_socket_;
+  std::string state_dir_;
   std::string guest_channel_;
   std::optional<uint64_t> rlimit_nofile_;
   int ready_fd_ = -1;

@@ -23,6 +23,7 @@
 #include "hostif/device_host/plugin_watch.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
+#include "hostif/device_host/state_directory.h"
 #include "hostif/vhost_user/socket.h"
 
 namespace virtbay::device_host {
@@ -138,6 +139,11 @@ absl::Status RunService(ServiceConfig config) {
   VIRTBAY_ASSIGN_OR_RETURN(
       const std::unique_ptr<Service> service,
       Service::Create(config.plugin_dirs, log, config.shared_arena_size, config.contain));
+  // First of all: the process before may have to end, with its sockets.
+  if (!config.state_dir.empty()) {
+    VIRTBAY_ASSIGN_OR_RETURN(StateDirectory state, StateDirectory::Open(config.state_dir));
+    service->UseStateDirectory(std::move(state));
+  }
   // Before the devices: a second process with the same file stops here, not half-way. Who connects
   // already is answered when the devices are there.
   std::unique_ptr<ControlServer> control;

@@ -46,6 +46,9 @@ void ServeOptions::AddHost() {
   constexpr char kGroup[] = "Host";
   app_->add_option("--name", name_, "Name of the device in logs and statistics")->group(kGroup);
   app_->add_option("--control-socket", control_socket_, "Socket for virtbay ctl")->group(kGroup);
+  app_->add_option("--state-dir", state_dir_,
+                   "Keep what the guest's session needs there, to go on with after a kill")
+      ->group(kGroup);
   app_->add_option("--log-level", log_level_, "trace, debug, info, warn, error or off")
       ->group(kGroup);
   app_->add_flag("--syslog", syslog_, "Log to syslog(3) instead of stderr")->group(kGroup);
@@ -205,6 +208,7 @@ absl::Status ServeOptions::Outcome(absl::Status status) const {
 ServiceConfig ServeOptions::Service(DeviceConfig device, const std::string& log_level) const {
   ServiceConfig config;
   config.control_socket = control_socket_;
+  config.state_dir = state_dir_;
   config.ready_fd = ready_fd_;
   config.watch = watch_;
   config.contain = contain_;

@@ -64,6 +64,7 @@ class ServeOptions {
   std::string socket_group_;
   std::string name_;
   std::string control_socket_;
+  std::string state_dir_;
   std::string log_level_;  // empty: not given
   bool syslog_ = false;
   std::optional<uint64_t> rlimit_nofile_;

@@ -209,6 +209,11 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   absl::StatusOr<std::unique_ptr<vhost_user::Server>> server =
       absl::UnknownError("not listening yet");
   absl::Status status = TakePool(&config);
+  if (status.ok() && state_dir_.has_value()) {
+    const auto dir = state_dir_->ForDevice(name);
+    if (dir.ok()) config.spec.state_dir = *dir;
+    status = dir.status();
+  }
   const absl::StatusOr<DeviceHandle> device =
       status.ok() ? MakeDevice(config) : absl::StatusOr<DeviceHandle>(status);
   status = device.status();

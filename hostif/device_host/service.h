@@ -6,7 +6,9 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -19,6 +21,7 @@
 #include "hostif/device_host/control_target.h"
 #include "hostif/device_host/recorder.h"
 #include "hostif/device_host/service_config.h"
+#include "hostif/device_host/state_directory.h"
 #include "hostif/vhost_user/server.h"
 #include "virtbay/host.h"
 
@@ -46,6 +49,9 @@ class Service final : public ControlTarget {
 
   // [any] The guest's kernel was asked for a bounce pool: a report without one is worth a warning.
   void RequestPool() { pool_.Request(); }
+
+  // [control] Before the first device: devices keep their states there.
+  void UseStateDirectory(StateDirectory dir) { state_dir_.emplace(std::move(dir)); }
 
   // [any] Makes the device and ends it again, without a socket: what AddDevice would say of it, as
   // far as that is known before, devices that were checked earlier included.
@@ -109,6 +115,7 @@ class Service final : public ControlTarget {
   const Log log_;
   const UniqueFd ended_;
   swiotlb::GuestPool pool_;
+  std::optional<StateDirectory> state_dir_;
   absl::Mutex recordings_mutex_;
   std::map<uint64_t, std::unique_ptr<Recorder>> recordings_ ABSL_GUARDED_BY(recordings_mutex_);
   uint64_t last_recording_ ABSL_GUARDED_BY(recordings_mutex_) = 0;

@@ -75,6 +75,8 @@ struct ServiceConfig {
   uint64_t shared_arena_size = HostOptions().shared_arena_size;
   // Gets a newline once every device listens, and is closed; -1: none.
   int ready_fd = -1;
+  // Where devices keep what another process goes on with; empty: nowhere.
+  std::filesystem::path state_dir;
   bool contain = false;  // crashes of plugins, for development
   bool watch = false;    // devices are reloaded when the file of their plugin changes
   std::vector<DeviceConfig> devices;

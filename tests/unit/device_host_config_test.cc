@@ -51,6 +51,7 @@ TEST(DeviceHostConfig, Everything) {
 [host]
 log-level = "debug"
 control-socket = "/run/virtbay.sock"
+state-dir = "/run/state"
 plugin-path = ["/a", "/b"]
 rlimit-nofile = 4096
 sigbus-guard = false
@@ -93,6 +94,7 @@ arena-policy = "shared"
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->log_level, LogLevel::kDebug);
   EXPECT_EQ(config->control_socket, "/run/virtbay.sock");
+  EXPECT_EQ(config->state_dir, "/run/state");
   ASSERT_EQ(config->plugin_dirs.size(), 2u);
   EXPECT_EQ(config->rlimit_nofile, 4096u);
   EXPECT_FALSE(config->sigbus_guard);
