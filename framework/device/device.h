@@ -164,8 +164,9 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CheckReloadable(Replacement* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Stops the rings where they are, with everything ended or handed back, and has the threads
   // sleep. On failure all goes on as before.
-  // `retry`: what a plugin that has crashed holds is not answered as failed.
-  absl::StatusOr<std::vector<StoppedRing>> PauseThreads(absl::Time deadline, bool retry)
+  // What a plugin that has crashed holds is answered as failed, unless `next` may repeat it; not
+  // without a `next`.
+  absl::StatusOr<std::vector<StoppedRing>> PauseThreads(absl::Time deadline, Generation* next)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartRings(std::vector<StoppedRing> rings) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Saves the old device and restores the new one, up to ACTIVE if a driver is there. One that has

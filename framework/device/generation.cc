@@ -3,6 +3,7 @@
 #include <linux/virtio_config.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "framework/device/option_check.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/services.h"
+#include "framework/memory/payload.h"
 #include "framework/memory/slot_allocator.h"
 
 namespace virtbay {
@@ -168,6 +170,25 @@ const virtbay_device_state* Generation::StateTable() {
                      table->save != nullptr && table->restore != nullptr &&
                      table->release != nullptr;
   return whole ? table : nullptr;
+}
+
+bool Generation::MayRepeat(uint16_t queue, const Chain& chain) {
+  const auto* table =
+      static_cast<const virtbay_device_repeat*>(Extension(VIRTBAY_EXTENSION_REPEAT));
+  if (table == nullptr || table->struct_size < sizeof(*table) || table->may_repeat == nullptr) {
+    return false;
+  }
+  // From the driver: the crashed plugin may have spoilt its copy.
+  std::array<uint8_t, VIRTBAY_REPEAT_IN> in{};
+  const auto size = static_cast<uint32_t>(CopyFromSegments(
+      chain.readable(), 0, in.data(), std::min<size_t>(chain.readable_bytes(), in.size())));
+  bool may = false;
+  CallOnControl(host_.get(), "may_repeat", [&](virtbay_error*) {
+    may = table->may_repeat(device_, queue, in.data(), size, chain.readable_bytes(),
+                            chain.writable_bytes()) == 1;
+    return VIRTBAY_OK;
+  }).IgnoreError();
+  return may;
 }
 
 absl::Status Generation::AllowsSuccessor(const Generation& next, uint64_t acknowledged) const {

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "framework/device/device_core.h"
 #include "framework/plugin/plugin.h"
+#include "framework/virtq/chain.h"
 #include "virtbay/sdk/abi.h"
 
 namespace virtbay {
@@ -47,6 +48,9 @@ class Generation {
   const void* Extension(const char* id);
   // Its table of what saves and restores it, or nullptr.
   const virtbay_device_state* StateTable();
+  // [queue] Whether it lets that request be done again which another generation had when it
+  // crashed.
+  bool MayRepeat(uint16_t queue, const Chain& chain);
   // Why `next` cannot go on in its place with the features that the driver acknowledged;
   // FailedPrecondition.
   absl::Status AllowsSuccessor(const Generation& next, uint64_t acknowledged) const;

@@ -58,6 +58,7 @@ struct InFlightRequest {
   uint32_t io_pending = 0;  // operations that still use the chain
   uint32_t turn = 0;        // in the table's order
   RequestState state = RequestState::kFree;
+  uint8_t crashes = 0;  // that the plugin had while it held it
   // While it is parked: what it occupies of its ring and of the guest's pool; 0: it is not parked.
   uint32_t parked_descriptors = 0;
   uint32_t parked_pool_slots = 0;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -85,8 +86,9 @@ class Queue {
   // what was handed back before; returns how many there are.
   uint32_t Reclaim();
   // What the plugin, which has crashed, holds is answered as failed, but for buffers that are only
-  // to be filled, of which nothing can be half done; returns how many were. Of a drained ring.
-  uint32_t FailHeld(uint32_t virtio_id);
+  // to be filled, of which nothing can be half done, and those that `may_repeat` for the first
+  // time; returns how many were. Of a drained ring.
+  uint32_t FailHeld(uint32_t virtio_id, absl::FunctionRef<bool(const Chain&)> may_repeat);
   // The plugin has left a callback of this queue without returning.
   void AfterCrash() { grouping_ = false; }
   // Nothing is left that only the generation which got it can end.

@@ -93,7 +93,7 @@ absl::Status Device::CheckReloadable(Replacement* next) {
 }
 
 absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time deadline,
-                                                                      bool retry) {
+                                                                      Generation* next) {
   // All begin before any is waited for.
   for (const auto& queue : core_->queues) {
     if (queue->running()) queue->thread()->Post([raw = queue.get()] { raw->BeginDrain(); });
@@ -106,7 +106,7 @@ absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time
     auto pause = std::make_shared<Pause>();
     auto stopped = std::make_shared<std::vector<StoppedRing>>();
     status = thread->RunUntil(
-        [thread, pause, stopped, retry, host = generation_->host(), virtio_id = virtio_id_] {
+        [thread, pause, stopped, next, host = generation_->host(), virtio_id = virtio_id_] {
           const std::vector<Queue*>& queues = thread->queues();
           const bool ready = std::all_of(queues.begin(), queues.end(), [](const Queue* queue) {
             return !queue->running() || queue->drained();
@@ -116,8 +116,11 @@ absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time
           if (!ready) return false;
           for (Queue* queue : queues) {
             if (!queue->running()) continue;
-            const bool lost = !retry && host->crashed.load(std::memory_order_acquire);
-            const uint32_t failed = lost ? queue->FailHeld(virtio_id) : 0;
+            const bool lost = next != nullptr && host->crashed.load(std::memory_order_acquire);
+            const auto may_repeat = [next, queue](const Chain& chain) {
+              return next->MayRepeat(queue->index(), chain);
+            };
+            const uint32_t failed = lost ? queue->FailHeld(virtio_id, may_repeat) : 0;
             stopped->push_back({queue, queue->Leave(), failed});
           }
           thread->loop()->Settle();
@@ -303,7 +306,7 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
     if (!status.ok()) {
       // Back, with what it has not answered.
       absl::StatusOr<std::vector<StoppedRing>> again =
-          PauseThreads(absl::Now() + options.quiesce_deadline, /*retry=*/true);
+          PauseThreads(absl::Now() + options.quiesce_deadline, /*next=*/nullptr);
       if (!again.ok()) {
         core_->EndTrial(/*forgive=*/false);
         next->lost = true;
@@ -354,7 +357,7 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
     std::vector<StoppedRing> rings;
     if (session_) {
       VIRTBAY_ASSIGN_OR_RETURN(
-          rings, PauseThreads(absl::Now() + options.quiesce_deadline, /*retry=*/false));
+          rings, PauseThreads(absl::Now() + options.quiesce_deadline, next.generation.get()));
       for (const StoppedRing& ring : rings) report.requests_failed += ring.failed;
       if (report.requests_failed > 0) {
         core_->log.Warn(

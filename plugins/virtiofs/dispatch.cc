@@ -1,7 +1,10 @@
 #include "plugins/virtiofs/dispatch.h"
 
+#include <fcntl.h>
+
 #include <array>
 #include <cerrno>
+#include <cstring>
 
 #include "plugins/virtiofs/call.h"
 #include "plugins/virtiofs/ops.h"
@@ -138,6 +141,33 @@ void Dispatch(Fs& fs, Worker& worker, sdk::Request request) {
   if ((entry.flags & kOnce) != 0 && fs.keep != nullptr && c.Replay()) return;
   if (fs.aggregate != nullptr && fs.aggregate->Take(c, (entry.flags & kModifies) != 0)) return;
   entry.handler(c);
+}
+
+bool MayRepeat(std::span<const std::byte> in) {
+  fuse_in_header header;
+  if (in.size() < sizeof(header)) return false;
+  std::memcpy(&header, in.data(), sizeof(header));
+  const std::span<const std::byte> args = in.subspan(sizeof(header));
+  switch (header.opcode) {
+    case FUSE_OPEN:
+    case FUSE_OPENDIR:
+      return true;  // the handle that the guest has not heard of went with the other device
+    case FUSE_WRITE: {
+      fuse_write_in write;
+      if (args.size() < sizeof(write)) return false;
+      std::memcpy(&write, args.data(), sizeof(write));
+      return (write.flags & O_APPEND) == 0;
+    }
+    case FUSE_FALLOCATE: {
+      fuse_fallocate_in change;
+      if (args.size() < sizeof(change)) return false;
+      std::memcpy(&change, args.data(), sizeof(change));
+      return (change.mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)) == 0;
+    }
+    default:
+      return header.opcode < kOpcodeCount && kTable[header.opcode].handler != nullptr &&
+             (kTable[header.opcode].flags & kOnce) == 0;
+  }
 }
 
 }  // namespace virtbay::virtiofs

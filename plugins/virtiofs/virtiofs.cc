@@ -53,6 +53,11 @@ class VirtioFs : public Device {
     return {.in_view = kView, .out_view = kView, .auxiliary = queue == 0};
   }
 
+  static bool MayRepeat(uint32_t /*queue*/, std::span<const std::byte> in, uint32_t /*in_total*/,
+                        uint32_t /*out_total*/) noexcept {
+    return virtbay::virtiofs::MayRepeat(in);
+  }
+
   Status Start() override {
     for (Worker& worker : workers_) {
       worker.identity.Unbind();

@@ -215,6 +215,10 @@ int main(void) {
   MEMBER(virtbay_device_state, save);
   MEMBER(virtbay_device_state, restore);
   MEMBER(virtbay_device_state, release);
+  STRUCT(virtbay_device_repeat);
+  MEMBER(virtbay_device_repeat, struct_size);
+  MEMBER(virtbay_device_repeat, reserved);
+  MEMBER(virtbay_device_repeat, may_repeat);
   STRUCT(virtbay_device_factory);
   MEMBER(virtbay_device_factory, struct_size);
   MEMBER(virtbay_device_factory, count);
@@ -245,6 +249,7 @@ int main(void) {
   CONSTANT(VIRTBAY_ABI_MAJOR);
   CONSTANT(VIRTBAY_ABI_MINOR);
   CONSTANT(VIRTBAY_PARKED_OUT);
+  CONSTANT(VIRTBAY_REPEAT_IN);
   CONSTANT(VIRTBAY_OK);
   CONSTANT(VIRTBAY_CANCELLED);
   CONSTANT(VIRTBAY_UNKNOWN);

@@ -201,6 +201,51 @@ TEST_F(DeviceCrashTest, BuffersToBeFilledAreHandedOver) {
   EXPECT_EQ(answer % 10, 2) << "filled by the second build";
 }
 
+// What a plugin says may be done again is: with the mend, the driver gets what it asked for.
+TEST_F(DeviceCrashTest, RequestsThatMayBeRepeatedAreAnsweredByTheMendedBuild) {
+  Make();
+  const uint64_t waits = client_->Send({.op = Op::kHoldStill});
+  const uint64_t token = client_->Send({.op = Op::kCrash, .offset = kCrashMended});
+  ExpectFailed("crashed");
+  ASSERT_OK_AND_ASSIGN(const ReloadReport report, Reload(kSecond));
+  EXPECT_EQ(report.requests_failed, 1u);
+  EXPECT_EQ(report.requests_handed_over, 1u);
+  ASSERT_OK_AND_ASSIGN(const Reply failed, client_->Take(waits));
+  EXPECT_EQ(failed.written, 0u) << "it is not said to be repeatable";
+  ASSERT_OK_AND_ASSIGN(const Reply reply, client_->Take(token));
+  EXPECT_EQ(Read(reply), (Answer{1, 2}));
+  EXPECT_FALSE(client_->NeedsReset());
+}
+
+// One that crashes the plugin again is not given to a third one; and the count is the request's,
+// not the descriptor's.
+TEST_F(DeviceCrashTest, ARequestIsRepeatedOnce) {
+  Make();
+  for (int round = 0; round < 2; ++round) {
+    const uint64_t token = client_->Send({.op = Op::kCrash, .offset = kCrashAgain});
+    ExpectFailed("crashed");
+    // It crashes in the trial; the one before serves on, which has crashed.
+    EXPECT_FALSE(Reload(kSecond).ok()) << round;
+    EXPECT_FALSE(client_->Has(token));
+    ASSERT_OK_AND_ASSIGN(const ReloadReport report, Reload(kFirst));
+    EXPECT_EQ(report.requests_failed, 1u) << round;
+    ASSERT_OK_AND_ASSIGN(const Reply failed, client_->Take(token));
+    EXPECT_EQ(failed.written, 0u);
+    EXPECT_EQ(Ask(), (Answer{1, 1}));
+  }
+}
+
+TEST_F(DeviceCrashTest, ACrashOfTheOneThatIsAskedUndoesTheReload) {
+  Make();
+  const uint64_t token = client_->Send({.op = Op::kCrash, .offset = kCrashInMayRepeat});
+  ExpectFailed("on_requests crashed");
+  EXPECT_THAT(Reload(kSecond).status().message(), HasSubstr("crashed"));
+  ASSERT_OK_AND_ASSIGN(const Reply failed, client_->Take(token));
+  EXPECT_EQ(failed.written, 0u);
+  ASSERT_OK(Reload(kSecond).status());
+  EXPECT_EQ(Ask(), (Answer{1, 2}));
+}
+
 // The state of the last reload is what the next generation goes on with.
 TEST_F(DeviceCrashTest, TheLastSavedStateGoesOn) {
   Make();

@@ -37,11 +37,19 @@ enum class Op : uint32_t {
   kCondemn,       // condemns the thread, then ends
   kConfigChanged,
   kSharesThread,  // result: 1 on the thread of queue `a`
-  kCrash,         // the reload plugin: as `a` says (crash_here.h), in the place `b` (CrashPlace)
+  kCrash,         // the reload plugin: as `a` says (crash_here.h), in the place `b` (CrashPlace),
+                  // and `offset` (CrashRepeat)
   kWhere,         // result: 1 on the queue's thread, +2 on the control thread
 };
 
 enum CrashPlace : uint32_t { kInRequests, kInTimer, kInOffload, kInIo };
+
+// Of kCrash, in `offset`: it may be repeated.
+enum CrashRepeat : uint64_t {
+  kCrashAgain = 1,
+  kCrashMended = 2,  // the second build answers it
+  kCrashInMayRepeat = 3
+};
 
 struct Command {
   Op op = Op::kEcho;

@@ -91,6 +91,15 @@ class Counting : public Device {
     if (wrong_ == "activate_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not active"};
     return {};
   }
+  static bool MayRepeat(uint32_t /*queue*/, std::span<const std::byte> in, uint32_t in_total,
+                        uint32_t out_total) noexcept {
+    Command command;
+    if (in.size() < sizeof(command) || in.size() > in_total || out_total == 0) return false;
+    std::memcpy(&command, in.data(), sizeof(command));
+    if (command.offset == kCrashInMayRepeat) CrashHere(Crashing::kSegv);
+    return command.op == Op::kCrash && command.offset >= kCrashAgain;
+  }
+
   Status Start() override {
     CrashIfAsked("start");
     if (wrong_ == "start_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "no start"};
@@ -130,6 +139,10 @@ class Counting : public Device {
           Answer(request);
           break;
         case Op::kCrash:
+          if (RELOAD_VERSION == 2 && command.offset == kCrashMended) {
+            Answer(request);
+            break;
+          }
           Crash(queue, command, std::move(request));
           break;
         default:

@@ -24,7 +24,7 @@ extern "C" {
 
 #define VIRTBAY_ABI_MAGIC 0x59424256u /**< "VBBY", little endian */
 #define VIRTBAY_ABI_MAJOR 1u          /**< a host loads only its own major */
-#define VIRTBAY_ABI_MINOR 3u          /**< a host loads every minor: tables only grow */
+#define VIRTBAY_ABI_MINOR 4u          /**< a host loads every minor: tables only grow */
 
 /** Name of the one symbol that a plugin exports, a `const virtbay_plugin`. */
 #define VIRTBAY_ENTRY_SYMBOL "virtbay_plugin_entry"
@@ -585,7 +585,7 @@ typedef struct virtbay_state {
 /**
  * Option that the host answers itself: a directory of the device's own, in which it may keep what
  * another process goes on with after this one was killed. Not there: nothing is to be kept. Since
- * ABI 1.2.
+ * ABI 1.4.
  */
 #define VIRTBAY_OPTION_STATE_DIR "host.state-dir"
 
@@ -618,6 +618,28 @@ typedef struct virtbay_device_state {
   void (*release)(virtbay_device* device);
 } virtbay_device_state;
 #define VIRTBAY_EXTENSION_STATE "virtbay.device.state/1"
+
+/** Most bytes of a request that virtbay_device_repeat::may_repeat is shown. */
+#define VIRTBAY_REPEAT_IN 256u
+
+/**
+ * Extension `virtbay.device.repeat/1` of a device, since ABI 1.4: which requests may be done again.
+ * Asked of a device that takes the place of one that has crashed, for each request that the other
+ * one had taken and not ended. Without the extension they are answered as failed.
+ */
+typedef struct virtbay_device_repeat {
+  uint32_t struct_size; /**< bytes of this struct that its maker knows */
+  uint32_t reserved;    /**< zero */
+  /**
+   * [any] 1: done again after it was done, done in part or not begun, it gives the driver what it
+   * would have had. 0: it may not be. `in` has the first `in_len` bytes of `in_total` readable
+   * ones, at most VIRTBAY_REPEAT_IN, as the driver has them now; `out_total` are writable. The
+   * answer depends on these alone.
+   */
+  int32_t (*may_repeat)(virtbay_device* device, uint32_t queue, const uint8_t* in, uint32_t in_len,
+                        uint32_t in_total, uint32_t out_total);
+} virtbay_device_repeat;
+#define VIRTBAY_EXTENSION_REPEAT "virtbay.device.repeat/1"
 
 /** Factory `virtbay.device-factory/1`. */
 typedef struct virtbay_device_factory {

@@ -109,6 +109,9 @@ class Device {
   }
   /// [control & QUIESCED|READY] What was saved lives on elsewhere: lets go of it silently.
   virtual void Release() {}
+  // A class may have a static bool MayRepeat(uint32_t queue, std::span<const std::byte> in,
+  // uint32_t in_total, uint32_t out_total) noexcept: it has VIRTBAY_EXTENSION_REPEAT then.
+
   /// [any] Extension tables by id.
   virtual const void* Extension(const char* /*id*/) { return nullptr; }
 
@@ -360,11 +363,21 @@ struct DeviceGlue {
     if constexpr (requires { T::kOldestState; }) return uint32_t{T::kOldestState};
     return uint32_t{1};
   }();
+  static constexpr bool kRepeats = requires { &T::MayRepeat; };
+  static int32_t MayRepeat(virtbay_device* /*d*/, uint32_t queue, const uint8_t* in,
+                           uint32_t in_len, uint32_t in_total, uint32_t out_total) noexcept {
+    if constexpr (kRepeats) {
+      const std::span<const std::byte> bytes(reinterpret_cast<const std::byte*>(in), in_len);
+      return T::MayRepeat(queue, bytes, in_total, out_total) ? 1 : 0;
+    }
+    return 0;
+  }
   static const void* Extension(virtbay_device* d, const char* id) noexcept {
     constexpr bool kTakesCommands =
         !std::is_same_v<decltype(&T::Control), decltype(&Device::Control)>;
     if (kTakesCommands && std::string_view(id) == VIRTBAY_EXTENSION_CONTROL) return &kControl;
     if (kSaves && std::string_view(id) == VIRTBAY_EXTENSION_STATE) return &kState;
+    if (kRepeats && std::string_view(id) == VIRTBAY_EXTENSION_REPEAT) return &kRepeat;
     const void* table = nullptr;
     Guard(nullptr, [&]() -> Status {
       table = From(d)->device->Extension(id);
@@ -382,6 +395,7 @@ struct DeviceGlue {
   static constexpr virtbay_device_control kControl = {sizeof(virtbay_device_control), 0, &Control};
   static constexpr virtbay_device_state kState = {
       sizeof(virtbay_device_state), kStateVersion, kOldestState, 0, &Save, &Restore, &Release};
+  static constexpr virtbay_device_repeat kRepeat = {sizeof(virtbay_device_repeat), 0, &MayRepeat};
 
   static constexpr virtbay_device_ops kOps = {sizeof(virtbay_device_ops),
                                               0,
