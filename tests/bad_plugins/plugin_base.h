@@ -141,7 +141,10 @@ static const virtbay_device_ops kOps = {OPS_STRUCT_SIZE,
                                         NULL, /* config_write */
                                         OPS_EXTENSION,
                                         OPS_DESTROY,
-                                        NULL /* farewell */};
+#if VIRTBAY_ABI_MINOR >= 3
+                                        NULL /* farewell */
+#endif
+};
 
 VIRTBAY_TEST_MAYBE_UNUSED static int32_t BaseCreate(uint32_t index, const virtbay_host* host,
                                                     virtbay_host_device* device_host,
