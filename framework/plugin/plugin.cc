@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <utility>
@@ -50,14 +51,16 @@ absl::Status CheckType(const virtbay_device_type* type, uint32_t index) {
   return absl::OkStatus();
 }
 
+// Of ABI 1.0: what came later may be missing.
+constexpr size_t kFirstOps = offsetof(virtbay_device_ops, farewell);
+
 absl::Status CheckOps(const virtbay_device* device) {
   if (device == nullptr) return absl::InternalError("create() succeeded without a device");
   const virtbay_device_ops* ops = device->ops;
   if (ops == nullptr) return absl::InternalError("create() gave a device without functions");
-  if (ops->struct_size < sizeof(virtbay_device_ops)) {
+  if (ops->struct_size < kFirstOps) {
     return absl::InternalError(absl::StrCat("its functions have struct_size ", ops->struct_size,
-                                            ", ABI ", VIRTBAY_ABI_MAJOR, ".0 has ",
-                                            sizeof(virtbay_device_ops)));
+                                            ", ABI ", VIRTBAY_ABI_MAJOR, ".0 has ", kFirstOps));
   }
   if (ops->init == nullptr || ops->properties == nullptr || ops->on_requests == nullptr ||
       ops->destroy == nullptr) {
@@ -145,8 +148,8 @@ absl::Status Plugin::Impl::Call(absl::string_view what, F&& function) {
 }
 
 void Plugin::Impl::DestroyIfPossible(virtbay_device* device) {
-  if (device == nullptr || device->ops == nullptr ||
-      device->ops->struct_size < sizeof(virtbay_device_ops) || device->ops->destroy == nullptr) {
+  if (device == nullptr || device->ops == nullptr || device->ops->struct_size < kFirstOps ||
+      device->ops->destroy == nullptr) {
     return;
   }
   static_cast<void>(Call("destroy()", [&](virtbay_error*) {
