@@ -14,6 +14,7 @@
 
 #include "plugins/virtiofs/keep/store.h"
 #include "tests/support/bare_fs.h"
+#include "tests/support/small_disk.h"
 #include "tests/support/temp_dir.h"
 
 namespace virtbay::testing {
@@ -288,6 +289,69 @@ TEST_F(VirtioFsKeep, WhatTheGuestHasNotHeardOfIsDropped) {
   const virtiofs::InodeRef inode = to.fs().inodes.Find(file_);
   ASSERT_TRUE(inode);
   EXPECT_EQ(inode->nlookup, 1u);
+}
+
+// The share is served on, and another process begins a new session.
+TEST_F(VirtioFsKeep, WithoutRoomTheSessionEndsWithTheProcess) {
+  const stdfs::path small = dir_ / "small";
+  stdfs::create_directory(small);
+  OnSmallDisk(small, "2M", [&] {
+    BareFs::Options options = Options();
+    options["host.state-dir"] = small;
+    {
+      BareFs from(options);
+      ASSERT_TRUE(from.ok()) << from.problem();
+      Begin(&from);
+      const uint64_t a = from.Lookup(1, "a");
+      const uint64_t file = from.Lookup(a, "file");
+      EXPECT_TRUE(from.fs().keep->writes());
+      FillDisk(small);
+      keep::JournalEntry* entry = nullptr;
+      // One of these is in blocks that are still to be had.
+      for (uint32_t head = 0; head < 32768 && from.fs().keep->writes(); head += 1000) {
+        entry = from.fs().keep->At(1, head);
+      }
+      EXPECT_EQ(entry, nullptr);
+      EXPECT_FALSE(from.fs().keep->writes());
+      EXPECT_NE(Open(&from, file), 0u);
+      EXPECT_NE(from.Lookup(a, "b"), 0u);
+    }
+    ASSERT_TRUE(stdfs::remove(small / "filler"));
+    BareFs to(options);
+    ASSERT_TRUE(to.ok()) << to.problem();
+    EXPECT_FALSE(to.fs().ready);
+    EXPECT_TRUE(to.fs().keep->writes());
+  });
+}
+
+// To look at a hole takes a block, and there is none: what a file says must not end the process.
+TEST_F(VirtioFsKeep, AFileThatClaimsMoreThanThereIsRoomForIsReplaced) {
+  const stdfs::path small = dir_ / "small";
+  stdfs::create_directory(small);
+  for (const bool inodes : {false, true}) {
+    OnSmallDisk(small, "2M", [&] {
+      BareFs::Options options = Options();
+      options["host.state-dir"] = small;
+      options["max-inodes"] = "100000";
+      {
+        BareFs from(options);
+        ASSERT_TRUE(from.ok()) << from.problem();
+        Begin(&from);
+        ASSERT_NE(from.Lookup(1, "a"), 0u);
+      }
+      const int fd = ::open((small / "virtiofs.session").c_str(), O_RDWR | O_CLOEXEC);
+      keep::Header header;
+      ASSERT_EQ(::pread(fd, &header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
+      (inodes ? header.inodes_end : header.handles_end) = 100000;
+      ASSERT_EQ(::pwrite(fd, &header, sizeof header, 0), static_cast<ssize_t>(sizeof header));
+      ::close(fd);
+      FillDisk(small);
+      BareFs to(options);
+      ASSERT_TRUE(to.ok()) << to.problem();
+      EXPECT_FALSE(to.fs().ready);
+      EXPECT_NE(to.Lookup(1, "a"), 0u);
+    });
+  }
 }
 
 }  // namespace

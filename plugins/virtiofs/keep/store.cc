@@ -37,7 +37,7 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
       problem != ENXIO) {
     return sdk::Errno(problem, path);
   }
-  const bool whole = problem == 0 && store->Fits(shape);
+  const bool whole = problem == 0 && store->Fits(shape, inodes_at, handles_at);
   if (!whole && serves) {
     host->Log(VIRTBAY_LOG_WARN,
               "%s is of another version or shape: the session is not kept any more, and ends with "
@@ -81,7 +81,7 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
   return store;
 }
 
-bool Store::Fits(const Shape& shape) const {
+bool Store::Fits(const Shape& shape, size_t inodes_at, size_t handles_at) const {
   Header header;
   struct stat st {};
   return ::fstat(fd_, &st) == 0 && S_ISREG(st.st_mode) &&
@@ -89,7 +89,14 @@ bool Store::Fits(const Shape& shape) const {
          ::pread(fd_, &header, sizeof header, 0) == static_cast<ssize_t>(sizeof header) &&
          header.magic == kMagic && header.version == kVersion && header.inodes == shape.inodes &&
          header.handles == shape.handles && header.queues == shape.queues &&
-         header.inodes_end <= shape.inodes && header.handles_end <= shape.handles;
+         header.inodes_end <= shape.inodes && header.handles_end <= shape.handles &&
+         // What is read of it has blocks, or gets them: to look at a hole takes room as well.
+         HasBlocks(inodes_at, sizeof(InodeRecord) * size_t{header.inodes_end}) &&
+         HasBlocks(handles_at, sizeof(HandleRecord) * size_t{header.handles_end});
+}
+
+bool Store::HasBlocks(size_t at, size_t size) const {
+  return size == 0 || ::posix_fallocate(fd_, static_cast<off_t>(at), static_cast<off_t>(size)) == 0;
 }
 
 Store::~Store() {
@@ -138,9 +145,9 @@ void Store::ForEachEntry(Visitor&& visit) const {
     if (data < 0) return;
     const off_t hole = ::lseek(fd_, data, SEEK_HOLE);
     const off_t last = hole < 0 ? end : std::min(hole, end);
-    // One that lies across the edge is visited twice.
-    for (auto i = static_cast<size_t>((data - start) / kEntry);
-         i < count && start + static_cast<off_t>(i) * kEntry < last; ++i) {
+    // One that lies across the edge was never written, and there may be no room to look at it.
+    for (auto i = static_cast<size_t>((data - start + kEntry - 1) / kEntry);
+         i < count && start + static_cast<off_t>(i + 1) * kEntry <= last; ++i) {
       visit(journal_[i]);
     }
     at = last;

@@ -199,7 +199,8 @@ class Store {
   // False: it has none, and nothing is kept any more.
   bool Have(const void* at, size_t size);
   // Whether the file is one of this version and shape.
-  bool Fits(const Shape& shape) const;
+  bool Fits(const Shape& shape, size_t inodes_at, size_t handles_at) const;
+  bool HasBlocks(size_t at, size_t size) const;
   bool Allocate(size_t piece);
   JournalEntry* Entry(uint32_t queue, uint32_t head) const {
     return &journal_[size_t{queue} * kHeads + head];
