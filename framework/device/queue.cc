@@ -279,7 +279,7 @@ QueueConfig Queue::Leave() {
   return config;
 }
 
-uint32_t Queue::Reclaim() {
+uint32_t Queue::Reclaim(bool crashed) {
   for (InFlightTable* table : {table_, left_}) {
     if (table == nullptr) continue;
     for (InFlightRequest& request : table->made()) {
@@ -287,6 +287,7 @@ uint32_t Queue::Reclaim() {
       FreeExtra(&request);
       Unpark(&request);
       request.state = RequestState::kRequeued;
+      if (crashed) ++request.crashes;
       requeued_.push_back(&request);
     }
   }
@@ -297,12 +298,15 @@ uint32_t Queue::FailHeld(uint32_t virtio_id, absl::FunctionRef<bool(const Chain&
   if (table_ == nullptr) return 0;
   uint32_t failed = 0;
   for (InFlightRequest& request : table_->made()) {
-    if (request.state != RequestState::kHeld || request.io_pending != 0 ||
-        request.chain.readable_bytes() == 0) {
+    if (request.io_pending != 0 || request.chain.readable_bytes() == 0) continue;
+    // One that was there in two crashes may be what crashes the plugin.
+    if (request.state == RequestState::kHeld) {
+      if (++request.crashes < 2 && may_repeat(request.chain)) continue;
+    } else if (request.state == RequestState::kRequeued && request.crashes >= 2) {
+      std::erase(requeued_, &request);
+    } else {
       continue;
     }
-    // One that was there in two crashes may be what crashes the plugin.
-    if (++request.crashes < 2 && may_repeat(request.chain)) continue;
     EndChain(&request, WriteFailedAnswer(virtio_id, request.chain),
              request.chain.writable_bytes() == 0);
     Free(&request);

@@ -83,11 +83,12 @@ class Queue {
   // that was told to quiesce again.
   void SetProperties(const virtbay_queue_properties& properties, bool quiesced);
   // [control] The same: what the plugin still holds is presented again after the next Start, as
-  // what was handed back before; returns how many there are.
-  uint32_t Reclaim();
-  // What the plugin, which has crashed, holds is answered as failed, but for buffers that are only
-  // to be filled, of which nothing can be half done, and those that `may_repeat` for the first
-  // time; returns how many were. Of a drained ring.
+  // what was handed back before; returns how many there are. `crashed`: the plugin has, maybe for
+  // one of these.
+  uint32_t Reclaim(bool crashed);
+  // What the plugin, which has crashed, holds, and what was in flight in two crashes, is answered
+  // as failed, but for buffers that are only to be filled, of which nothing can be half done, and
+  // those that `may_repeat` for the first time; returns how many were. Of a drained ring.
   uint32_t FailHeld(uint32_t virtio_id, absl::FunctionRef<bool(const Chain&)> may_repeat);
   // The plugin has left a callback of this queue without returning.
   void AfterCrash() { grouping_ = false; }

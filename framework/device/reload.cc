@@ -314,7 +314,7 @@ absl::Status Device::Commit(Replacement* next, std::vector<StoppedRing>* rings,
             status.message(), "; and ", again.status().message(), ", so the device needs a reset"));
       }
       *rings = *std::move(again);
-      for (const auto& queue : core_->queues) queue->Reclaim();
+      for (const auto& queue : core_->queues) queue->Reclaim(generation_->crashed());
     }
   }
   if (!status.ok()) Exchange(next, /*quiesced=*/true);
@@ -364,7 +364,9 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
             absl::StrCat(report.requests_failed,
                          " requests that the crashed plugin held are answered as failed"));
       }
-      for (const auto& queue : core_->queues) report.requests_handed_over += queue->Reclaim();
+      for (const auto& queue : core_->queues) {
+        report.requests_handed_over += queue->Reclaim(/*crashed=*/false);
+      }
     }
     report.quiesce = watch.Lap();
     // It may have failed just now, when it was asked to end what it holds. A driver that has reset

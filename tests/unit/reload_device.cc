@@ -96,8 +96,8 @@ class Counting : public Device {
     Command command;
     if (in.size() < sizeof(command) || in.size() > in_total || out_total == 0) return false;
     std::memcpy(&command, in.data(), sizeof(command));
-    if (command.offset == kCrashInMayRepeat) CrashHere(Crashing::kSegv);
-    return command.op == Op::kCrash && command.offset >= kCrashAgain;
+    if (command.offset == virtbay::testing::kCrashInMayRepeat) CrashHere(Crashing::kSegv);
+    return command.op == Op::kCrash && command.offset >= virtbay::testing::kCrashAgain;
   }
 
   Status Start() override {
@@ -139,7 +139,7 @@ class Counting : public Device {
           Answer(request);
           break;
         case Op::kCrash:
-          if (RELOAD_VERSION == 2 && command.offset == kCrashMended) {
+          if (RELOAD_VERSION == 2 && command.offset == virtbay::testing::kCrashMended) {
             Answer(request);
             break;
           }
