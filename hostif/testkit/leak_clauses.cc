@@ -76,7 +76,14 @@ Finding CheckMemory(const CheckOptions& options, const Notes& doing) {
   Finding mapped = Judge(Growth(options, doing, &Mappings), kSanitized ? INT64_MAX : 8, "mappings");
   if (mapped.verdict != Verdict::kPass) return mapped;
   if (kSanitized) return {Verdict::kSkip, "a sanitizer has memory of its own"};
-  return Judge(Growth(options, doing, &Allocated), kSlack, "bytes");
+  // What threads that have just ended had in their caches counts until another one takes it up: on
+  // a busy machine once in a while, where a leak is there each time.
+  Finding grown;
+  for (int round = 0; round < 3; ++round) {
+    grown = Judge(Growth(options, doing, &Allocated), kSlack, "bytes");
+    if (grown.verdict == Verdict::kPass) break;
+  }
+  return grown;
 }
 
 }  // namespace virtbay::testkit
