@@ -1,5 +1,7 @@
 #include "virtbay/testkit/replay.h"
 
+#include <linux/virtio_ids.h>
+
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -10,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "hostif/record/record_file.h"
+#include "hostif/testkit/fuse_numbers.h"
 
 namespace virtbay::testkit {
 namespace {
@@ -20,7 +23,8 @@ sdk::Error ErrorOf(const absl::Status& status) {
 
 class Replayer {
  public:
-  Replayer(const ReplayOptions& options, Bay* bay) : options_(options), bay_(bay) {}
+  Replayer(const ReplayOptions& options, bool fuse, Bay* bay)
+      : options_(options), fuse_(fuse), bay_(bay) {}
 
   void Run(const record::RecordFile& file) {
     for (const RequestRecord& record : file.records) {
@@ -64,6 +68,7 @@ class Replayer {
     }
     // What is not in the record is zero.
     std::string bytes = record.bytes;
+    if (fuse_) numbers_.Translate(record.queue, record.id, &bytes);
     uint64_t size = 0;
     for (const uint32_t piece : record.readable) size += piece;
     // No more than the memory of the driver holds is made of what a file says.
@@ -102,6 +107,10 @@ class Replayer {
       const sdk::Result<Reply> reply = bay_->Take(token, record.queue, 1);
       if (reply.ok()) {
         ++report_.answered;
+        if (fuse_) {
+          numbers_.Learn(record.queue, record.id, record.bytes,
+                         std::string_view(reply.value().bytes).substr(0, reply.value().written));
+        }
         Compare(record, reply.value());
         return;
       }
@@ -150,6 +159,7 @@ class Replayer {
     stopped_ = false;
     sent_.clear();
     unfilled_.clear();
+    numbers_.Reset();
     const sdk::Status reset = bay_->Reset();
     if (!reset.ok()) report_.failure = absl::StrCat("reset: ", reset.error().text);
     to_take_ = bay_->taken();
@@ -161,7 +171,9 @@ class Replayer {
   }
 
   const ReplayOptions& options_;
+  const bool fuse_;
   Bay* const bay_;
+  FuseNumbers numbers_;
   ReplayReport report_;
   std::map<Key, Sent> sent_;
   std::set<uint32_t> unfilled_;  // queues whose buffers to be filled are not waited for any more
@@ -186,7 +198,7 @@ sdk::Result<ReplayReport> Replay(const ReplayOptions& options) {
   }
   auto bay = Bay::Create(std::move(bay_options));
   if (!bay.ok()) return bay.error();
-  Replayer replayer(options, bay->get());
+  Replayer replayer(options, file->head.virtio_id == VIRTIO_ID_FS, bay->get());
   replayer.Run(*file);
   ReplayReport report = std::move(replayer.report());
   report.cut = file->cut;

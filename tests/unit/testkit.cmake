@@ -10,6 +10,7 @@ target_compile_definitions(plugin_check_test PRIVATE
   VIRTBAY_VIRTIOFS_PLUGIN="$<TARGET_FILE:virtiofs>"
   VIRTBAY_NET_PLUGIN="$<TARGET_FILE:virtio-net>")
 add_dependencies(plugin_check_test rng example_console example_blk example_9p virtiofs virtio-net)
+virtbay_add_test(fuse_numbers_test SOURCES fuse_numbers_test.cc LIBRARIES virtbay_testkit)
 # The sources of the disk are in the test itself.
 virtbay_add_test(fake_host_test
   SOURCES fake_host_test.cc ${PROJECT_SOURCE_DIR}/sdk/examples/blk/blk.cc)

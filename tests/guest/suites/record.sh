@@ -13,11 +13,18 @@ suite_prepare() {
   ln -s numbers "$WORK/a/old/link"
   cp -a "$WORK/a" "$WORK/before"
 }
+# Names, kinds, modes, links and contents.
+tree_of() {
+  (cd "$1" && find . \( -type d -printf '%P %y %m\n' \) -o \( -type f -printf '%P %y %m %n %s\n' \) -o -printf '%P %y %m %l\n' |
+    sort && find . -type f -print0 | sort -z | xargs -0 sha256sum)
+}
 host_replayed() {
   # The last answers are on their way to the file.
   sleep 0.5
   "$BUILD/bin/virtbay" replay "$WORK/a.record" --option tag=a --option "shared-dir=$WORK/before" &&
-    test -d "$WORK/before/project/.git"
+    tree_of "$WORK/a" >"$WORK/tree.recorded" && tree_of "$WORK/before" >"$WORK/tree.replayed" &&
+    grep -q "^project/.git/index f " "$WORK/tree.recorded" &&
+    diff "$WORK/tree.recorded" "$WORK/tree.replayed"
 }
 host_heads() {
   "$BUILD/bin/virtbay" record b --output "$WORK/b.record" --duration 1 \
