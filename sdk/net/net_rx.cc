@@ -241,7 +241,7 @@ bool NetDevice::State::Deliver(uint32_t index, std::span<const std::byte> header
   std::array<std::byte, kVnetHeader + kHeaderRoom> head;
   const VnetHeader header = net::Encode(left, static_cast<uint16_t>(count));
   std::memcpy(head.data(), &header, header_len);
-  std::memcpy(head.data() + header_len, headers.data(), headers.size());
+  std::copy(headers.begin(), headers.end(), head.begin() + header_len);
   const auto head_len = static_cast<uint32_t>(header_len + headers.size());
   const uint32_t copied = header_len + own;  // by us, from the start
 

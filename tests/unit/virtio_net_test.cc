@@ -637,6 +637,15 @@ TEST_F(TapTest, ADeviceThatCouldNotSaveGoesOn) {
   ASSERT_OK(Add("kept", {{"tap", "vbkept"}}, &device));
   BringUp("vbkept", "10.77.20.1");
   ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
+  // UBSan needs descriptors for its first look at a type of object, and the kernel sends when it
+  // likes: once before there are none.
+  const UniqueFd udp(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  sockaddr_in guest{};
+  guest.sin_family = AF_INET;
+  guest.sin_port = htons(1000);
+  inet_pton(AF_INET, "10.77.20.2", &guest.sin_addr);
+  ASSERT_EQ(sendto(udp.get(), "x", 1, 0, reinterpret_cast<sockaddr*>(&guest), sizeof(guest)), 1);
+  ASSERT_OK(client->Receive(0).status());
   rlimit limit{};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
   const rlimit none{.rlim_cur = 3, .rlim_max = limit.rlim_max};
