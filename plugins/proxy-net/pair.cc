@@ -204,6 +204,20 @@ void Pair::DropAll() {
   }
 }
 
+void Pair::Settle() {
+  Drain();
+  // The other end of a stream is a flow's, which would hear that it was closed.
+  std::vector<std::unique_ptr<Message>> messages = std::move(deferred_);
+  deferred_.clear();
+  for (auto& message : messages) {
+    if (message->kind == Message::Kind::kStream) {
+      Handle(std::move(message));
+    } else {
+      deferred_.push_back(std::move(message));
+    }
+  }
+}
+
 // ---- frames -------------------------------------------------------------------------------------
 
 void Pair::OnFrame(sdk::TxFrame& frame, bool copied) {

@@ -74,8 +74,8 @@ class Pair final : public FlowHost {
   void RefreshRules();
   // By Run: the guest is gone, and what was for it.
   void DropAll();
-  // By Run, on a stopped pair: takes in the flows that were sent to it.
-  void Settle() { Drain(); }
+  // By Run, on a stopped pair: takes in the flows and streams that were sent to it.
+  void Settle();
   // [any] Tells the pair that the guest does not use it any more.
   void AskToLeave(uint32_t sender);
   // To all others: their rules have changed.

@@ -5,8 +5,8 @@ virtbay_add_test(proxy_net_flow_test
 
 # The whole device, with a network namespace as its guest.
 virtbay_add_test(proxy_net_guest_test
-  SOURCES proxy_net_guest_test.cc proxy_net_end_test.cc
-  LIBRARIES virtbay_guest)
+  SOURCES proxy_net_guest_test.cc proxy_net_end_test.cc proxy_net_hand_over_test.cc
+  LIBRARIES virtbay_guest proxy_net_packet)
 target_compile_definitions(proxy_net_guest_test PRIVATE VIRTBAY_PROXY_NET="$<TARGET_FILE:proxy-net>")
 add_dependencies(proxy_net_guest_test proxy-net)
 virtbay_add_test(proxy_net_device_parts_test
