@@ -1,5 +1,7 @@
 #include "sdk/net/capture.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,6 +17,8 @@ constexpr uint32_t kSectionHeader = 0x0a0d0d0a;
 constexpr uint32_t kInterface = 1;
 constexpr uint32_t kEnhancedPacket = 6;
 constexpr uint16_t kComment = 1;
+// As much as one pair has at once, if the system allows that.
+constexpr int kFifoSize = CaptureBuffer::kSize;
 
 // Writes one block; its length comes at both ends.
 class Block {
@@ -100,6 +104,21 @@ size_t BlockSize(std::span<const std::byte> block) {
   return length;
 }
 
+// As many bytes as it takes; `error` is 0 when that is all of them.
+size_t WriteSome(int fd, std::span<const std::byte> bytes, int* error) {
+  size_t written = 0;
+  *error = 0;
+  while (written < bytes.size() && *error == 0) {
+    const ssize_t n = write(fd, bytes.data() + written, bytes.size() - written);
+    if (n > 0) {
+      written += static_cast<size_t>(n);
+    } else if (n == 0 || errno != EINTR) {
+      *error = n == 0 ? EIO : errno;
+    }
+  }
+  return written;
+}
+
 }  // namespace
 
 std::string_view Describe(const Offload& offload, std::span<char> text) {
@@ -128,41 +147,113 @@ bool CaptureBuffer::Add(const CapturedFrame& frame) {
   return true;
 }
 
-CaptureFile::~CaptureFile() { close(fd_); }
+Result<std::unique_ptr<CaptureFile>> CaptureFile::Open(const std::string& path, bool fresh) {
+  // O_NONBLOCK: nobody may ever come to the other end of a FIFO.
+  const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  const int fd = open(path.c_str(), flags | (fresh ? O_TRUNC : 0), 0600);
+  const int error = errno;
+  struct stat what {};
+  if (fd < 0) {
+    const bool unread = error == ENXIO && stat(path.c_str(), &what) == 0 && S_ISFIFO(what.st_mode);
+    if (!unread) return Errno(error, path);
+    return std::unique_ptr<CaptureFile>(new CaptureFile(path, Kind::kFifo, -1));
+  }
+  Kind kind = Kind::kRegular;
+  if (fstat(fd, &what) == 0 && !S_ISREG(what.st_mode)) {
+    kind = S_ISFIFO(what.st_mode) ? Kind::kFifo : Kind::kOther;
+  }
+  if (kind == Kind::kFifo) fcntl(fd, F_SETPIPE_SZ, kFifoSize);
+  return std::unique_ptr<CaptureFile>(new CaptureFile(path, kind, fd));
+}
+
+CaptureFile::~CaptureFile() {
+  if (fd_ >= 0) close(fd_);
+}
 
 int CaptureFile::Begin(std::vector<std::byte> header) {
   const std::lock_guard lock(mutex_);
   header_ = std::move(header);
+  if (kind_ == Kind::kRegular) return AppendHeader();
+  rest_ = header_;
+  // What a reader gets it gets with the first frame, by a thread to which no SIGPIPE comes.
+  if (kind_ == Kind::kFifo) return FindReader();
   size_t done = 0;
-  const int error = AppendLocked(header_, &done);
-  header_.erase(header_.begin(), header_.begin() + static_cast<std::ptrdiff_t>(done));
-  return error;
+  return AppendStream({}, &done);
 }
 
 int CaptureFile::Append(std::span<const std::byte> blocks, uint64_t* lost) {
   const std::lock_guard lock(mutex_);
   size_t done = 0;
-  int error = AppendLocked(header_, &done);
-  header_.erase(header_.begin(), header_.begin() + static_cast<std::ptrdiff_t>(done));
-  done = 0;
-  if (error == 0) error = AppendLocked(blocks, &done);
+  int error = 0;
+  if (kind_ == Kind::kRegular) {
+    error = AppendHeader();
+    if (error == 0) error = AppendRegular(blocks, &done);
+  } else {
+    if (kind_ == Kind::kFifo) error = FindReader();
+    if (error == 0) error = AppendStream(blocks, &done);
+  }
   for (; done < blocks.size(); done += BlockSize(blocks.subspan(done))) ++*lost;
   return error;
 }
 
-// `done`: the bytes of the whole blocks that are in the file.
-int CaptureFile::AppendLocked(std::span<const std::byte> blocks, size_t* done) {
-  if (broken_) return EIO;
-  size_t written = 0;
+int CaptureFile::AppendHeader() {
+  size_t done = 0;
+  const int error = AppendRegular(header_, &done);
+  header_.erase(header_.begin(), header_.begin() + static_cast<std::ptrdiff_t>(done));
+  return error;
+}
+
+int CaptureFile::FindReader() {
+  if (fd_ >= 0) {
+    pollfd look = {fd_, POLLOUT, 0};
+    if (poll(&look, 1, 0) < 0 || (look.revents & POLLERR) == 0) return 0;
+    LoseReader();
+  }
+  fd_ = open(path_.c_str(), O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  if (fd_ < 0) return errno;
+  struct stat now {};
+  if (fstat(fd_, &now) != 0 || !S_ISFIFO(now.st_mode)) {
+    LoseReader();
+    return ENXIO;
+  }
+  fcntl(fd_, F_SETPIPE_SZ, kFifoSize);
+  rest_ = header_;
+  return 0;
+}
+
+// What the reader left in the FIFO goes with its last descriptor.
+void CaptureFile::LoseReader() {
+  close(fd_);
+  fd_ = -1;
+  rest_.clear();
+}
+
+// `done`: the bytes of blocks that are there or will be. That it takes no more now is no error.
+int CaptureFile::AppendStream(std::span<const std::byte> blocks, size_t* done) {
   int error = 0;
-  while (written < blocks.size() && error == 0) {
-    const ssize_t n = write(fd_, blocks.data() + written, blocks.size() - written);
-    if (n > 0) {
-      written += static_cast<size_t>(n);
-    } else if (n == 0 || errno != EINTR) {
-      error = n == 0 ? EIO : errno;
+  const size_t before = WriteSome(fd_, rest_, &error);
+  rest_.erase(rest_.begin(), rest_.begin() + static_cast<std::ptrdiff_t>(before));
+  if (error == 0) {
+    const size_t written = WriteSome(fd_, blocks, &error);
+    while (*done < written) {
+      *done += BlockSize(blocks.subspan(*done));
+      if (*done > written) {
+        const std::span<const std::byte> rest = blocks.subspan(written, *done - written);
+        rest_.assign(rest.begin(), rest.end());
+      }
     }
   }
+  if (error == EAGAIN) return 0;
+  if (kind_ != Kind::kFifo || error != EPIPE) return error;
+  LoseReader();
+  return ENXIO;
+}
+
+// `done`: the bytes of the whole blocks that are in the file.
+int CaptureFile::AppendRegular(std::span<const std::byte> blocks, size_t* done) {
+  if (broken_) return EIO;
+  int error = 0;
+  const size_t written = WriteSome(fd_, blocks, &error);
   while (*done < blocks.size() && *done + BlockSize(blocks.subspan(*done)) <= written) {
     *done += BlockSize(blocks.subspan(*done));
   }

@@ -1,12 +1,13 @@
 // Capture: a pcapng file of a device's frames with their offloads as comments.
 // Owned by the NetDevice. Each pair has a buffer of whole blocks, used on the pair's thread, that a
-// host thread appends to the file; a frame that finds no room, there or on the disk, is left out
-// and counted, and the file stays one of whole blocks.
+// host thread appends to the file; a frame that finds no room, there, on the disk or in a FIFO, is
+// left out and counted, and the file stays one of whole blocks.
 #ifndef VIRTBAY_SDK_NET_CAPTURE_H_
 #define VIRTBAY_SDK_NET_CAPTURE_H_
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
@@ -34,11 +35,13 @@ void AppendFrame(const CapturedFrame& frame, std::vector<std::byte>* out);
 // "csum 34+16, tso4 1448 behind 66", into `text`; empty when there is nothing to say.
 std::string_view Describe(const Offload& offload, std::span<char> text);
 
-// The file of a capture, to which the host's threads append.
+// The file of a capture, to which the host's threads append. A FIFO is one as well: what nobody
+// reads, or not fast enough, is left out, and each reader begins with a header.
 class CaptureFile {
  public:
-  // Takes the descriptor, which was opened with O_APPEND. [control]
-  explicit CaptureFile(int fd) : fd_(fd) {}
+  // Opens it, never waiting for a reader; `fresh`: what is in it goes. An Error names the path.
+  // [control]
+  static Result<std::unique_ptr<CaptureFile>> Open(const std::string& path, bool fresh);
   ~CaptureFile();
   CaptureFile(const CaptureFile&) = delete;
   CaptureFile& operator=(const CaptureFile&) = delete;
@@ -47,15 +50,28 @@ class CaptureFile {
   // 0. [control]
   int Begin(std::vector<std::byte> header);
   // Appends whole blocks, as many as there is room for; returns 0 or the errno, and adds to `lost`
-  // how many were left out. [any], but no thread of a queue: it waits for the disk.
+  // how many were left out. [any] thread that has SIGPIPE blocked, but none of a queue: it waits
+  // for the disk, though not for a reader.
   int Append(std::span<const std::byte> blocks, uint64_t* lost);
+  // Whether it is a FIFO, of which Begin and Append say ENXIO while nobody reads it. [any]
+  bool is_fifo() const { return kind_ == Kind::kFifo; }
 
  private:
-  int AppendLocked(std::span<const std::byte> blocks, size_t* done);
+  enum class Kind : uint8_t { kRegular, kFifo, kOther };
 
-  const int fd_;
+  CaptureFile(std::string path, Kind kind, int fd) : path_(std::move(path)), kind_(kind), fd_(fd) {}
+  int AppendHeader();
+  int AppendRegular(std::span<const std::byte> blocks, size_t* done);
+  int AppendStream(std::span<const std::byte> blocks, size_t* done);
+  int FindReader();
+  void LoseReader();
+
+  const std::string path_;
+  const Kind kind_;
   std::mutex mutex_;
-  std::vector<std::byte> header_;  // that has not been written
+  int fd_;                         // -1: a FIFO that nobody reads
+  std::vector<std::byte> header_;  // that has not been written; of a FIFO: for the next reader
+  std::vector<std::byte> rest_;    // what goes before the next block of what is no regular file
   bool broken_ = false;            // it ends in a part of a block that could not be taken back
 };
 

@@ -1,6 +1,5 @@
 #include "virtbay/sdk/net_device.h"
 
-#include <fcntl.h>
 #include <poll.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -166,21 +165,18 @@ void NetDevice::State::MakeCounters() {
 
 Status NetDevice::State::OpenCapture(const std::string& path) {
   // A device that goes on goes on with the file.
-  const int fresh = device->restores() ? 0 : O_TRUNC;
-  const int fd =
-      open(path.c_str(), O_WRONLY | O_CREAT | fresh | O_APPEND | O_CLOEXEC | O_NOCTTY, 0600);
-  if (fd < 0) {
-    const int error = errno;
-    return Errno(error, "option pcap: " + path);
-  }
-  capture_file = std::make_unique<net::CaptureFile>(fd);
+  auto file = net::CaptureFile::Open(path, /*fresh=*/!device->restores());
+  if (!file.ok()) return Errno(file.error().sys_errno, "option pcap: " + path);
+  capture_file = std::move(file.value());
   for (Pair& pair : pairs) pair.capture = std::make_unique<net::CaptureBuffer>(capture_file.get());
   // A section of its own: the device may have another address and length than what is there.
   std::vector<std::byte> header;
   net::AppendFileHeader("virtio-net", config.mac, snaplen, &header);
   const int error = capture_file->Begin(std::move(header));
-  // A guest that was served is served on, and the capture goes on when it can.
-  if (error != 0 && !device->restores()) return Errno(error, "option pcap: " + path);
+  // A guest that was served is served on, and the capture goes on when it can; so does that of a
+  // FIFO that nobody reads yet.
+  if (error != 0 && !device->restores() && !capture_file->is_fifo())
+    return Errno(error, "option pcap: " + path);
   CaptureOutcome(error);
   return {};
 }
@@ -565,8 +561,9 @@ void NetDevice::State::Capture(uint32_t index, bool from_guest, std::span<const 
 void NetDevice::State::CaptureOutcome(int error) {
   if (capture_fails.exchange(error != 0, std::memory_order_relaxed) == (error != 0)) return;
   if (error == 0) return host().Log(VIRTBAY_LOG_INFO, "capture: goes on");
+  const bool unread = error == ENXIO && capture_file->is_fifo();
   host().Log(VIRTBAY_LOG_WARN, "capture: %s; frames are left out (pcap_drops)",
-             std::strerror(error));
+             unread ? "nobody reads the FIFO" : std::strerror(error));
 }
 
 void NetDevice::State::FlushCapture(uint32_t index) {

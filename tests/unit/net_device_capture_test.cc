@@ -1,6 +1,9 @@
 // Captures of a NetDevice's frames, read back.
+#include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
+#include <array>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -24,9 +27,7 @@ struct Captured {
 };
 
 // A reader of pcapng that knows no more than the format's text.
-std::vector<Captured> ReadCapture(const std::string& path, int* sections = nullptr) {
-  std::ifstream in(path, std::ios::binary);
-  const std::string all((std::istreambuf_iterator<char>(in)), {});
+std::vector<Captured> ParseCapture(const std::string& all, int* sections = nullptr) {
   const auto u32 = [&](size_t at) {
     uint32_t value = 0;
     std::memcpy(&value, all.data() + at, 4);
@@ -66,6 +67,10 @@ std::vector<Captured> ReadCapture(const std::string& path, int* sections = nullp
     at += length;
   }
   return frames;
+}
+std::vector<Captured> ReadCapture(const std::string& path, int* sections = nullptr) {
+  std::ifstream in(path, std::ios::binary);
+  return ParseCapture(std::string((std::istreambuf_iterator<char>(in)), {}), sections);
 }
 
 TEST_F(NetDeviceTest, ACaptureHoldsEveryFrameWithItsOffloads) {
@@ -172,6 +177,125 @@ TEST_F(NetDeviceTest, ACaptureOnAFullDiskStaysOneOfWholeBlocks) {
   ASSERT_GE(frames.size(), 2u);
   EXPECT_EQ(frames[1].bytes, frame.bytes);
   EXPECT_EQ(frames.back().bytes, last.bytes);
+}
+
+// ---- a capture to a FIFO ------------------------------------------------------------------------
+
+class NetDeviceFifoTest : public NetDeviceTest {
+ protected:
+  void SetUp() override {
+    NetDeviceTest::SetUp();
+    ASSERT_EQ(mkfifo(path_.c_str(), 0600), 0);
+  }
+  UniqueFd Reader() { return UniqueFd(open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)); }
+  void Send(const TestFrame& frame) {
+    const bool large = frame.bytes.size() > 1500;
+    ASSERT_OK(client_->Send(0, large ? Large(frame, guest::kNetHdrGsoTcp4, 1448) : NetHeader{},
+                            frame.bytes));
+    ASSERT_OK(Take());
+    ++sent_;
+  }
+  // What is in it, until the other end is closed or it is empty.
+  static std::string Drain(int fd) {
+    std::string all;
+    std::array<char, 65536> some;
+    for (;;) {
+      const ssize_t n = read(fd, some.data(), some.size());
+      if (n <= 0) return all;
+      all.append(some.data(), static_cast<size_t>(n));
+    }
+  }
+  void SendUntilDrops(const TestFrame& frame, uint64_t drops) {
+    while (Count("pcap_drops") < drops && !HasFatalFailure()) Send(frame);
+  }
+  // Sends until it has come out, and returns all that has.
+  std::string SendThrough(const TestFrame& frame, int fd) {
+    std::string all;
+    do {
+      Send(frame);
+      all += Drain(fd);
+    } while (all.find(frame.bytes) == std::string::npos && !HasFatalFailure());
+    // The last block may be under way.
+    pollfd look{.fd = fd, .events = POLLIN, .revents = 0};
+    while (!IsWhole(all) && poll(&look, 1, 60'000) == 1) all += Drain(fd);
+    return all;
+  }
+  static bool IsWhole(const std::string& blocks) {
+    size_t at = 0;
+    for (uint32_t length = 0; at + 8 <= blocks.size(); at += length) {
+      std::memcpy(&length, blocks.data() + at + 4, sizeof(length));
+    }
+    return at == blocks.size();
+  }
+
+  const std::string path_ = (dir_ / "fifo").string();
+  uint64_t sent_ = 0;
+};
+
+// Readers come and go; neither they nor their absence hold up the device.
+TEST_F(NetDeviceFifoTest, ACaptureBeginsAnewForEachReader) {
+  Start({{"pcap", path_}});
+  const TestFrame early = MakeFrame({.payload = 100});
+  SendUntilDrops(early, 3);
+  for (const uint32_t size : {200u, 300u}) {
+    UniqueFd reader = Reader();
+    ASSERT_TRUE(reader.valid());
+    const TestFrame frame = MakeFrame({.payload = size});
+    int sections = 0;
+    const std::vector<Captured> frames = ParseCapture(SendThrough(frame, reader.get()), &sections);
+    EXPECT_EQ(sections, 1);
+    ASSERT_GE(frames.size(), 1u);
+    EXPECT_EQ(frames.back().bytes, frame.bytes);
+    reader.reset();
+    SendUntilDrops(early, Count("pcap_drops") + 3);
+  }
+  ASSERT_OK(client_->driver().Stop());
+}
+
+TEST_F(NetDeviceFifoTest, AReaderThatIsThereFirstMissesNothing) {
+  UniqueFd reader = Reader();
+  Start({{"pcap", path_}});
+  const TestFrame frame = MakeFrame({.payload = 700});
+  for (int i = 0; i < 20; ++i) Send(frame);
+  ASSERT_OK(client_->driver().Stop());
+  EXPECT_EQ(ParseCapture(Drain(reader.get())).size(), 20u);
+  EXPECT_EQ(Count("pcap_drops"), 0u);
+}
+
+// What a slow one has no room for is left out whole, and goes on where there is room again.
+TEST_F(NetDeviceFifoTest, ASlowReaderGetsWholeBlocks) {
+  UniqueFd reader = Reader();
+  Start({{"pcap", path_}});
+  const TestFrame frame = MakeFrame({.payload = 30'000});
+  SendUntilDrops(frame, 3);
+  std::string all = Drain(reader.get());
+  const size_t cut = all.size();
+  const TestFrame last = MakeFrame({.payload = 333});
+  Send(last);
+  ASSERT_OK(client_->driver().Stop());
+  all += Drain(reader.get());
+  EXPECT_GT(all.size(), cut);
+  const std::vector<Captured> frames = ParseCapture(all);
+  ASSERT_GE(frames.size(), 2u);
+  EXPECT_EQ(frames.size() + Count("pcap_drops"), sent_);
+  EXPECT_EQ(frames.front().bytes, frame.bytes);
+  EXPECT_EQ(frames.back().bytes, last.bytes);
+}
+
+// Neither does one that goes on for another wait for a reader.
+TEST_F(NetDeviceFifoTest, ADeviceThatGoesOnNeedsNoReaderEither) {
+  Start({{"pcap", path_}});
+  SendUntilDrops(MakeFrame({.payload = 100}), 1);
+  ASSERT_OK_AND_ASSIGN(DeviceState state, device_.Save());
+  client_.reset();
+  ASSERT_OK_AND_ASSIGN(
+      device_, host_->Add(Spec("on", {{"fd", absl::StrCat(device_end_.get())}, {"pcap", path_}},
+                               VIRTBAY_NET_RELAY),
+                          std::move(state)));
+  Connect();
+  UniqueFd reader = Reader();
+  const TestFrame frame = MakeFrame({.payload = 250});
+  EXPECT_EQ(ParseCapture(SendThrough(frame, reader.get())).back().bytes, frame.bytes);
 }
 
 }  // namespace
