@@ -7,6 +7,9 @@ net_load.py chat ADDRESS PORT KIND FILE  one question after the other over one s
                                      the server's PORT, which is the one above its HTTP, until FILE
                                      is there
 
+The server's third port takes what comes to its end and answers with the SHA-256 of it; its fourth
+resets a connection once something has come.
+
 Server: GET /NAME is the file of that name; PUT answers with the SHA-256 of what came; GET
 /meet/COUNT/ID waits until COUNT clients have asked, then gives each the bytes of its ID.
 Client: exit status 0 when every connection got its own, and every question its answer: the question
@@ -20,6 +23,7 @@ import resource
 import shutil
 import socket
 import socketserver
+import struct
 import sys
 import threading
 
@@ -117,6 +121,22 @@ class DatagramServer(socketserver.UDPServer):
     address_family = socket.AF_INET6
 
 
+class Digest(socketserver.StreamRequestHandler):
+    def handle(self):
+        digest = hashlib.sha256()
+        while piece := self.rfile.read1(1 << 20):
+            digest.update(piece)
+        self.wfile.write(digest.hexdigest().encode() + b"\n")
+
+
+class Reset(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.recv(1)
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # Without the shutdown that the server would do.
+        self.request.close()
+
+
 def chat(address, port, kind, until):
     """Over UDP a question is asked once as well: nothing on the way may lose it."""
     peer = socket.getaddrinfo(address, int(port))[0]
@@ -144,7 +164,9 @@ def serve(directory, port):
     threading.stack_size(256 * 1024)
     Handler.directory = directory
     for server in (TalkServer(("::", int(port) + 1), Talk),
-                   DatagramServer(("::", int(port) + 1), Datagram)):
+                   DatagramServer(("::", int(port) + 1), Datagram),
+                   TalkServer(("::", int(port) + 2), Digest),
+                   TalkServer(("::", int(port) + 3), Reset)):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     Server(("::", int(port)), Handler).serve_forever()
 
