@@ -40,6 +40,8 @@ host_wire() {
 process_size() {
   local images threads fds
   images=$(grep -c "virtbay-plugin-" "/proc/$VIRTBAY_PID/maps")
+  # With a sanitizer they stay on purpose.
+  ! grep -qE "lib(a|t|ub)san" "/proc/$VIRTBAY_PID/maps" || images=0
   threads=$(ls "/proc/$VIRTBAY_PID/task" | wc -l)
   ls -l "/proc/$VIRTBAY_PID/fd" | grep -v "$WORK/a/" >"$WORK/fds"
   fds=$(grep -c -e '-> anon_inode:' -e '-> /' "$WORK/fds")
