@@ -333,6 +333,25 @@ TEST_F(ProxyNetDnsTest, DescriptorsAreCountedByWhoeverCountsThem) {
 }
 
 // CVE-2021-3593, CVE-2021-3594: a message in a datagram taken for whole.
+TEST(ProxyNetDnsResponseTest, EveryTruncation) {
+  const Buffer whole = Hex("1234 8180 0001 0002 0000 0001" + std::string(kExampleA) +
+                           "c00c 0005 0001 0000003c 0005 026162 c00c"
+                           "c00c 0001 0001 0000003c 0004 c0000201"
+                           "00 0029 1000 00000000 0000");
+  const DnsQuestion question{*DomainName::Parse("example.org"), kTypeA, kClassIn};
+  DnsResponse said;
+  for (size_t size = 0; size <= whole.size(); ++size) {
+    Buffer cut = Exactly(Bytes(whole).first(size));
+    const bool taken = CheckResponse(cut, 0x1234, question, &said) == ResponseFault::kNone;
+    EXPECT_EQ(taken, size == whole.size()) << size;
+    // One that says so may end early, but not within its question.
+    if (size < 12) continue;
+    cut[2] |= 2;
+    const bool as_cut = CheckResponse(cut, 0x1234, question, &said) == ResponseFault::kNone;
+    EXPECT_EQ(as_cut, size >= 12 + Hex(kExampleA).size()) << size;
+  }
+}
+
 TEST_F(ProxyNetDnsTest, MalformedQueriesAreRefused) {
   Start();
   struct Case {

@@ -634,6 +634,53 @@ TEST_F(EchoToMapped, HearsOfErrorsInIcmpv6sTerms) {
   EXPECT_EQ(about.substr(kIp6 + 4), std::string({0x12, 0x34, 0, 7}) + "mapped!!");
 }
 
+// A path of the host's with smaller packets than the link to the guest.
+TEST_F(ProxyNetGuestTest, TheGuestLearnsOfPathsWithSmallerPackets) {
+  Start();
+  if (IsSkipped()) return;
+  ASSERT_TRUE(InHost([] {
+    return TapGuest::Run(
+        "ip route add 198.18.6.0/24 dev lo mtu 1300 && ip -6 route add 2001:db8:6::/64 dev lo "
+        "mtu 1300");
+  }));
+  const std::string payload(1400, 'd');
+  for (const bool v4 : {true, false}) {
+    UniqueFd udp = ConnectTo(v4 ? "198.18.6.9" : "2001:db8:6::9", 9, SOCK_DGRAM);
+    ASSERT_EQ(error_, 0);
+    const int level = v4 ? IPPROTO_IP : IPPROTO_IPV6;
+    const int discover = v4 ? IP_PMTUDISC_DO : IPV6_PMTUDISC_DO;
+    const int on = 1;
+    ASSERT_EQ(setsockopt(udp.get(), level, v4 ? IP_MTU_DISCOVER : IPV6_MTU_DISCOVER, &discover,
+                         sizeof(discover)),
+              0);
+    ASSERT_EQ(setsockopt(udp.get(), level, v4 ? IP_RECVERR : IPV6_RECVERR, &on, sizeof(on)), 0);
+    Say(udp.get(), payload);
+    pollfd look = {udp.get(), 0, 0};
+    ASSERT_EQ(TEMP_FAILURE_RETRY(poll(&look, 1, 60'000)), 1) << Metrics();
+    int mtu = 0;
+    socklen_t size = sizeof(mtu);
+    ASSERT_EQ(getsockopt(udp.get(), level, v4 ? IP_MTU : IPV6_MTU, &mtu, &size), 0);
+    EXPECT_EQ(mtu, 1300);
+  }
+}
+
+TEST_F(ProxyNetGuestTest, Ipv6ComesToTheGuestWhenTheHostHasItAndGoesWithIt) {
+  Start({{"ipv6", "auto"}});
+  if (IsSkipped()) return;
+  const auto has = [] {
+    return TapGuest::Run(
+        "ip -6 route show proto ra | grep -q '^default' && "
+        "ip -6 addr show dev tap0 dynamic | grep -q fd76:6972:7462:6179:");
+  };
+  EXPECT_FALSE(has());
+  ASSERT_TRUE(InHost([] { return TapGuest::Run("ip -6 route add 2000::/3 dev lo"); }));
+  while (!has()) std::this_thread::yield();
+  ASSERT_TRUE(InHost([] { return TapGuest::Run("ip -6 route del 2000::/3 dev lo"); }));
+  while (TapGuest::Run("ip -6 route show proto ra | grep -q '^default'")) {
+    std::this_thread::yield();
+  }
+}
+
 TEST_F(ProxyNetGuestTest, ForwardsPortsAtRunTime) {
   Start({{"forward", "udp:0:5353"}});
   if (IsSkipped()) return;

@@ -1,6 +1,7 @@
 // The TCP state machine of proxy-net, segment by segment, against real sockets of the host.
 #include <poll.h>
 
+#include <algorithm>
 #include <random>
 #include <string>
 
@@ -540,6 +541,32 @@ TEST_F(TcpTest, TenThousandConnectionsLeaveNothing) {
   EXPECT_EQ(Count(Event::kTcpOpened), 10'000u);
   EXPECT_EQ(Count(Event::kFlowsClosed), 10'000u);
   ExpectNothingLeft();
+}
+
+TEST_F(TcpTest, IdleConnectionsTakeNoTime) {
+  Listen(4096);
+  limits.tcp_idle_s = 100'000;
+  constexpr uint32_t kCount = 400;
+  std::vector<UniqueFd> peers;
+  for (uint32_t i = 0; i < kCount; ++i) {
+    guest_port = static_cast<uint16_t>(20'000 + i);
+    Connect(Full());
+    if (HasFatalFailure()) return;
+    peers.push_back(std::move(peer));
+  }
+  Heard();
+  pollfd look = {shard().epoll_fd(), POLLIN, 0};
+  while (poll(&look, 1, 0) == 1) shard().OnReady();
+  // What the wheel has to turn does not grow with the flows that are on it.
+  const uint64_t end = host.now + 3600 * kSec;
+  uint32_t woken = 0;
+  for (; shard().NextTimer() <= end && woken < kCount; ++woken) {
+    Pass(std::max(shard().NextTimer(), host.now) - host.now);
+  }
+  EXPECT_LT(woken, 30u);
+  EXPECT_EQ(poll(&look, 1, 0), 0);
+  EXPECT_THAT(Heard(), ::testing::IsEmpty());
+  EXPECT_EQ(shard().totals().tcp, kCount);
 }
 
 TEST_F(TcpTest, ConnectsToAServiceOfTheDevice) {

@@ -8,8 +8,10 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -34,6 +36,7 @@
 #include "plugins/virtio-net/options.h"
 #include "plugins/virtio-net/rate_limit.h"
 #include "tests/support/net_frames.h"
+#include "tests/support/without_privilege.h"
 #include "tests/unit/device_fixture.h"
 
 namespace virtbay::testing {
@@ -393,6 +396,46 @@ TEST_F(TapTest, ErrorsSayWhatIsWrong) {
   EXPECT_THAT(AddError({{"tap-fd", absl::StrCat(fresh.get())}}), HasSubstr("is no TAP interface"));
 }
 
+// In a process that has threads of its own only from here on.
+std::string TapErrorHere() {
+  const absl::StatusOr<std::unique_ptr<Host>> host = Host::Create(HostOptions{});
+  if (!host.ok()) return std::string(host.status().message());
+  DeviceSpec spec;
+  spec.name = "tap";
+  spec.plugin = VIRTBAY_VIRTIO_NET;
+  spec.options = {{"tap", "vbnone"}};
+  return std::string((*host)->Add(spec).status().message());
+}
+
+TEST(TapWithoutTest, TheRightToMakeOneIsNamed) {
+  WithoutPrivilege(VIRTBAY_VIRTIO_NET, [] {
+    const bool may_open = access("/dev/net/tun", R_OK | W_OK) == 0;
+    EXPECT_THAT(TapErrorHere(),
+                HasSubstr(may_open ? "interface vbnone (needs CAP_NET_ADMIN, or an interface that"
+                                   : "option tap: cannot open /dev/net/tun"));
+  });
+}
+
+TEST(TapWithoutTest, AKernelWithoutTheDriverIsNamed) {
+  constexpr int kSkipped = 77;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if ((unshare(CLONE_NEWNS) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) ||
+        mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        mount("none", "/dev/net", "tmpfs", 0, nullptr) != 0) {
+      _exit(kSkipped);
+    }
+    EXPECT_THAT(TapErrorHere(), HasSubstr("cannot open /dev/net/tun (the kernel has no TUN/TAP"));
+    _exit(::testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == kSkipped) GTEST_SKIP() << "no mount namespace, or no /dev/net";
+  EXPECT_EQ(WEXITSTATUS(status), 0) << "see above";
+}
+
 TEST_F(TapTest, DatagramsBothWaysWithTheKernelsOffloads) {
   DeviceHandle device;
   ASSERT_OK(Add("tap", {{"tap", "vb0"}, {"mac", "52:54:00:12:34:56"}}, &device));
@@ -637,8 +680,12 @@ TEST_F(TapTest, ADeviceThatCouldNotSaveGoesOn) {
   ASSERT_OK(Add("kept", {{"tap", "vbkept"}}, &device));
   BringUp("vbkept", "10.77.20.1");
   ASSERT_OK_AND_ASSIGN(auto client, Connect(device));
-  // UBSan needs descriptors for its first look at a type of object, and the kernel sends when it
-  // likes: once before there are none.
+  // UBSan needs descriptors for its first look at a type of object: a frame and a save before there
+  // are none.
+  DeviceHandle other;
+  ASSERT_OK(Add("other", {{"tap", "vbother"}}, &other));
+  ASSERT_OK(Connect(other).status());
+  ASSERT_OK(other.Save().status());
   const UniqueFd udp(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   sockaddr_in guest{};
   guest.sin_family = AF_INET;
