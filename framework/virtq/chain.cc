@@ -1,6 +1,7 @@
 #include "framework/virtq/chain.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace virtbay {
 
@@ -36,8 +37,26 @@ const char* ChainErrorName(ChainError error) {
   return "unknown";
 }
 
+ChainError AddSplitBuffer(const MemoryMap& map, uint64_t address, uint64_t len, bool writable,
+                          Chain* chain) {
+  uint64_t left = len;
+  while (left > 0) {
+    std::byte* data = nullptr;
+    const uint64_t run = map.Translate(address, left, &data);
+    if (run == 0) return ChainError::kUnmappedAddress;
+    const ChainError error =
+        writable ? chain->AddWritable(data, run) : chain->AddReadable(data, run);
+    if (error != ChainError::kNone) return error;
+    left -= run;
+    // Memory may reach to the last address there is; a buffer does not go on at 0.
+    if (left > 0 && address + run < address) return ChainError::kUnmappedAddress;
+    address += run;
+  }
+  return ChainError::kNone;
+}
+
 ChainError Chain::MoveTo(const MemoryMap& from, const MemoryMap& to) {
-  const std::vector<iovec> old = std::move(segments_);
+  const std::vector<iovec> old(segments_.data(), segments_.data() + segments_.size());
   const size_t readable = readable_;
   Begin(head_, ring_descriptors_);
   for (size_t i = 0; i < old.size(); ++i) {

@@ -8,9 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "framework/memory/memory_map.h"
+#include "framework/virtq/segment_list.h"
 
 namespace virtbay {
 
@@ -53,14 +53,14 @@ class Chain {
   uint32_t writable_bytes() const { return writable_bytes_; }
   // Entries of the ring's own descriptors that it occupies; one with an indirect table.
   uint32_t ring_descriptors() const { return ring_descriptors_; }
-  void set_ring_descriptors(uint32_t count) { ring_descriptors_ = count; }
+  void set_ring_descriptors(uint32_t count) { ring_descriptors_ = static_cast<uint16_t>(count); }
 
   void Begin(uint16_t head, uint32_t ring_descriptors = 0) {
     head_ = head;
     readable_ = 0;
     readable_bytes_ = 0;
     writable_bytes_ = 0;
-    ring_descriptors_ = ring_descriptors;
+    set_ring_descriptors(ring_descriptors);
     segments_.clear();
   }
   // Appends a checked buffer; the capacity that this needs is kept, so that a queue in steady state
@@ -101,31 +101,26 @@ class Chain {
     return true;
   }
 
-  uint16_t head_ = 0;
-  size_t readable_ = 0;
+  SegmentList segments_;
+  uint32_t readable_ = 0;  // segments
   uint32_t readable_bytes_ = 0;
   uint32_t writable_bytes_ = 0;
-  uint32_t ring_descriptors_ = 0;
-  std::vector<iovec> segments_;
+  uint16_t head_ = 0;
+  uint16_t ring_descriptors_ = 0;  // at most the ring's size, 32768
 };
+static_assert(sizeof(Chain) == 64, "a cache line");
+
+// AddBuffer where it is empty, or not whole in one region.
+ChainError AddSplitBuffer(const MemoryMap& map, uint64_t address, uint64_t len, bool writable,
+                          Chain* chain);
 
 // Adds guest [address, +len) to the chain, in as many segments as it has regions.
 inline ChainError AddBuffer(const MemoryMap& map, uint64_t address, uint64_t len, bool writable,
                             Chain* chain) {
-  uint64_t left = len;
-  while (left > 0) {
-    std::byte* data = nullptr;
-    const uint64_t run = map.Translate(address, left, &data);
-    if (run == 0) return ChainError::kUnmappedAddress;
-    const ChainError error =
-        writable ? chain->AddWritable(data, run) : chain->AddReadable(data, run);
-    if (error != ChainError::kNone) return error;
-    left -= run;
-    // Memory may reach to the last address there is; a buffer does not go on at 0.
-    if (left > 0 && address + run < address) return ChainError::kUnmappedAddress;
-    address += run;
-  }
-  return ChainError::kNone;
+  std::byte* const data = map.TranslateWhole(address, len);
+  if (data == nullptr) [[unlikely]]
+    return AddSplitBuffer(map, address, len, writable, chain);
+  return writable ? chain->AddWritable(data, len) : chain->AddReadable(data, len);
 }
 
 }  // namespace virtbay

@@ -273,7 +273,7 @@ void PackedLog::StorePlaces(uint16_t used, uint16_t old_used) {
   Store(*reinterpret_cast<uint64_t*>(base_ + offsetof(PackedLogHeader, used_index)), word);
 }
 
-void PackedLog::TakeChain(const std::vector<PackedSnapshot>& chain, uint16_t id) {
+void PackedLog::TakeChain(std::span<const PackedSnapshot> chain, uint16_t id) {
   const uint16_t first = free_head_;
   uint16_t last = first;
   uint16_t next = first;

@@ -160,7 +160,7 @@ class PackedLog {
     uint16_t last = 0;
   };
 
-  void TakeChain(const std::vector<PackedSnapshot>& chain, uint16_t id);
+  void TakeChain(std::span<const PackedSnapshot> chain, uint16_t id);
   template <typename T>
   static void Store(T& field, T value) {
     std::atomic_ref<T>(field).store(value, std::memory_order_release);

@@ -13,17 +13,6 @@ namespace {
 
 // The one read of a descriptor: two 8-byte loads, so that a guest that changes it meanwhile gets
 // some mixture of its own making, which is then checked like any other.
-PackedSnapshot Read(vring_packed_desc* table, uint32_t index) {
-  std::array<uint64_t, 2> words{};
-  auto* source = reinterpret_cast<uint64_t*>(&table[index]);
-  words[0] = std::atomic_ref<uint64_t>(source[0]).load(std::memory_order_relaxed);
-  words[1] = std::atomic_ref<uint64_t>(source[1]).load(std::memory_order_relaxed);
-  PackedSnapshot snapshot{};
-  static_assert(sizeof(snapshot) == sizeof(vring_packed_desc));
-  std::memcpy(&snapshot, words.data(), sizeof(snapshot));
-  return snapshot;
-}
-
 // virtio 1.3 2.8.7: the table's entries one after the other; of their flags only WRITE means
 // anything, and some drivers leave others there. An error in it is the chain's own trouble.
 ChainError WalkIndirect(const MemoryMap& map, const PackedSnapshot& d, Chain* chain) {
@@ -35,7 +24,7 @@ ChainError WalkIndirect(const MemoryMap& map, const PackedSnapshot& d, Chain* ch
   if (data == nullptr) return ChainError::kUnmappedAddress;
   if (reinterpret_cast<uintptr_t>(data) % alignof(uint64_t) != 0) return ChainError::kBadIndirect;
   for (uint32_t i = 0; i < count; ++i) {
-    const PackedSnapshot entry = Read(reinterpret_cast<vring_packed_desc*>(data), i);
+    const PackedSnapshot entry = ReadPacked(reinterpret_cast<vring_packed_desc*>(data), i);
     if ((entry.flags & VRING_DESC_F_INDIRECT) != 0) return ChainError::kBadIndirect;
     const bool writable = (entry.flags & VRING_DESC_F_WRITE) != 0;
     const ChainError error = AddBuffer(map, entry.address, entry.len, writable, chain);
@@ -111,7 +100,7 @@ ChainError SnapshotPackedChain(const PackedRingMemory& ring, PackedCursor from, 
     if (chain->size() == room) {
       return room == ring.size ? ChainError::kLoop : ChainError::kAvailIndex;
     }
-    const PackedSnapshot d = Read(ring.descriptors, from.index);
+    const PackedSnapshot d = ReadPacked(ring.descriptors, from.index);
     if (!PackedIsAvailable(d.flags, from.wrap)) return ChainError::kUnfinished;
     chain->push_back(d);
     from.Advance(1, ring.size);
@@ -121,7 +110,7 @@ ChainError SnapshotPackedChain(const PackedRingMemory& ring, PackedCursor from, 
   }
 }
 
-ChainError WalkPackedChain(const std::vector<PackedSnapshot>& descriptors, const MemoryMap& map,
+ChainError WalkPackedChain(std::span<const PackedSnapshot> descriptors, const MemoryMap& map,
                            bool indirect_allowed, uint16_t id, Chain* chain) {
   chain->Begin(id, static_cast<uint32_t>(descriptors.size()));
   for (const PackedSnapshot& d : descriptors) {

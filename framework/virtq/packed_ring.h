@@ -11,8 +11,11 @@
 #endif
 #include <linux/virtio_ring.h>
 
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -85,6 +88,18 @@ struct PackedSnapshot {
   uint16_t flags;
 };
 
+// In two loads, whatever the driver does meanwhile.
+inline PackedSnapshot ReadPacked(vring_packed_desc* table, uint32_t index) {
+  std::array<uint64_t, 2> words{};
+  auto* source = reinterpret_cast<uint64_t*>(&table[index]);
+  words[0] = std::atomic_ref<uint64_t>(source[0]).load(std::memory_order_relaxed);
+  words[1] = std::atomic_ref<uint64_t>(source[1]).load(std::memory_order_relaxed);
+  PackedSnapshot snapshot{};
+  static_assert(sizeof(snapshot) == sizeof(vring_packed_desc));
+  std::memcpy(&snapshot, words.data(), sizeof(snapshot));
+  return snapshot;
+}
+
 // virtio 1.3 2.8.1: available in that lap and not used yet.
 inline bool PackedIsAvailable(uint16_t flags, bool wrap) {
   return ((flags & kPackedAvail) != 0) == wrap && ((flags & kPackedUsed) != 0) != wrap;
@@ -96,7 +111,7 @@ inline bool PackedIsAvailable(uint16_t flags, bool wrap) {
 ChainError SnapshotPackedChain(const PackedRingMemory& ring, PackedCursor from, uint16_t room,
                                std::vector<PackedSnapshot>* chain, uint16_t* id);
 // Checks and translates what was copied.
-ChainError WalkPackedChain(const std::vector<PackedSnapshot>& descriptors, const MemoryMap& map,
+ChainError WalkPackedChain(std::span<const PackedSnapshot> descriptors, const MemoryMap& map,
                            bool indirect_allowed, uint16_t id, Chain* chain);
 
 // kInOrder: VIRTIO_F_IN_ORDER, with chains pushed in the order in which they were popped.
@@ -125,7 +140,16 @@ class PackedRing {
     return PackedIsAvailable(m_.Flags(avail_.index, std::memory_order_acquire), avail_.wrap);
   }
 
+  // A chain of one descriptor, as those of network frames, does without the general way, which
+  // costs as much as all the rest of taking it.
   ChainError PeekHead(uint16_t* id) {
+    first_ = ReadPacked(m_.descriptors, avail_.index);
+    single_ = (first_.flags & VRING_DESC_F_NEXT) == 0 && held_ < m_.size &&
+              PackedIsAvailable(first_.flags, avail_.wrap);
+    if (single_) [[likely]] {
+      *id = first_.id;
+      return first_.id < m_.size ? ChainError::kNone : ChainError::kIdOutOfRange;
+    }
     return SnapshotPackedChain(m_, avail_, static_cast<uint16_t>(m_.size - held_), &snapshot_, id);
   }
 
@@ -136,10 +160,15 @@ class PackedRing {
   }
 
   ChainError PopHead(const MemoryMap& map, uint16_t id, Chain* chain) {
-    const auto count = static_cast<uint16_t>(snapshot_.size());
+    const auto count = static_cast<uint16_t>(snapshot().size());
     avail_.Advance(count, m_.size);
     held_ = static_cast<uint16_t>(held_ + count);
-    return WalkPackedChain(snapshot_, map, indirect_, id, chain);
+    if (single_ && (first_.flags & VRING_DESC_F_INDIRECT) == 0) [[likely]] {
+      chain->Begin(id, 1);
+      return AddBuffer(map, first_.address, first_.len, (first_.flags & VRING_DESC_F_WRITE) != 0,
+                       chain);
+    }
+    return WalkPackedChain(snapshot(), map, indirect_, id, chain);
   }
   // Both. Precondition: More().
   ChainError Pop(const MemoryMap& map, Chain* chain) {
@@ -229,7 +258,9 @@ class PackedRing {
   bool used_pending() const { return pending_ != 0; }
   uint16_t size() const { return m_.size; }
   // The chain that PeekHead saw.
-  const std::vector<PackedSnapshot>& snapshot() const { return snapshot_; }
+  std::span<const PackedSnapshot> snapshot() const {
+    return single_ ? std::span<const PackedSnapshot>(&first_, 1) : snapshot_;
+  }
 
  private:
   template <typename T>
@@ -247,6 +278,9 @@ class PackedRing {
   uint32_t pending_ = 0;         // pushed and not shown
   uint32_t pending_places_ = 0;  // the descriptors that these take up
   uint32_t notify_places_ = 0;   // of the last time they were shown
+  // The chain that PeekHead saw: `first_` alone, or all of it.
+  bool single_ = false;
+  PackedSnapshot first_{};
   std::vector<PackedSnapshot> snapshot_;
   // kInOrder: the entry of the run that is being pushed.
   PackedCursor run_;
