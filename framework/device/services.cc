@@ -76,10 +76,15 @@ int32_t CompleteGroup(const virtbay_completion* completions, uint32_t count) {
   if (count == 0) return VIRTBAY_OK;
   Queue* queue = nullptr;
   for (uint32_t i = 0; i < count; ++i) {
-    const InFlightRequest* request = OwnRequest(completions[i].request, "complete_group");
-    if (request == nullptr) return VIRTBAY_FAILED_PRECONDITION;
-    if (queue != nullptr && queue != request->queue) return VIRTBAY_INVALID_ARGUMENT;
-    queue = request->queue;
+    virtbay_request* const raw = completions[i].request;
+    // Of one queue, so of one thread.
+    if (queue == nullptr || raw == nullptr) {
+      const InFlightRequest* request = OwnRequest(raw, "complete_group");
+      if (request == nullptr) return VIRTBAY_FAILED_PRECONDITION;
+      queue = request->queue;
+    } else if (InFlightRequest::From(raw)->queue != queue) {
+      return VIRTBAY_INVALID_ARGUMENT;
+    }
   }
   int32_t result = VIRTBAY_OK;
   queue->BeginGroup();

@@ -99,13 +99,15 @@ void NetDevice::State::OnTransmit(uint32_t pair, std::span<Request> requests) {
       VnetHeader header;
       std::memcpy(&header, in.data(), std::min(header_len, kVnetHeader));
       parts.size = request.in_total() - header_len;
-      parts.headers = in.subspan(header_len);
+      // Kept apart from `parts`: read back as a whole, its two halves would be waited for.
+      const std::span<const std::byte> headers = in.subspan(header_len);
+      parts.headers = headers;
       if (parts.size > (header.gso_type == net::kVnetGsoNone ? longest : kMaxFrame)) {
         drop = TxDrop::kTooLong;
       } else if (!up) {
         drop = TxDrop::kLinkDown;
       } else {
-        drop = net::CheckTx(header, host_offloads, parts.headers, parts.size, &parts.offload);
+        drop = net::CheckTx(header, host_offloads, headers, parts.size, &parts.offload);
       }
     }
     if (drop != TxDrop::kCount) {
