@@ -15,6 +15,11 @@ using testing::SizeIs;
 class TcpTest : public FlowTest {};
 
 TEST_F(TcpTest, AnswersTheGuestOnlyAfterTheHostHasConnected) {
+  ListenInVain();
+  Say(kSyn, kIsn, 0, "", 65535, Full());
+  EXPECT_THAT(Heard(), SizeIs(0));
+  EXPECT_STREQ(TcpStateName(*shard().tcp().At(0)), "CONNECTING");
+  Say(kRst, kIsn + 1, 0);
   Listen();
   Connect(Full());
   EXPECT_EQ(syn_ack.tcp.options.mss, 1460);
@@ -333,20 +338,13 @@ TEST_F(TcpTest, PassesAResetOfTheHostOn) {
 // RST in every state.
 TEST_F(TcpTest, AResetEndsEveryState) {
   // CONNECTING: the host has not answered; its backlog is full.
-  Listen(/*backlog=*/0);
-  UniqueFd first(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
-  UniqueFd second(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
-  SocketAddress to = SocketAddress::Of({*IpAddress::Parse("127.0.0.1"), port_});
-  std::ignore = connect(first.get(), to.get(), to.size);
-  std::ignore = connect(second.get(), to.get(), to.size);
+  ListenInVain();
   Say(kSyn, kIsn, 0, "", 65535, Full());
   EXPECT_STREQ(TcpStateName(*shard().tcp().At(0)), "CONNECTING");
   Say(kRst, kIsn + 50, 0);
   EXPECT_EQ(shard().totals().tcp, 1u);
   Say(kRst, kIsn + 1, 0);
   ExpectNothingLeft();
-  first.reset();
-  second.reset();
 
   // SYN-RECEIVED.
   Listen();

@@ -139,6 +139,10 @@ void Tcp::Open(const TcpSegment& segment) {
     return OnConnectFailed(flow, errno);
   }
   if (!core_->Watch(*flow, kSocketEvents)) return OnConnectFailed(flow, errno);
+  // One on this machine is connected by now; the event would say so a turn of the loop later.
+  sockaddr_storage peer;
+  socklen_t size = sizeof(peer);
+  if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0) return OnConnected(flow);
   flow->life_at = core_->now_ns + core_->limits.connect_s * kSecond;
   Rearm(flow);
 }
