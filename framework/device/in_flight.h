@@ -79,7 +79,10 @@ static_assert(offsetof(InFlightRequest, chain) == 64 && offsetof(InFlightRequest
 
 class InFlightTable {
  public:
-  InFlightTable(Queue* owner, uint16_t size) : owner_(owner), size_(size) { made_.reserve(size); }
+  InFlightTable(Queue* owner, uint16_t queue, uint16_t size)
+      : owner_(owner), queue_(queue), size_(size) {
+    made_.reserve(size);
+  }
 
   uint16_t size() const { return size_; }
   // The entry of a head below size(); its address stays. Entries are made when a head is first
@@ -103,12 +106,17 @@ class InFlightTable {
     count_made_ = std::min<uint32_t>(size_, (head | 15u) + 1);
     while (made_.size() < count_made_) {
       InFlightRequest& request = made_.emplace_back();
+      // For good: a plugin that has failed may still look at them when it is destroyed.
+      request.abi.struct_size = sizeof(request.abi);
+      request.abi.queue = queue_;
+      request.abi.head = static_cast<uint16_t>(made_.size() - 1);
       request.queue = owner_;
       request.table = this;
     }
   }
 
   Queue* const owner_;
+  const uint16_t queue_;  // its index
   const uint16_t size_;
   uint32_t count_made_ = 0;
   std::vector<InFlightRequest> made_;  // within the capacity of the beginning

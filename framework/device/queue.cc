@@ -236,7 +236,7 @@ InFlightTable* Queue::EmptyTable(uint16_t size, bool in_order) {
     }
   }
   InFlightTable* const table =
-      tables_.emplace_back(std::make_unique<InFlightTable>(this, size)).get();
+      tables_.emplace_back(std::make_unique<InFlightTable>(this, index_, size)).get();
   table->order.Resize(in_order ? size : uint16_t{0});
   return table;
 }
@@ -591,9 +591,6 @@ ChainError Queue::Take(Ring& ring, InFlightRequest** out) {
 
 void Queue::FillViews(InFlightRequest* request) {
   virtbay_request& abi = request->abi;
-  abi.struct_size = sizeof(abi);
-  abi.queue = index_;
-  abi.head = request->chain.head();
   abi.in_total = request->chain.readable_bytes();
   abi.out_total = request->chain.writable_bytes();
   abi.in_len = std::min(abi.in_total, in_view_);
