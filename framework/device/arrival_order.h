@@ -29,6 +29,12 @@ class ArrivalOrder {
   }
   // The chain at `place` has ended.
   void End(uint32_t place, const UsedEntry& used) { entries_[place] = Entry{used, true}; }
+  // How many come before the chain at `place`, and what it ended with.
+  uint32_t TurnOf(uint32_t place) const {
+    const auto size = static_cast<uint32_t>(entries_.size());
+    return (place + size - first_) % size;
+  }
+  const UsedEntry& At(uint32_t place) const { return entries_[place].used; }
   // Removes the one whose turn it is, if it has ended.
   bool Next(UsedEntry* used) {
     if (count_ == 0 || !entries_[first_].done) return false;

@@ -21,6 +21,7 @@
 #include "framework/device/port.h"
 #include "framework/device/queue.h"
 #include "framework/device/queue_thread.h"
+#include "framework/device/saved_state.h"
 #include "framework/io/loop.h"
 #include "framework/isolation/crash_guard.h"
 
@@ -62,12 +63,10 @@ Device::Device(const DeviceSpec& spec, const Log& log)
 
 Device::~Device() { Retire().IgnoreError(); }
 
-absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
-                                                       std::shared_ptr<Plugin> plugin,
-                                                       const Log& log,
-                                                       std::shared_ptr<SlotPool> shared_pool,
-                                                       std::shared_ptr<DescriptorBudget> budget,
-                                                       DeviceState* state, bool contain) {
+absl::StatusOr<std::shared_ptr<Device>> Device::Create(
+    const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
+    std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> budget,
+    DeviceState* state, bool contain, const DeviceShape* before) {
   std::shared_ptr<Device> device(new Device(spec, log));
   device->core_->contains = contain;
   device->core_->descriptors.emplace(std::move(budget));
@@ -78,15 +77,23 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(const DeviceSpec& spec,
                      "and its front-end; it has to be at least ",
                      descriptors.LimitNeeded()));
   };
-  if (const absl::Status made =
-          device->Init(std::move(plugin), std::move(shared_pool), state != nullptr);
+  const bool restores = state != nullptr || (before != nullptr && before->has_state);
+  if (const absl::Status made = device->Init(std::move(plugin), std::move(shared_pool), restores);
       !made.ok()) {
     // The plugin has its own words for it, but not the number.
     return absl::IsResourceExhausted(made) && descriptors.refused() ? too_few() : made;
   }
-  if (state != nullptr) VIRTBAY_RETURN_IF_ERROR(device->Restore(state));
+  if (state != nullptr) VIRTBAY_RETURN_IF_ERROR(device->RestoreState(state));
   {
     absl::MutexLock lock(&device->mutex_);
+    if (before != nullptr) {
+      VIRTBAY_RETURN_IF_ERROR(device->generation_->CheckFollows(*before));
+      if (before->has_state) {
+        VIRTBAY_RETURN_IF_ERROR(
+            CheckStateVersion(device->generation_.get(), before->state_version));
+      }
+      device->staged_ = *before;
+    }
     device->core_->descriptors->SetRoom(device->RoomToKeep());
   }
   if (!descriptors.suffices()) return too_few();
@@ -158,6 +165,7 @@ absl::StatusOr<std::unique_ptr<DevicePort>> Device::Attach(DevicePortEvents* eve
 
 void Device::Detach() {
   absl::MutexLock lock(&mutex_);
+  if (suspended_.has_value()) ResumeLocked();
   core_->SetEvents(nullptr);
   EndSession(/*forget=*/true);
   map_ = nullptr;
@@ -171,6 +179,14 @@ void Device::Detach() {
 
 absl::Status Device::CheckServing() const {
   if (retired_) return absl::UnavailableError("the device has been removed");
+  if (suspended_.has_value()) {
+    return absl::UnavailableError(
+        absl::StrCat("device ", core_->spec.name, ": another process is about to go on with it"));
+  }
+  if (staged_.has_value()) {
+    return absl::UnavailableError(
+        absl::StrCat("device ", core_->spec.name, ": what it goes on with has not come yet"));
+  }
   if (stuck_) {
     return absl::UnavailableError(absl::StrCat("device ", core_->spec.name, ": ", stuck_why_));
   }
@@ -191,19 +207,31 @@ absl::Status Device::CheckCallable() const {
       absl::StrCat("device ", core_->spec.name, ": its plugin has crashed; reload it"));
 }
 
-absl::Status Device::BeginSession() {
-  if (session_) return absl::OkStatus();
+absl::Status Device::PrepareSession() {
   if (generation_->crashed()) core_->log.Warn("its plugin has crashed; requests wait for a reload");
   VIRTBAY_RETURN_IF_ERROR(generation_->Negotiate(features_));
   VIRTBAY_RETURN_IF_ERROR(generation_->Activate());
   absl::StatusOr<Threads> threads = MakeThreads(*generation_);
-  absl::Status status = threads.status();
-  if (threads.ok()) {
-    UseThreads(*std::move(threads));
-    for (const auto& thread : core_->threads) thread->Adopt();
-    status = generation_->Start();
+  if (!threads.ok()) {
+    generation_->Deactivate();
+    return threads.status();
   }
-  if (!status.ok()) {
+  prepared_ = *std::move(threads);
+  return absl::OkStatus();
+}
+
+void Device::UndoPrepare() {
+  if (!prepared_.has_value()) return;
+  JoinThreads(*std::exchange(prepared_, std::nullopt), *generation_);
+  generation_->Deactivate();
+}
+
+absl::Status Device::BeginSession() {
+  if (session_) return absl::OkStatus();
+  if (!prepared_.has_value()) VIRTBAY_RETURN_IF_ERROR(PrepareSession());
+  UseThreads(*std::exchange(prepared_, std::nullopt));
+  for (const auto& thread : core_->threads) thread->Adopt();
+  if (const absl::Status status = generation_->Start(); !status.ok()) {
     EndThreads();
     generation_->Deactivate();
     return status;
@@ -214,6 +242,7 @@ absl::Status Device::BeginSession() {
 }
 
 void Device::EndSession(bool forget, absl::AnyInvocable<void()> quiesced) {
+  UndoPrepare();
   if (!session_) return;
   // All queues end their requests at the same time, within one deadline.
   const absl::Time deadline = absl::Now() + core_->spec.stop_deadline;
@@ -361,6 +390,7 @@ void Device::Farewell(FarewellReason reason) {
 absl::Status Device::Retire(FarewellReason reason) {
   absl::MutexLock lock(&mutex_);
   if (retired_) return absl::OkStatus();
+  if (suspended_.has_value()) ResumeLocked();
   retired_ = true;
   Recover();
   Farewell(reason);
@@ -426,6 +456,7 @@ absl::Status Device::SetFeatures(uint64_t acknowledged) {
     return absl::InvalidArgumentError(absl::StrCat(
         "features 0x", absl::Hex(acknowledged & ~offered_features()), " were not offered"));
   }
+  if (acknowledged != features_) UndoPrepare();
   if (session_ && acknowledged != features_) {
     if (AnyQueueRunning()) {
       return absl::FailedPreconditionError("features cannot change while a ring runs");
@@ -481,6 +512,13 @@ absl::StatusOr<QueueMaps> Device::MapsFor(const RingAddresses& ring) {
   return QueueMaps{window_, *std::move(rings)};
 }
 
+absl::Status Device::Prepare() {
+  absl::MutexLock lock(&mutex_);
+  VIRTBAY_RETURN_IF_ERROR(CheckServing());
+  if (session_ || prepared_.has_value()) return absl::OkStatus();
+  return PrepareSession();
+}
+
 absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
@@ -510,6 +548,7 @@ absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {
       },
       core_->spec.stop_deadline));
   core_->descriptors->SetRoom(RoomToKeep());
+  if (std::exchange(config_differs_, false)) core_->NotifyConfigChanged();
   return Annotate(*result, absl::StrCat("queue ", index));
 }
 

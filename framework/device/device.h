@@ -42,10 +42,11 @@ class Device : public std::enable_shared_from_this<Device> {
   // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
   // `state`: what it goes on with, or null; left as it is unless the plugin was given it.
   // `contain`: a crash of the plugin fails the device, not the process.
+  // `before`: what Restore is to have it go on in the place of, or null.
   static absl::StatusOr<std::shared_ptr<Device>> Create(
       const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
       std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors,
-      DeviceState* state = nullptr, bool contain = false);
+      DeviceState* state = nullptr, bool contain = false, const DeviceShape* before = nullptr);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);
@@ -57,6 +58,12 @@ class Device : public std::enable_shared_from_this<Device> {
   // Puts another image of its plugin in the place of the one that serves, see Host::Reload.
   absl::StatusOr<ReloadReport> Reload(std::shared_ptr<Plugin> plugin, const ReloadOptions& options);
   std::filesystem::path plugin_path() const;
+  // The functions of DeviceHandle.
+  absl::StatusOr<DeviceShape> Shape();
+  absl::StatusOr<LeftDevice> Suspend(absl::Duration quiesce_deadline);
+  absl::Status Resume();
+  absl::Status Release();
+  absl::Status Restore(LeftDevice left);
   // DeviceHandle::StartTrace and StartRecord, and the ends of them.
   absl::StatusOr<std::unique_ptr<DeviceTrace>> StartTrace(uint32_t events);
   absl::StatusOr<std::unique_ptr<DeviceRecord>> StartRecord(const RecordOptions& options);
@@ -78,6 +85,7 @@ class Device : public std::enable_shared_from_this<Device> {
   uint64_t offered_features() const;
   absl::Status SetFeatures(uint64_t acknowledged);
   absl::Status SetMemory(MemoryMapRef map);
+  absl::Status Prepare();
   absl::Status StartQueue(uint32_t queue, QueueConfig config);
   absl::StatusOr<uint32_t> StopQueue(uint32_t queue);
   absl::Status ResetQueue(uint32_t queue);
@@ -113,12 +121,15 @@ class Device : public std::enable_shared_from_this<Device> {
   absl::Status CheckOwnsState() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The same, and its plugin can be called.
   absl::Status CheckCallable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What of BeginSession can be done, and can fail, before the device has to serve.
+  absl::Status PrepareSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void UndoPrepare() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status BeginSession() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `quiesced` is called when every queue has stopped and no thread of the device runs any more.
   void EndSession(bool forget, absl::AnyInvocable<void()> quiesced = nullptr)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Of a device that no front-end has had yet.
-  absl::Status Restore(DeviceState* state);
+  absl::Status RestoreState(DeviceState* state);
   absl::StatusOr<uint32_t> StopQueueLocked(uint32_t queue, bool forget, absl::Time deadline)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Descriptors that this device's session may still open, see DescriptorBudget.
@@ -162,6 +173,14 @@ class Device : public std::enable_shared_from_this<Device> {
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Whether it can go on with what the driver knows; FailedPrecondition.
   absl::Status CheckReloadable(Replacement* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Every ring is one that another generation can go on with; FailedPrecondition.
+  absl::Status CheckQueuesWhole() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static absl::Status CheckNeedsNoState(const Plugin& plugin);
+  // ---- parts of Suspend (suspend.cc) ----
+  absl::StatusOr<DeviceShape> ShapeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // All goes on as before PauseThreads.
+  void Unpause(std::vector<StoppedRing> rings) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ResumeLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Stops the rings where they are, with everything ended or handed back, and has the threads
   // sleep. On failure all goes on as before.
   // What a plugin that has crashed holds is answered as failed, unless `next` may repeat it; not
@@ -229,7 +248,15 @@ class Device : public std::enable_shared_from_this<Device> {
   bool session_ ABSL_GUARDED_BY(mutex_) = false;  // ACTIVE or RUNNING
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // by the embedder
   bool saved_ ABSL_GUARDED_BY(mutex_) = false;    // its state is another device's
-  bool served_ ABSL_GUARDED_BY(mutex_) = false;   // a front-end was attached at some time
+  // Suspended, with these rings.
+  std::optional<std::vector<StoppedRing>> suspended_ ABSL_GUARDED_BY(mutex_);
+  // Waits for the state of a device of that shape.
+  std::optional<DeviceShape> staged_ ABSL_GUARDED_BY(mutex_);
+  // Of PrepareSession, for BeginSession.
+  std::optional<Threads> prepared_ ABSL_GUARDED_BY(mutex_);
+  // The configuration space is not the one that the driver knows; it is told when it is served.
+  bool config_differs_ ABSL_GUARDED_BY(mutex_) = false;
+  bool served_ ABSL_GUARDED_BY(mutex_) = false;  // a front-end was attached at some time
   bool retired_ ABSL_GUARDED_BY(mutex_) = false;
   bool stuck_ ABSL_GUARDED_BY(mutex_) = false;  // a thread does not come back
   const char* stuck_why_ ABSL_GUARDED_BY(mutex_) = "";

@@ -45,7 +45,7 @@ absl::StatusOr<DeviceState> Device::Save() {
   return state;
 }
 
-absl::Status Device::Restore(DeviceState* given) {
+absl::Status Device::RestoreState(DeviceState* given) {
   if (given->type != generation_->type()) {
     return absl::FailedPreconditionError(absl::StrCat("the state of a device of type ", given->type,
                                                       " is none of a device of type ",

@@ -191,18 +191,32 @@ bool Generation::MayRepeat(uint16_t queue, const Chain& chain) {
   return may;
 }
 
-absl::Status Generation::AllowsSuccessor(const Generation& next, uint64_t acknowledged) const {
+DeviceShape Generation::Shape(uint64_t acknowledged) {
+  DeviceShape shape;
+  shape.type = type_;
+  shape.virtio_id = virtio_id_;
+  shape.queues = properties_.queue_count;
+  shape.config_size = properties_.config_size;
+  shape.features = acknowledged;
+  if (const virtbay_device_state* table = StateTable(); table != nullptr) {
+    shape.has_state = true;
+    shape.state_version = table->version;
+  }
+  return shape;
+}
+
+absl::Status Generation::CheckFollows(const DeviceShape& before) const {
   std::string why;
-  if (next.type_ != type_ || next.virtio_id_ != virtio_id_) {
-    why = absl::StrCat("it makes a device of type ", next.type_, ", virtio id ", next.virtio_id_,
-                       "; this one is of type ", type_, ", virtio id ", virtio_id_);
-  } else if (next.properties_.queue_count != properties_.queue_count) {
-    why = absl::StrCat("it has ", next.properties_.queue_count, " queues; the driver knows ",
-                       properties_.queue_count);
-  } else if (next.properties_.config_size != properties_.config_size) {
-    why = absl::StrCat("its configuration space has ", next.properties_.config_size,
-                       " bytes; the driver knows ", properties_.config_size);
-  } else if (const uint64_t missing = acknowledged & kDeviceBits & ~next.features(); missing != 0) {
+  if (type_ != before.type || virtio_id_ != before.virtio_id) {
+    why = absl::StrCat("it makes a device of type ", type_, ", virtio id ", virtio_id_,
+                       "; this one is of type ", before.type, ", virtio id ", before.virtio_id);
+  } else if (properties_.queue_count != before.queues) {
+    why = absl::StrCat("it has ", properties_.queue_count, " queues; the driver knows ",
+                       before.queues);
+  } else if (properties_.config_size != before.config_size) {
+    why = absl::StrCat("its configuration space has ", properties_.config_size,
+                       " bytes; the driver knows ", before.config_size);
+  } else if (const uint64_t missing = before.features & kDeviceBits & ~features(); missing != 0) {
     why = absl::StrCat("it does not offer the features 0x", absl::Hex(missing),
                        " that the driver has acknowledged");
   }

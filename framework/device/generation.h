@@ -14,6 +14,7 @@
 #include "framework/device/device_core.h"
 #include "framework/plugin/plugin.h"
 #include "framework/virtq/chain.h"
+#include "virtbay/host.h"
 #include "virtbay/sdk/abi.h"
 
 namespace virtbay {
@@ -51,9 +52,11 @@ class Generation {
   // [queue] Whether it lets that request be done again which another generation had when it
   // crashed.
   bool MayRepeat(uint16_t queue, const Chain& chain);
-  // Why `next` cannot go on in its place with the features that the driver acknowledged;
+  // What goes on in its place has to be like this, with the features that the driver acknowledged.
+  DeviceShape Shape(uint64_t acknowledged);
+  // Why it cannot go on in the place of a device of that shape, whatever its state;
   // FailedPrecondition.
-  absl::Status AllowsSuccessor(const Generation& next, uint64_t acknowledged) const;
+  absl::Status CheckFollows(const DeviceShape& before) const;
   // Fails with what the device said by device.fail before it served.
   absl::Status EarlyFailure() const;
 

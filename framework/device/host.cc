@@ -71,12 +71,18 @@ class HostImpl final : public Host {
     for (auto& [name, device] : devices) device->Retire(FarewellReason::kHostEnds).IgnoreError();
   }
 
-  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override { return AddDevice(spec, nullptr); }
+  absl::StatusOr<DeviceHandle> Add(DeviceSpec spec) override {
+    return AddDevice(spec, nullptr, nullptr);
+  }
   // NOLINTNEXTLINE(cppcoreguidelines-rvalue-reference-param-not-moved): only when it is used
   absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState&& state) override {
-    return AddDevice(spec, &state);
+    return AddDevice(spec, &state, nullptr);
   }
-  absl::StatusOr<DeviceHandle> AddDevice(const DeviceSpec& spec, DeviceState* state) {
+  absl::StatusOr<DeviceHandle> Stage(DeviceSpec spec, const DeviceShape& before) override {
+    return AddDevice(spec, nullptr, &before);
+  }
+  absl::StatusOr<DeviceHandle> AddDevice(const DeviceSpec& spec, DeviceState* state,
+                                         const DeviceShape* before) {
     VIRTBAY_RETURN_IF_ERROR(CheckName(spec.name));
     const std::string name = spec.name;
     {
@@ -86,7 +92,7 @@ class HostImpl final : public Host {
         return absl::AlreadyExistsError(absl::StrCat("there is a device '", name, "' already"));
       }
     }
-    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec, state);
+    absl::StatusOr<std::shared_ptr<Device>> device = MakeDevice(spec, state, before);
     absl::MutexLock lock(&mutex_);
     adding_.erase(name);
     if (!device.ok()) return Annotate(device.status(), absl::StrCat("device '", name, "'"));
@@ -154,7 +160,8 @@ class HostImpl final : public Host {
     return absl::NotFoundError(absl::StrCat("there is no device '", name, "'"));
   }
 
-  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec, DeviceState* state) {
+  absl::StatusOr<std::shared_ptr<Device>> MakeDevice(const DeviceSpec& spec, DeviceState* state,
+                                                     const DeviceShape* before) {
     VIRTBAY_ASSIGN_OR_RETURN(std::filesystem::path path, FindPlugin(spec.plugin, search_));
     VIRTBAY_ASSIGN_OR_RETURN(std::shared_ptr<Plugin> plugin, LoadImage(path));
     std::shared_ptr<SlotPool> shared;
@@ -162,7 +169,7 @@ class HostImpl final : public Host {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
     return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_,
-                          state, options_.contain_crashes);
+                          state, options_.contain_crashes, before);
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {
@@ -301,6 +308,31 @@ absl::StatusOr<std::unique_ptr<DeviceRecord>> DeviceHandle::StartRecord(
     const RecordOptions& options) const {
   VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
   return device->StartRecord(options);
+}
+
+absl::StatusOr<DeviceShape> DeviceHandle::Shape() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Shape();
+}
+
+absl::StatusOr<LeftDevice> DeviceHandle::Suspend(absl::Duration quiesce_deadline) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Suspend(quiesce_deadline);
+}
+
+absl::Status DeviceHandle::Resume() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Resume();
+}
+
+absl::Status DeviceHandle::Release() const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Release();
+}
+
+absl::Status DeviceHandle::Restore(LeftDevice left) const {
+  VIRTBAY_ASSIGN_OR_RETURN(const std::shared_ptr<Device> device, Lock(device_));
+  return device->Restore(std::move(left));
 }
 
 absl::StatusOr<DeviceState> DeviceHandle::Save() const {

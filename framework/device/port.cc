@@ -23,6 +23,7 @@ class Port final : public DevicePort {
     return device_->SetFeatures(acknowledged);
   }
   absl::Status SetMemory(MemoryMapRef map) override { return device_->SetMemory(std::move(map)); }
+  absl::Status Prepare() override { return device_->Prepare(); }
   absl::Status StartQueue(uint32_t queue, QueueConfig config) override {
     return device_->StartQueue(queue, std::move(config));
   }

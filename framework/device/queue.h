@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -79,6 +80,12 @@ class Queue {
   void EndDrain();
   // Finish(false) of a drained ring; what it ran with, to go on where it is by Start.
   QueueConfig Leave();
+  // [control] Without a thread, of a ring that has stopped: where, and what it holds of the
+  // driver's. `runs`: it ran until Leave, and has a place to go on also when it holds nothing.
+  LeftRing Left(bool runs) const;
+  // [control] Before the first Start: the ring of another process that goes on with it, if it is
+  // started where that one stopped. InvalidArgument for what no ring can have left.
+  absl::Status TakeLeft(LeftRing left);
   // [control] Without a thread: another generation of the plugin serves it from now on, or the one
   // that was told to quiesce again.
   void SetProperties(const virtbay_queue_properties& properties, bool quiesced);
@@ -226,6 +233,10 @@ class Queue {
   void DropRequeued();
   // The ring that stopped goes on: the requests of then are its again, with the present memory.
   void TakeUp();
+  // What TakeLeft was given, as if it had been left by this queue.
+  template <typename Memory>
+  absl::Status BringIn(const Memory& memory, const MemoryMapRef& map, bool in_order);
+  MapHold* HoldOf(const MemoryMapRef& map);
   void GiveUp();
   void Quiesce();
   // After a Quiesce.
@@ -312,6 +323,9 @@ class Queue {
   std::vector<std::unique_ptr<MapHold>> holds_;
   std::vector<std::unique_ptr<InFlightTable>> tables_;
   std::vector<InFlightRequest*> requeued_;
+  std::optional<LeftRing> given_;
+  // Of requeued_, that came from another process: their memory is not there.
+  std::vector<std::pair<InFlightRequest*, ChainError>> lost_;
   absl::Mutex offer_mutex_;
   std::optional<absl::StatusOr<QueueMaps>> offered_ ABSL_GUARDED_BY(offer_mutex_);
   TapSlot<TraceRing> trace_;

@@ -66,23 +66,38 @@ std::filesystem::path Device::plugin_path() const {
   return generation_->plugin().path();
 }
 
+absl::Status Device::CheckNeedsNoState(const Plugin& plugin) {
+  if ((plugin.entry().flags & VIRTBAY_PLUGIN_HOT_RELOADABLE) != 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "the plugin does not save its state, nor does it say that it needs none "
+      "(VIRTBAY_PLUGIN_HOT_RELOADABLE)");
+}
+
 absl::Status Device::CheckReloadable(Replacement* next) {
-  VIRTBAY_RETURN_IF_ERROR(generation_->AllowsSuccessor(*next->generation, features_));
-  if (const virtbay_device_state* table = generation_->StateTable();
-      next->restores && table != nullptr) {
-    VIRTBAY_RETURN_IF_ERROR(CheckStateVersion(next->generation.get(), table->version));
+  const DeviceShape shape = generation_->Shape(features_);
+  VIRTBAY_RETURN_IF_ERROR(next->generation->CheckFollows(shape));
+  if (next->restores && shape.has_state) {
+    VIRTBAY_RETURN_IF_ERROR(CheckStateVersion(next->generation.get(), shape.state_version));
   }
+  VIRTBAY_RETURN_IF_ERROR(CheckQueuesWhole());
   for (const auto& queue : core_->queues) {
     const uint32_t i = queue->index();
-    if (queue->broken()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "queue ", i, " has stopped on an error; the driver has to reset the device first"));
-    }
     const uint16_t limit = MaxQueueSize(next->generation->queues()[i]);
     if (queue->running() && rings_[i].size > limit) {
       return absl::FailedPreconditionError(
           absl::StrCat("queue ", i, " has a ring of ", rings_[i].size,
                        "; the new device takes no more than ", limit));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Device::CheckQueuesWhole() const {
+  for (const auto& queue : core_->queues) {
+    const uint32_t i = queue->index();
+    if (queue->broken()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "queue ", i, " has stopped on an error; the driver has to reset the device first"));
     }
     if (!queue->running() && !queue->left_nothing()) {
       return absl::FailedPreconditionError(
@@ -222,11 +237,7 @@ absl::StatusOr<Device::Replacement> Device::Stage(std::shared_ptr<Plugin> plugin
     report->version_before = generation_->version();
     report->build_before = generation_->build();
   }
-  if (!crashed && !stateful && (plugin->entry().flags & VIRTBAY_PLUGIN_HOT_RELOADABLE) == 0) {
-    return absl::FailedPreconditionError(
-        "the plugin does not save its state, nor does it say that it needs none "
-        "(VIRTBAY_PLUGIN_HOT_RELOADABLE)");
-  }
+  if (!crashed && !stateful) VIRTBAY_RETURN_IF_ERROR(CheckNeedsNoState(*plugin));
   Replacement next;
   // Without the lock: the control plane does not wait for what the plugin does here.
   VIRTBAY_ASSIGN_OR_RETURN(next.generation,
@@ -347,6 +358,7 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
     absl::MutexLock lock(&mutex_);
     VIRTBAY_RETURN_IF_ERROR(CheckOwnsState());
     VIRTBAY_RETURN_IF_ERROR(CheckReloadable(&next));
+    UndoPrepare();
     if (session_) {
       VIRTBAY_ASSIGN_OR_RETURN(next.threads, MakeThreads(*next.generation));
     }

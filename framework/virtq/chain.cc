@@ -55,35 +55,44 @@ ChainError AddSplitBuffer(const MemoryMap& map, uint64_t address, uint64_t len, 
   return ChainError::kNone;
 }
 
-ChainError Chain::MoveTo(const MemoryMap& from, const MemoryMap& to) {
-  const std::vector<iovec> old(segments_.data(), segments_.data() + segments_.size());
-  const size_t readable = readable_;
-  Begin(head_, ring_descriptors_);
-  for (size_t i = 0; i < old.size(); ++i) {
-    const auto* at = static_cast<const std::byte*>(old[i].iov_base);
+std::vector<GuestSpan> Chain::GuestParts(const MemoryMap& from, uint32_t* readable) const {
+  std::vector<GuestSpan> parts;
+  *readable = 0;
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const auto* at = static_cast<const std::byte*>(segments_.data()[i].iov_base);
     // Neighbours here may have been joined to one segment, wherever they lie in the guest.
-    for (uint64_t left = old[i].iov_len; left > 0;) {
+    for (uint64_t left = segments_.data()[i].iov_len; left > 0;) {
       const auto region = std::find_if(
           from.regions().begin(), from.regions().end(), [at](const MemoryRegion& candidate) {
             return candidate.mapping != nullptr && at >= candidate.host() &&
                    static_cast<uint64_t>(at - candidate.host()) < candidate.size;
           });
-      ChainError error = ChainError::kUnmappedAddress;
-      uint64_t run = 0;
-      if (region != from.regions().end()) {
-        const auto offset = static_cast<uint64_t>(at - region->host());
-        run = std::min(left, region->size - offset);
-        error = AddBuffer(to, region->guest_address + offset, run, i >= readable, this);
+      if (region == from.regions().end()) {
+        *readable = 0;
+        return {};
       }
-      if (error != ChainError::kNone) {
-        Begin(head_, ring_descriptors_);
-        return error;
-      }
+      const auto offset = static_cast<uint64_t>(at - region->host());
+      const uint64_t run = std::min(left, region->size - offset);
+      parts.push_back({region->guest_address + offset, run});
+      if (i < readable_) ++*readable;
       at += run;
       left -= run;
     }
   }
-  return ChainError::kNone;
+  return parts;
+}
+
+ChainError Chain::MoveTo(const MemoryMap& from, const MemoryMap& to) {
+  uint32_t readable = 0;
+  const bool empty = segments_.size() == 0;
+  const std::vector<GuestSpan> parts = GuestParts(from, &readable);
+  Begin(head_, ring_descriptors_);
+  ChainError error = parts.empty() && !empty ? ChainError::kUnmappedAddress : ChainError::kNone;
+  for (size_t i = 0; i < parts.size() && error == ChainError::kNone; ++i) {
+    error = AddBuffer(to, parts[i].address, parts[i].size, i >= readable, this);
+  }
+  if (error != ChainError::kNone) Begin(head_, ring_descriptors_);
+  return error;
 }
 
 }  // namespace virtbay

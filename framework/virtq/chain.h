@@ -90,6 +90,9 @@ class Chain {
   // The same buffers, at the same guest addresses, in another map; what was read of the ring before
   // is not read again. kUnmappedAddress where `to` does not have them: the chain is empty then.
   ChainError MoveTo(const MemoryMap& from, const MemoryMap& to);
+  // Its buffers at their guest addresses, by the map that it was made with; *readable: how many of
+  // them, the first, are readable. Empty when the map is another.
+  std::vector<GuestSpan> GuestParts(const MemoryMap& from, uint32_t* readable) const;
 
  private:
   // Drivers describe a buffer page by page; where the pages are neighbours here, one segment serves

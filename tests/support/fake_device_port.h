@@ -57,6 +57,7 @@ class FakeDevice {
     int attaches = 0;
     absl::Status attach_error;
     absl::Status memory_error;
+    absl::Status prepare_error;
     absl::Status start_error;
     absl::Status stop_error;
   };
@@ -140,6 +141,9 @@ class FakeDevice {
         }
         return s.memory_error;
       });
+    }
+    absl::Status Prepare() override {
+      return device_.With([](State& s) { return s.prepare_error; });
     }
     absl::Status StartQueue(uint32_t index, QueueConfig config) override {
       return device_.With([&](State& s) -> absl::Status {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -45,6 +46,30 @@ struct QueueConfig {
   // goes on behind that, whatever `base` says, and what was in flight is presented first. None:
   // nothing is noted.
   SharedArea in_flight = {};
+};
+
+// Where a ring stopped for a device of another process to go on with (DeviceHandle::Suspend), and
+// what it had taken and not given back. Addresses are the guest's.
+struct LeftRing {
+  struct Chain {
+    uint16_t head = 0;         // packed: the buffer id
+    uint16_t descriptors = 0;  // of the ring, that it occupies
+    uint32_t turn = 0;         // VIRTIO_F_IN_ORDER: by arrival, 0 the next one to be given back
+    uint32_t readable = 0;     // of the parts, the first
+    std::vector<GuestSpan> parts;
+    // VIRTIO_F_IN_ORDER: it has been answered and awaits its turn, without parts.
+    bool answered = false;
+    uint32_t written = 0;
+    bool read_only = false;
+  };
+  uint16_t size = 0;  // in descriptors; 0: it has never run
+  bool packed = false;
+  uint64_t descriptors = 0;
+  uint64_t avail = 0;
+  uint64_t used = 0;
+  uint32_t base = 0;          // of the QueueConfig with which it goes on
+  uint32_t position = 0;      // of the next entry to take, and to give back
+  std::vector<Chain> chains;  // in the order in which they are presented again
 };
 
 // Device status bits (virtio 1.3 2.1).
@@ -86,6 +111,9 @@ class VIRTBAY_EXPORT DevicePort {
   // are no longer mapped stops: NEEDS_RESET, and its error fd is written.
   virtual absl::Status SetMemory(MemoryMapRef map) = 0;
 
+  // Negotiates and activates the plugin's device for the features that were set, as else the first
+  // StartQueue does, which then only has to start. What that finds wrong is known before.
+  virtual absl::Status Prepare() = 0;
   // Starts the ring and polls it once without waiting for a kick.
   virtual absl::Status StartQueue(uint32_t queue, QueueConfig config) = 0;
   // Stops taking chains, waits for those in flight up to the stop deadline, and returns the base

@@ -169,6 +169,26 @@ struct DeviceState {
   std::vector<Fd> fds;
 };
 
+// What another device has to be like to go on in a device's place.
+struct DeviceShape {
+  std::string type;
+  uint32_t virtio_id = 0;
+  uint32_t queues = 0;
+  uint32_t config_size = 0;
+  uint64_t features = 0;  // that the driver has acknowledged
+  // It has a state to go on with, of this version; without one the other begins afresh.
+  bool has_state = false;
+  uint32_t state_version = 0;
+};
+
+// A device that was stopped where it is, for one of another process to go on with.
+struct LeftDevice {
+  DeviceShape shape;
+  DeviceState state;            // if the shape has one
+  std::vector<LeftRing> rings;  // by queue
+  std::string config;           // the configuration space
+};
+
 struct ReloadOptions {
   std::filesystem::path from;  // the new image; empty: the file that the device's came from
   // How long requests may take to end or be handed back; if they do not, nothing changes.
@@ -225,6 +245,23 @@ class VIRTBAY_EXPORT DeviceHandle {
   // FailedPrecondition. Unimplemented when devices of its type have none. With an error the device
   // is stopped as with Stop, and can be started again.
   absl::StatusOr<DeviceState> Save() const;
+  // What a device of another process has to be like to go on in its place. FailedPrecondition when
+  // none can: its plugin neither saves its state nor says that it needs none, or the device has
+  // failed, or is stopped.
+  absl::StatusOr<DeviceShape> Shape() const;
+  // Stops the device where it is, with every request ended or handed back, and saves its state.
+  // Nothing of it runs from then on, and every call but Inspect answers Unavailable, until Resume
+  // or Release. What goes wrong is as with Host::Reload, and then it serves on.
+  absl::StatusOr<LeftDevice> Suspend(absl::Duration quiesce_deadline) const;
+  // Takes Suspend back: the device serves on where it was.
+  absl::Status Resume() const;
+  // After Suspend: another process goes on with the device. This one lets go of it without a word
+  // to anybody, and is to be removed.
+  absl::Status Release() const;
+  // Has a device of Host::Stage go on with what was left, before its first front-end is attached.
+  // The rings go on when a port starts them where they stopped. An error of the plugin's own, or
+  // InvalidArgument; the device is to be removed then.
+  absl::Status Restore(LeftDevice left) const;
   // Asks the plugin for its last words to the guest (a router takes back what it advertised), once,
   // while the rings run; returns without waiting for them. Host::Remove and ~Host do so; this is
   // for who ends the device, but has to stop a front-end's server before.
@@ -254,6 +291,10 @@ class VIRTBAY_EXPORT Host {
   // the caller's, whole: whatever is wrong with `spec`; FailedPrecondition: the state is of another
   // type, or of a version that the plugin does not take.
   virtual absl::StatusOr<DeviceHandle> Add(DeviceSpec spec, DeviceState&& state) = 0;
+  // The same for a device that goes on in the place of one of another process, which serves
+  // meanwhile: nobody is served before DeviceHandle::Restore. FailedPrecondition when it is not of
+  // that shape, or does not take such a state.
+  virtual absl::StatusOr<DeviceHandle> Stage(DeviceSpec spec, const DeviceShape& before) = 0;
   // Ends the device: rings stopped, plugin's device destroyed, image unloaded if it was the last.
   // NotFound. DeadlineExceeded when it is gone from here, but a callback of its plugin does not
   // return or I/O of it does not end: guest memory that it could reach may still be written.
