@@ -27,8 +27,40 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Create(UniqueFd socket,
                                                                ConnectionEnvironment environment) {
   std::unique_ptr<Connection> connection(new Connection(std::move(socket), environment));
   VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<DevicePort> port, attach(connection.get()));
-  connection->session_.emplace(std::move(port), environment.log->log());
+  connection->session_.emplace(std::move(port), environment.keeps_fds, environment.log->log());
   return connection;
+}
+
+absl::StatusOr<ConnectionSnapshot> Connection::Export() const {
+  ConnectionSnapshot snapshot;
+  snapshot.socket = socket_.Duplicate();
+  if (!snapshot.socket) return ErrnoStatus(errno, "the connection");
+  VIRTBAY_ASSIGN_OR_RETURN(snapshot.session, session_->Export());
+  snapshot.config_changed = config_changed_.load(std::memory_order_acquire);
+  VIRTBAY_RETURN_IF_ERROR(reader_.Export(&snapshot.read, &snapshot.read_fds));
+  VIRTBAY_RETURN_IF_ERROR(writer_.Export(&snapshot.unsent, &snapshot.unsent_fd));
+  return snapshot;
+}
+
+absl::StatusOr<std::unique_ptr<Connection>> Connection::Adopt(ConnectionSnapshot snapshot,
+                                                              const AttachFunction& attach,
+                                                              ConnectionEnvironment environment) {
+  std::unique_ptr<Connection> connection(new Connection(std::move(snapshot.socket), environment));
+  connection->lets_go_ = true;
+  VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<DevicePort> port, attach(connection.get()));
+  connection->session_.emplace(std::move(port), environment.keeps_fds, environment.log->log());
+  VIRTBAY_RETURN_IF_ERROR(connection->session_->Import(std::move(snapshot.session)));
+  connection->config_changed_.store(snapshot.config_changed, std::memory_order_release);
+  VIRTBAY_RETURN_IF_ERROR(connection->reader_.Import(snapshot.read, std::move(snapshot.read_fds)));
+  VIRTBAY_RETURN_IF_ERROR(
+      connection->writer_.Import(snapshot.unsent, std::move(snapshot.unsent_fd)));
+  return connection;
+}
+
+void Connection::Start() {
+  lets_go_ = false;
+  session_->Start();
+  OnWake();
 }
 
 Connection::Connection(UniqueFd socket, ConnectionEnvironment environment)
@@ -39,6 +71,7 @@ Connection::Connection(UniqueFd socket, ConnectionEnvironment environment)
 
 Connection::~Connection() {
   session_.reset();
+  if (lets_go_) return;
   environment_.closer->HangUp(std::move(socket_));
 }
 

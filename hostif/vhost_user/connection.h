@@ -17,6 +17,7 @@
 #include "hostif/vhost_user/fd_closer.h"
 #include "hostif/vhost_user/message_table.h"
 #include "hostif/vhost_user/session.h"
+#include "hostif/vhost_user/snapshot.h"
 #include "hostif/vhost_user/wire.h"
 #include "virtbay/device_port.h"
 
@@ -29,6 +30,7 @@ struct ConnectionEnvironment {
   FdCloser* closer = nullptr;
   // What the thread does for the front-end, with static storage; null: it waits.
   std::atomic<const char*>* activity = nullptr;
+  bool keeps_fds = false;  // of what the front-end gives, for Export
 };
 
 class Connection final : public DevicePortEvents {
@@ -38,6 +40,18 @@ class Connection final : public DevicePortEvents {
                                                             const AttachFunction& attach,
                                                             ConnectionEnvironment environment);
   ~Connection() override;
+
+  // Where the conversation stands; between two calls of the others. Errors of Session::Export.
+  absl::StatusOr<ConnectionSnapshot> Export() const;
+  // A connection that goes on where one of another process stood. Until Start it does nothing, and
+  // lets go of the socket and the device without the front-end's hearing of it. Errors of the
+  // attach function and of Session::Import.
+  static absl::StatusOr<std::unique_ptr<Connection>> Adopt(ConnectionSnapshot snapshot,
+                                                           const AttachFunction& attach,
+                                                           ConnectionEnvironment environment);
+  void Start();
+  // Another process goes on with it: the end of this one is none for the front-end.
+  void LetGo() { lets_go_ = true; }
 
   int fd() const { return socket_.get(); }
   // What to poll fd() for.
@@ -73,6 +87,7 @@ class Connection final : public DevicePortEvents {
   MessageReader reader_;
   ReplyWriter writer_;
   std::atomic<bool> config_changed_{false};
+  bool lets_go_ = false;
   // Last: its port may call OnConfigChanged until it is gone.
   std::optional<Session> session_;
 };

@@ -32,8 +32,9 @@ absl::StatusOr<MemoryTable::Entry> MemoryTable::Map(const RegionDescription& reg
   if (statx(fd.get(), "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_INO, &file) != 0) {
     return ErrnoStatus(errno, Describe(region));
   }
-  Entry entry{region, makedev(file.stx_dev_major, file.stx_dev_minor), file.stx_ino, nullptr,
-              nullptr};
+  Entry entry{region,       makedev(file.stx_dev_major, file.stx_dev_minor),
+              file.stx_ino, nullptr,
+              nullptr,      SharedFd()};
   for (const Entry& old : entries_) {
     // The mapping keeps its file alive, so an equal inode number is the same file, not a reuse.
     if ((old.mapping == nullptr || !old.mapping->poisoned()) && old.device == entry.device &&
@@ -41,8 +42,14 @@ absl::StatusOr<MemoryTable::Entry> MemoryTable::Map(const RegionDescription& reg
         old.region.size == region.size) {
       entry.mapping = old.mapping;
       entry.file = old.file;
+      entry.fd = old.fd;
       return entry;
     }
+  }
+  if (keeps_fds_) {
+    UniqueFd kept = fd.Duplicate();
+    if (!kept) return ErrnoStatus(errno, Describe(region));
+    entry.fd = std::move(kept);
   }
   if (as_files_) {
     UniqueFd own = fd.Duplicate();
@@ -116,6 +123,20 @@ absl::StatusOr<MemoryTable::Proposal> MemoryTable::Remove(const RegionDescriptio
   }
   entries.erase(found);
   return Propose(std::move(entries));
+}
+
+absl::Status MemoryTable::Export(std::vector<RegionDescription>* regions,
+                                 std::vector<UniqueFd>* fds) const {
+  for (const Entry& entry : entries_) {
+    if (!entry.fd) {
+      return absl::FailedPreconditionError("the descriptors of guest memory were not kept");
+    }
+    UniqueFd copy(fcntl(entry.fd.get(), F_DUPFD_CLOEXEC, 3));
+    if (!copy) return ErrnoStatus(errno, Describe(entry.region));
+    regions->push_back(entry.region);
+    fds->push_back(std::move(copy));
+  }
+  return absl::OkStatus();
 }
 
 void MemoryTable::Commit(Proposal proposal) {

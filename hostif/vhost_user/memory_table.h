@@ -10,7 +10,9 @@
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "framework/base/shared_fd.h"
 #include "framework/base/unique_fd.h"
 #include "framework/memory/memory_map.h"
 #include "hostif/vhost_user/messages.h"
@@ -20,7 +22,8 @@ namespace virtbay::vhost_user {
 class MemoryTable {
  public:
   // `as_files`: regions are not mapped here; the device maps what it may reach.
-  explicit MemoryTable(bool as_files) : as_files_(as_files) {}
+  // `keeps_fds`: each region's descriptor is kept, for Export.
+  MemoryTable(bool as_files, bool keeps_fds) : as_files_(as_files), keeps_fds_(keeps_fds) {}
 
   struct Entry {
     RegionDescription region{};
@@ -29,6 +32,7 @@ class MemoryTable {
     ino_t inode = 0;
     std::shared_ptr<const GuestMapping> mapping;  // or
     std::shared_ptr<const GuestFile> file;
+    SharedFd fd;  // if they are kept
   };
   struct Proposal {
     std::vector<Entry> entries;  // by guest address
@@ -46,6 +50,9 @@ class MemoryTable {
   absl::StatusOr<Proposal> Remove(const RegionDescription& region) const;
 
   void Commit(Proposal proposal);
+  // The table as Replace takes it, with descriptors of the caller's own. FailedPrecondition when
+  // they are not kept.
+  absl::Status Export(std::vector<RegionDescription>* regions, std::vector<UniqueFd>* fds) const;
 
   // Never null; empty before the first table.
   const MemoryMapRef& map() const { return map_; }
@@ -56,6 +63,7 @@ class MemoryTable {
   absl::StatusOr<Proposal> Propose(std::vector<Entry> entries) const;
 
   const bool as_files_;
+  const bool keeps_fds_;
   std::vector<Entry> entries_;
   MemoryMapRef map_;
 };

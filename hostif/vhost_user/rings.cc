@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "framework/base/status.h"
 #include "framework/virtq/in_flight_log.h"
+#include "hostif/vhost_user/front_end_fd.h"
 
 namespace virtbay::vhost_user {
 namespace {
@@ -217,6 +218,67 @@ absl::Status Rings::SetInFlight(int fd, const InflightDescription& description) 
     }
   }
   VIRTBAY_ASSIGN_OR_RETURN(in_flight_, InFlightArea::Map(fd, description));
+  return absl::OkStatus();
+}
+
+std::vector<RingSnapshot> Rings::Export() const {
+  std::vector<RingSnapshot> snapshots;
+  for (uint32_t i = 0; i < count(); ++i) {
+    const Ring& ring = rings_[i];
+    const bool runs = ring.started && Running(i);
+    snapshots.push_back({.size = ring.size,
+                         .base = ring.base,
+                         .base_given = ring.base_given,
+                         .addressed = ring.addressed,
+                         .enabled = ring.enabled,
+                         .runs = runs,
+                         .waiting = ring.waiting,
+                         .started = ring.started && !runs,
+                         .told = ring.told,
+                         .descriptors = ring.descriptors,
+                         .avail = ring.avail,
+                         .used = ring.used,
+                         .kick = ring.kick,
+                         .call = ring.call,
+                         .error = ring.error});
+  }
+  return snapshots;
+}
+
+absl::Status Rings::Import(std::vector<RingSnapshot> rings) {
+  if (rings.size() != rings_.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(rings.size(), " rings; the device has ", rings_.size()));
+  }
+  for (uint32_t i = 0; i < count(); ++i) {
+    const RingSnapshot& from = rings[i];
+    const std::string what = absl::StrCat("ring ", i);
+    if (from.size != 0) VIRTBAY_RETURN_IF_ERROR(SetSize(i, from.size));
+    VIRTBAY_RETURN_IF_ERROR(SetBase(i, from.base));
+    if (from.addressed) {
+      VIRTBAY_RETURN_IF_ERROR(SetAddresses(i, {i, 0, from.descriptors, from.used, from.avail, 0}));
+    }
+    if (from.kick) VIRTBAY_RETURN_IF_ERROR(Annotate(CheckKickFd(from.kick.get()), what));
+    for (const SharedFd& fd : {from.call, from.error}) {
+      if (fd) VIRTBAY_RETURN_IF_ERROR(Annotate(CheckCallFd(fd.get()), what));
+    }
+    if (from.runs) {
+      if (from.size == 0 || !from.addressed || map_ == nullptr) {
+        return absl::InvalidArgumentError(absl::StrCat(what, " cannot have run"));
+      }
+      VIRTBAY_RETURN_IF_ERROR(Annotate(Locate(rings_[i], *map_).status(), what));
+      VIRTBAY_RETURN_IF_ERROR(LogOf(i).status());
+    }
+    Ring& ring = rings_[i];
+    ring.base_given = from.base_given;
+    ring.enabled = from.enabled;
+    ring.waiting = from.waiting || from.runs;
+    ring.started = from.started;
+    ring.told = from.told;
+    ring.kick = from.kick;
+    ring.call = from.call;
+    ring.error = from.error;
+  }
   return absl::OkStatus();
 }
 

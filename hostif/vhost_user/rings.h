@@ -16,6 +16,7 @@
 #include "framework/memory/memory_map.h"
 #include "hostif/vhost_user/in_flight_memory.h"
 #include "hostif/vhost_user/messages.h"
+#include "hostif/vhost_user/snapshot.h"
 #include "virtbay/device_port.h"
 
 namespace virtbay::vhost_user {
@@ -60,6 +61,7 @@ class Rings {
   // Takes the rings that run disabled from the device, so that features may change, until Resume;
   // FailedPrecondition when one runs enabled.
   absl::Status SuspendDisabled();
+  // Starts the rings that are waiting.
   void Resume();
   // After the device was reset, which stopped the rings: everything is as in the beginning, in the
   // in-flight log as well.
@@ -69,6 +71,12 @@ class Rings {
   // find what they had. Those beyond the number given have no such log. InvalidArgument for what
   // cannot be mapped or is too small, FailedPrecondition while a ring runs.
   absl::Status SetInFlight(int fd, const InflightDescription& description);
+
+  // All rings as they are. Those that run go on in Resume.
+  std::vector<RingSnapshot> Export() const;
+  // That of another process, in place of what is known of them, which has to be nothing: they start
+  // with Resume. InvalidArgument for what no front-end can have said.
+  absl::Status Import(std::vector<RingSnapshot> rings);
 
   // Gives the device a new map. A running ring whose parts lie elsewhere in it is moved; one whose
   // parts are not in it is stopped, its error fd written, and starts again with a map that has

@@ -22,6 +22,26 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Create(AttachFunction attach,
   return std::unique_ptr<Server>(new Server(std::move(loop), patience));
 }
 
+absl::StatusOr<std::unique_ptr<Server>> Server::Adopt(DeviceHandle device, ServerOptions options,
+                                                      ServerSnapshot snapshot) {
+  const absl::Duration patience = options.stop_patience;
+  VIRTBAY_ASSIGN_OR_RETURN(
+      std::shared_ptr<ServerLoop> loop,
+      ServerLoop::Adopt(
+          [device = std::move(device)](DevicePortEvents* events) { return device.Attach(events); },
+          std::move(options), std::move(snapshot)));
+  return std::unique_ptr<Server>(new Server(std::move(loop), patience));
+}
+
+void Server::Begin() { loop_->Begin(); }
+
+absl::StatusOr<ServerSnapshot> Server::Freeze(absl::Duration patience) {
+  return loop_->Freeze(patience);
+}
+
+void Server::Thaw() { loop_->Thaw(); }
+void Server::LetGo() { loop_->LetGo(); }
+
 Server::Server(std::shared_ptr<ServerLoop> loop, absl::Duration patience)
     : loop_(std::move(loop)), patience_(patience) {}
 

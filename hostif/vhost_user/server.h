@@ -22,6 +22,7 @@
 namespace virtbay::vhost_user {
 
 class ServerLoop;
+struct ServerSnapshot;
 
 struct ServerOptions {
   // Where to listen: exactly one of these two.
@@ -34,6 +35,8 @@ struct ServerOptions {
   Log log;                    // default: drops everything
   // How long the destructor waits for its thread: longer than the device takes to stop.
   absl::Duration stop_patience = absl::Seconds(30);
+  // What Freeze needs is kept, which costs a descriptor per region of guest memory.
+  bool can_freeze = false;
   // Called on the server's thread, which serves nobody meanwhile; must not destroy the server.
   std::function<void()> on_connect;     // a front-end has the device
   std::function<void()> on_disconnect;  // and has it no more
@@ -50,6 +53,21 @@ class VIRTBAY_EXPORT Server {
   // The same for anything that has a port.
   static absl::StatusOr<std::unique_ptr<Server>> Create(AttachFunction attach,
                                                         ServerOptions options);
+  // A server that goes on where that of another process was frozen. With the same socket_path it
+  // has its listening socket, too; else it listens as with Create, and the other one's file goes.
+  // It does nothing before Begin, and if it is destroyed before, neither front-ends nor the file
+  // hear of it. The errors of Create; what the device or the snapshot has against it. [any]
+  static absl::StatusOr<std::unique_ptr<Server>> Adopt(DeviceHandle device, ServerOptions options,
+                                                       ServerSnapshot snapshot);
+  // The rings go on, and the front-end is served. [any]
+  void Begin();
+  // Stops between two messages, and says where everything stands. Nothing is received or called
+  // back until Thaw. DeadlineExceeded when the front-end holds the thread up, FailedPrecondition
+  // without can_freeze. [any]
+  absl::StatusOr<ServerSnapshot> Freeze(absl::Duration patience);
+  void Thaw();
+  // After Freeze: another process goes on; the destructor lets go of everything. [any]
+  void LetGo();
   // Disconnects the front-end, which stops its rings, and removes the socket file. A thread that
   // the front-end holds up in the kernel for longer than stop_patience is left behind, with a line
   // in the log; it calls nobody back any more. [any]

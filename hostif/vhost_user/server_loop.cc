@@ -47,17 +47,161 @@ absl::StatusOr<std::shared_ptr<ServerLoop>> ServerLoop::Create(AttachFunction at
   const mode_t mode = options.socket_mode;
   UniqueFd inherited = std::move(options.socket);
   std::shared_ptr<ServerLoop> self(new ServerLoop(std::move(attach), std::move(options)));
-  if (inherited) {
-    VIRTBAY_ASSIGN_OR_RETURN(const SocketRole role, InspectSocket(inherited));
-    (role == SocketRole::kListening ? self->listener_ : self->first_) = std::move(inherited);
-  } else {
-    VIRTBAY_ASSIGN_OR_RETURN(ListeningSocket socket, ListenAt(path, mode));
-    self->listener_ = std::move(socket.fd);
-    self->file_ = std::move(socket.file);
-    self->listens_alone_ = true;
-  }
+  VIRTBAY_RETURN_IF_ERROR(self->Open(path, mode, std::move(inherited)));
   VIRTBAY_RETURN_IF_ERROR(Start(self));
   return self;
+}
+
+absl::Status ServerLoop::Open(const std::string& path, mode_t mode, UniqueFd inherited) {
+  if (inherited) {
+    VIRTBAY_ASSIGN_OR_RETURN(const SocketRole role, InspectSocket(inherited));
+    (role == SocketRole::kListening ? listener_ : first_) = std::move(inherited);
+    return absl::OkStatus();
+  }
+  VIRTBAY_ASSIGN_OR_RETURN(ListeningSocket socket, ListenAt(path, mode));
+  listener_ = std::move(socket.fd);
+  file_ = std::move(socket.file);
+  listens_alone_ = true;
+  return absl::OkStatus();
+}
+
+// ---- from one process to another --------------------------------------------------------------
+
+absl::StatusOr<std::shared_ptr<ServerLoop>> ServerLoop::Adopt(AttachFunction attach,
+                                                              ServerOptions options,
+                                                              ServerSnapshot snapshot) {
+  const std::string path = options.socket_path;
+  const mode_t mode = options.socket_mode;
+  UniqueFd inherited = std::move(options.socket);
+  std::shared_ptr<ServerLoop> self(new ServerLoop(std::move(attach), std::move(options)));
+  SocketFile former;
+  if (snapshot.listener) {
+    VIRTBAY_ASSIGN_OR_RETURN(const SocketRole role, InspectSocket(snapshot.listener));
+    if (role != SocketRole::kListening) {
+      return absl::InvalidArgumentError("what came as a listening socket is none");
+    }
+    former = SocketFile::At(snapshot.path);
+  }
+  if (snapshot.listener && !path.empty() && path == snapshot.path) {
+    self->listener_ = std::move(snapshot.listener);
+    self->file_ = std::move(former);
+    self->listens_alone_ = true;
+  } else {
+    self->former_file_ = std::move(former);
+    absl::Status opened = self->Open(path, mode, std::move(inherited));
+    if (opened.ok() && self->first_) {
+      opened = absl::InvalidArgumentError("the socket is connected already");
+    }
+    if (!opened.ok()) {
+      self->former_file_.LetGo();
+      return opened;
+    }
+  }
+  absl::Status status;
+  self->wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!self->wake_) status = ErrnoStatus(errno, "eventfd");
+  if (status.ok() && snapshot.connection.has_value()) {
+    if (auto role = InspectSocket(snapshot.connection->socket);
+        !role.ok() || *role != SocketRole::kConnected) {
+      status = absl::InvalidArgumentError("what came as a front-end's connection is none");
+    } else {
+      auto connection =
+          Connection::Adopt(*std::move(snapshot.connection), self->attach_, self->Environment());
+      status = connection.status();
+      if (status.ok()) self->connection_ = *std::move(connection);
+    }
+  }
+  {
+    absl::MutexLock lock(&self->frost_mutex_);
+    self->frost_ = Frost::kAdopted;
+  }
+  if (status.ok()) status = Start(self);
+  if (!status.ok()) {
+    self->former_file_.LetGo();
+    if (path == snapshot.path) self->file_.LetGo();
+    return status;
+  }
+  self->took_over_file_ = path == snapshot.path;
+  return self;
+}
+
+void ServerLoop::Begin() {
+  absl::MutexLock lock(&frost_mutex_);
+  if (frost_ == Frost::kAdopted) frost_ = Frost::kNone;
+}
+
+absl::StatusOr<ServerSnapshot> ServerLoop::Freeze(absl::Duration patience) {
+  if (!can_freeze_) return absl::FailedPreconditionError("the server was not made to be frozen");
+  absl::MutexLock lock(&frost_mutex_);
+  if (frost_ != Frost::kNone || ended()) {
+    return absl::FailedPreconditionError("the server is frozen already, or has ended");
+  }
+  frost_ = Frost::kBegun;
+  taken_.reset();
+  freezes_.store(true, std::memory_order_release);
+  eventfd_write(wake_.get(), 1);
+  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(frost_mutex_) {
+    return frost_ != Frost::kBegun || ended();
+  };
+  frost_mutex_.AwaitWithTimeout(absl::Condition(&over), patience);
+  if (frost_ != Frost::kFrozen) {
+    frost_ = Frost::kNone;
+    freezes_.store(false, std::memory_order_release);
+    return absl::DeadlineExceededError("the front-end holds the server's thread up");
+  }
+  absl::StatusOr<ServerSnapshot> snapshot = *std::exchange(taken_, std::nullopt);
+  if (!snapshot.ok()) frost_ = Frost::kNone;
+  return snapshot;
+}
+
+void ServerLoop::Thaw() {
+  absl::MutexLock lock(&frost_mutex_);
+  if (frost_ == Frost::kFrozen) frost_ = Frost::kNone;
+}
+
+void ServerLoop::LetGo() {
+  absl::MutexLock lock(&frost_mutex_);
+  if (frost_ == Frost::kFrozen) frost_ = Frost::kLeft;
+}
+
+absl::StatusOr<ServerSnapshot> ServerLoop::Export() const {
+  ServerSnapshot snapshot;
+  if (listener_) {
+    snapshot.listener = listener_.Duplicate();
+    if (!snapshot.listener) return ErrnoStatus(errno, "the listening socket");
+    snapshot.path = file_.path();
+  }
+  if (connection_ != nullptr) {
+    VIRTBAY_ASSIGN_OR_RETURN(snapshot.connection, connection_->Export());
+  }
+  return snapshot;
+}
+
+bool ServerLoop::Hibernate() {
+  if (!freezes_.load(std::memory_order_acquire)) return true;
+  absl::StatusOr<ServerSnapshot> snapshot = Export();
+  absl::MutexLock lock(&frost_mutex_);
+  freezes_.store(false, std::memory_order_release);
+  if (frost_ != Frost::kBegun) return true;
+  taken_ = std::move(snapshot);
+  frost_ = Frost::kFrozen;
+  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(frost_mutex_) {
+    return frost_ != Frost::kFrozen || stop_.load(std::memory_order_acquire);
+  };
+  frost_mutex_.Await(absl::Condition(&over));
+  if (frost_ != Frost::kLeft) {
+    frost_ = Frost::kNone;
+    return true;
+  }
+  Leave();
+  return false;
+}
+
+void ServerLoop::Leave() {
+  if (connection_ != nullptr) connection_->LetGo();
+  listens_alone_ = false;
+  file_.LetGo();
+  former_file_.LetGo();
 }
 
 ServerLoop::ServerLoop(AttachFunction attach, ServerOptions options)
@@ -66,10 +210,15 @@ ServerLoop::ServerLoop(AttachFunction attach, ServerOptions options)
       limited_(log_),
       on_connect_(std::move(options.on_connect)),
       on_disconnect_(std::move(options.on_disconnect)),
-      on_ended_(std::move(options.on_ended)) {}
+      on_ended_(std::move(options.on_ended)),
+      can_freeze_(options.can_freeze) {}
+
+ConnectionEnvironment ServerLoop::Environment() {
+  return {wake_.get(), &limited_, &closer_, &activity_, can_freeze_};
+}
 
 absl::Status ServerLoop::Start(const std::shared_ptr<ServerLoop>& self) {
-  self->wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!self->wake_) self->wake_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!self->wake_) return ErrnoStatus(errno, "eventfd");
   // A thread begins with its maker's mask, so there is no moment in which a signal could reach it.
   const sigset_t blocked = SignalsToBlock();
@@ -103,12 +252,47 @@ void ServerLoop::CallBack(const std::function<void()>& function) {
 }
 
 void ServerLoop::BeginStop() {
-  file_.Remove();
-  stop_.store(true, std::memory_order_release);
+  {
+    absl::MutexLock lock(&frost_mutex_);
+    // Nothing of it is this process's any more, or yet.
+    const bool others = frost_ == Frost::kLeft || (frost_ == Frost::kAdopted && took_over_file_);
+    if (!others) file_.Remove();
+    stop_.store(true, std::memory_order_release);
+  }
   if (wake_) eventfd_write(wake_.get(), 1);
 }
 
+bool ServerLoop::AwaitBegin() {
+  absl::MutexLock lock(&frost_mutex_);
+  if (frost_ != Frost::kAdopted) return true;
+  const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(frost_mutex_) {
+    return frost_ != Frost::kAdopted || stop_.load(std::memory_order_acquire);
+  };
+  frost_mutex_.Await(absl::Condition(&over));
+  if (frost_ != Frost::kAdopted) {
+    former_file_.Remove();
+    return true;
+  }
+  if (connection_ != nullptr) connection_->LetGo();
+  former_file_.LetGo();
+  if (took_over_file_) {
+    listens_alone_ = false;
+    file_.LetGo();
+  }
+  return false;
+}
+
 void ServerLoop::Run() {
+  if (!AwaitBegin()) {
+    connection_.reset();
+    over_.Notify();
+    return;
+  }
+  if (connection_ != nullptr) {
+    connected_.store(true, std::memory_order_release);
+    connection_->Start();
+    CallBack(on_connect_);
+  }
   while (!stop_.load(std::memory_order_acquire)) {
     // The control plane may throw (memory, a callback of the embedder); that costs the connection,
     // not the process.
@@ -147,6 +331,7 @@ bool ServerLoop::Turn() {
   if (fds[kWake].revents != 0) {
     eventfd_t count = 0;
     static_cast<void>(eventfd_read(wake_.get(), &count));
+    if (stop_.load(std::memory_order_acquire) || !Hibernate()) return false;
     if (stop_.load(std::memory_order_acquire)) return false;
     if (connection_ != nullptr) connection_->OnWake();
   }
@@ -207,8 +392,7 @@ void ServerLoop::StopListening() {
 
 void ServerLoop::Connect(UniqueFd socket) {
   const std::string peer = Peer(socket.get());
-  auto connection = Connection::Create(std::move(socket), attach_,
-                                       {wake_.get(), &limited_, &closer_, &activity_});
+  auto connection = Connection::Create(std::move(socket), attach_, Environment());
   if (!connection.ok()) {
     limited_.Warn(absl::StrCat("closed the connection of a front-end (", peer,
                                "): ", connection.status().message()));

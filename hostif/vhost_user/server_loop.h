@@ -5,9 +5,13 @@
 #ifndef VIRTBAY_HOSTIF_VHOST_USER_SERVER_LOOP_H_
 #define VIRTBAY_HOSTIF_VHOST_USER_SERVER_LOOP_H_
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <string>
 #include <thread>
 
 #include "absl/base/thread_annotations.h"
@@ -22,6 +26,7 @@
 #include "hostif/vhost_user/connection.h"
 #include "hostif/vhost_user/fd_closer.h"
 #include "hostif/vhost_user/server.h"
+#include "hostif/vhost_user/snapshot.h"
 #include "hostif/vhost_user/socket.h"
 
 namespace virtbay::vhost_user {
@@ -31,6 +36,14 @@ class ServerLoop {
   // Starts the thread. Errors as Server::Create.
   static absl::StatusOr<std::shared_ptr<ServerLoop>> Create(AttachFunction attach,
                                                             ServerOptions options);
+  // Server::Adopt and what follows.
+  static absl::StatusOr<std::shared_ptr<ServerLoop>> Adopt(AttachFunction attach,
+                                                           ServerOptions options,
+                                                           ServerSnapshot snapshot);
+  void Begin();
+  absl::StatusOr<ServerSnapshot> Freeze(absl::Duration patience);
+  void Thaw();
+  void LetGo();
   // The socket file goes at once, the connection when the thread comes to it.
   void BeginStop();
   // Waits for the thread, once, after BeginStop. False: it did not end in time, or does not leave
@@ -46,7 +59,26 @@ class ServerLoop {
  private:
   ServerLoop(AttachFunction attach, ServerOptions options);
 
+  // What Freeze and the thread agree on.
+  enum class Frost {
+    kNone,
+    kBegun,   // Freeze waits
+    kFrozen,  // the thread waits
+    kLeft,    // another process goes on
+    kAdopted  // the thread waits for Begin
+  };
+
   static absl::Status Start(const std::shared_ptr<ServerLoop>& self);
+  // Listens, or takes over what listens.
+  absl::Status Open(const std::string& path, mode_t mode, UniqueFd inherited);
+  ConnectionEnvironment Environment();
+  absl::StatusOr<ServerSnapshot> Export() const;
+  // The thread in the frost, if it is asked for; returns whether it goes on.
+  bool Hibernate();
+  // False: it was stopped before it was to begin, and has let go of everything.
+  bool AwaitBegin();
+  // All of it is another process's.
+  void Leave();
   void Run();
   // One poll and what it says; false when there is nothing left to do.
   bool Turn();
@@ -68,13 +100,20 @@ class ServerLoop {
   UniqueFd listener_;
   bool listens_alone_ = false;  // nobody else has listener_
   SocketFile file_;
-  UniqueFd first_;  // an inherited connection, until it is served
-  UniqueFd wake_;   // eventfd: stop, or a change to tell the front-end of
+  SocketFile former_file_;       // of a server that this one goes on for at another place
+  bool took_over_file_ = false;  // file_ is still the other one's until Begin
+  UniqueFd first_;               // an inherited connection, until it is served
+  UniqueFd wake_;                // eventfd: stop, or a change to tell the front-end of
   std::atomic<bool> stop_{false};
   std::atomic<bool> connected_{false};
   std::atomic<bool> ended_{false};
   bool out_of_fds_ = false;
   std::unique_ptr<Connection> connection_;
+  const bool can_freeze_;
+  std::atomic<bool> freezes_{false};
+  absl::Mutex frost_mutex_;
+  Frost frost_ ABSL_GUARDED_BY(frost_mutex_) = Frost::kNone;
+  std::optional<absl::StatusOr<ServerSnapshot>> taken_ ABSL_GUARDED_BY(frost_mutex_);
   absl::Mutex callbacks_mutex_;  // held in a callback
   bool abandoned_ ABSL_GUARDED_BY(callbacks_mutex_) = false;
   std::thread thread_;       // its own reference goes with it

@@ -1,8 +1,10 @@
 #include "hostif/vhost_user/session.h"
 
+#include <fcntl.h>
 #include <linux/virtio_config.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -49,11 +51,69 @@ absl::StatusOr<VringFd> TakeVringFd(Message& message, absl::Status (*check)(int)
 
 }  // namespace
 
-Session::Session(std::unique_ptr<DevicePort> port, Log log)
+Session::Session(std::unique_ptr<DevicePort> port, bool keeps_fds, Log log)
     : port_(std::move(port)),
       log_(std::move(log)),
       rings_(port_.get(), log_),
-      memory_(port_->wants_files()) {}
+      memory_(port_->wants_files(), keeps_fds),
+      keeps_fds_(keeps_fds) {}
+
+absl::StatusOr<SessionSnapshot> Session::Export() const {
+  SessionSnapshot snapshot;
+  snapshot.features = features_;
+  snapshot.features_set = features_set_;
+  snapshot.protocol_features_acknowledged = protocol_features_acknowledged_;
+  snapshot.protocol_features = protocol_features_;
+  snapshot.status = port_->status();
+  snapshot.rings = rings_.Export();
+  snapshot.has_memory = memory_.map() != nullptr;
+  VIRTBAY_RETURN_IF_ERROR(memory_.Export(&snapshot.regions, &snapshot.region_fds));
+  if (backend_.valid()) {
+    snapshot.backend.reset(fcntl(backend_.poll_fd(), F_DUPFD_CLOEXEC, 3));
+    if (!snapshot.backend) return ErrnoStatus(errno, "the back-end channel");
+  }
+  if (in_flight_.num_queues != 0) {
+    snapshot.in_flight = in_flight_;
+    snapshot.in_flight_fd = in_flight_fd_.Duplicate();
+    if (!snapshot.in_flight_fd) return ErrnoStatus(errno, "the in-flight log");
+  }
+  return snapshot;
+}
+
+absl::Status Session::Import(SessionSnapshot snapshot) {
+  if (const uint64_t extra = snapshot.features & ~OfferedFeatures(); extra != 0) {
+    return Unoffered("features", extra);
+  }
+  if (const uint64_t extra = snapshot.protocol_features & ~kOfferedProtocolFeatures; extra != 0) {
+    return Unoffered("protocol features", extra);
+  }
+  if (snapshot.features_set) {
+    VIRTBAY_RETURN_IF_ERROR(port_->SetFeatures(snapshot.features));
+    rings_.SetPacked((snapshot.features & kRingPackedBit) != 0);
+  }
+  features_ = snapshot.features;
+  features_set_ = snapshot.features_set;
+  protocol_features_acknowledged_ = snapshot.protocol_features_acknowledged;
+  protocol_features_ = snapshot.protocol_features;
+  if (const int status = snapshot.status & ~kStatusNeedsReset; status != 0) {
+    VIRTBAY_RETURN_IF_ERROR(port_->SetStatus(static_cast<uint8_t>(status)));
+  }
+  if (snapshot.has_memory) {
+    if (snapshot.regions.size() > kMaxMemSlots ||
+        snapshot.regions.size() != snapshot.region_fds.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(snapshot.regions.size(), " regions with ",
+                                                     snapshot.region_fds.size(),
+                                                     " file descriptors"));
+    }
+    VIRTBAY_RETURN_IF_ERROR(ChangeMemory(memory_.Replace(snapshot.regions, snapshot.region_fds)));
+  }
+  if (snapshot.in_flight_fd) {
+    VIRTBAY_RETURN_IF_ERROR(UseInFlight(std::move(snapshot.in_flight_fd), snapshot.in_flight));
+  }
+  if (snapshot.backend) VIRTBAY_RETURN_IF_ERROR(backend_.Set(std::move(snapshot.backend)));
+  VIRTBAY_RETURN_IF_ERROR(rings_.Import(std::move(snapshot.rings)));
+  return features_set_ ? port_->Prepare() : absl::OkStatus();
+}
 
 uint64_t Session::OfferedFeatures() const {
   // The protocol has no message to reset one queue.
@@ -238,8 +298,16 @@ absl::Status Session::GetInflightFd(Message& message, Reply& reply) {
 absl::Status Session::SetInflightFd(Message& message, Reply&) {
   InflightDescription given{};
   std::memcpy(&given, message.bytes().data(), kInflightSize);
-  VIRTBAY_RETURN_IF_ERROR(CheckMemoryFd(message.fds[0].get()));
-  return rings_.SetInFlight(message.fds[0].get(), given);
+  return UseInFlight(std::move(message.fds[0]), given);
+}
+
+absl::Status Session::UseInFlight(UniqueFd fd, const InflightDescription& given) {
+  VIRTBAY_RETURN_IF_ERROR(CheckMemoryFd(fd.get()));
+  VIRTBAY_RETURN_IF_ERROR(rings_.SetInFlight(fd.get(), given));
+  if (!keeps_fds_) return absl::OkStatus();
+  in_flight_ = given;
+  in_flight_fd_ = std::move(fd);
+  return absl::OkStatus();
 }
 
 absl::Status Session::GetConfig(Message& message, Reply& reply) {

@@ -14,12 +14,14 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/vhost_user/backend_channel.h"
 #include "hostif/vhost_user/memory_table.h"
 #include "hostif/vhost_user/messages.h"
 #include "hostif/vhost_user/rings.h"
+#include "hostif/vhost_user/snapshot.h"
 #include "hostif/vhost_user/wire.h"
 #include "virtbay/device_port.h"
 
@@ -54,7 +56,15 @@ class Reply {
 
 class Session {
  public:
-  Session(std::unique_ptr<DevicePort> port, Log log);
+  // `keeps_fds`: what Export needs is kept.
+  Session(std::unique_ptr<DevicePort> port, bool keeps_fds, Log log);
+
+  // All that the front-end has said. FailedPrecondition when descriptors were not kept.
+  absl::StatusOr<SessionSnapshot> Export() const;
+  // Takes up the session of another process, up to what can fail of it; the rings start with Start.
+  // InvalidArgument for what no front-end can have said, the device's errors.
+  absl::Status Import(SessionSnapshot snapshot);
+  void Start() { rings_.Resume(); }
 
   uint64_t protocol_features() const { return protocol_features_; }
   bool HasProtocolFeatures(uint64_t bits) const { return (protocol_features_ & bits) == bits; }
@@ -98,6 +108,7 @@ class Session {
  private:
   absl::Status ChangeMemory(absl::StatusOr<MemoryTable::Proposal> proposal);
   absl::Status AfterReset();
+  absl::Status UseInFlight(UniqueFd fd, const InflightDescription& given);
   uint64_t OfferedFeatures() const;
   // VIRTIO_F_RING_PACKED was acknowledged.
   bool packed() const;
@@ -111,6 +122,9 @@ class Session {
   uint64_t features_ = 0;  // acknowledged, without bit 30
   bool features_set_ = false;
   uint64_t protocol_features_ = 0;
+  const bool keeps_fds_;
+  InflightDescription in_flight_{};  // the last one given, and its descriptor if they are kept
+  UniqueFd in_flight_fd_;
   bool protocol_features_acknowledged_ = false;
 };
 

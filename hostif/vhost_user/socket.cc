@@ -98,6 +98,12 @@ SocketFile& SocketFile::operator=(SocketFile&& other) noexcept {
   return *this;
 }
 
+SocketFile SocketFile::At(std::string path) {
+  struct stat file {};
+  if (lstat(path.c_str(), &file) != 0 || !S_ISSOCK(file.st_mode)) return SocketFile();
+  return SocketFile(std::move(path), file.st_dev, file.st_ino);
+}
+
 void SocketFile::Remove() {
   if (path_.empty()) return;
   struct stat file {};

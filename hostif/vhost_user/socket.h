@@ -26,6 +26,11 @@ class SocketFile {
   ~SocketFile() { Remove(); }
 
   void Remove();
+  // The file at that path as it is now, if it is a socket's; else an owner of nothing.
+  static SocketFile At(std::string path);
+  // It is somebody else's from now on.
+  void LetGo() { path_.clear(); }
+  const std::string& path() const { return path_; }
 
  private:
   std::string path_;

@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -49,6 +50,44 @@ absl::StatusOr<MessageReader::Progress> MessageReader::Read(int socket) {
   }
   whole_ = true;
   return Progress::kMessage;
+}
+
+absl::Status MessageReader::Export(std::vector<std::byte>* bytes, FdList* fds) const {
+  bytes->clear();
+  fds->clear();
+  if (whole_ || received_ == 0) return absl::OkStatus();
+  bytes->resize(received_);
+  const size_t header = std::min(received_, sizeof(Header));
+  std::memcpy(bytes->data(), &message_.header, header);
+  if (received_ > header) {
+    std::memcpy(bytes->data() + header, message_.payload.data(), received_ - header);
+  }
+  for (const UniqueFd& fd : message_.fds) {
+    fds->push_back(fd.Duplicate());
+    if (!fds->back()) return ErrnoStatus(errno, "a descriptor of a message");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MessageReader::Import(std::span<const std::byte> bytes, FdList fds) {
+  if (bytes.empty() && fds.empty()) return absl::OkStatus();
+  const size_t header = std::min(bytes.size(), sizeof(Header));
+  std::memcpy(&message_.header, bytes.data(), header);
+  message_.fds = std::move(fds);
+  if (message_.fds.size() > kMaxFds || bytes.empty()) {
+    return absl::InvalidArgumentError("this is no beginning of a message");
+  }
+  if (header == sizeof(Header)) {
+    VIRTBAY_RETURN_IF_ERROR(CheckHeader());
+    if (bytes.size() - header > message_.header.size) {
+      return absl::InvalidArgumentError("this is more than a message");
+    }
+    if (bytes.size() > header) {
+      std::memcpy(message_.payload.data(), bytes.data() + header, bytes.size() - header);
+    }
+  }
+  received_ = bytes.size();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<size_t> MessageReader::Receive(int socket, std::span<std::byte> into,
@@ -107,6 +146,25 @@ absl::Status ReplyWriter::Send(int socket, uint32_t request, std::span<const std
   sent_ = 0;
   fd_ = std::move(fd);
   return Flush(socket);
+}
+
+absl::Status ReplyWriter::Export(std::vector<std::byte>* bytes, UniqueFd* fd) const {
+  bytes->assign(buffer_.begin() + static_cast<std::ptrdiff_t>(sent_),
+                buffer_.begin() + static_cast<std::ptrdiff_t>(size_));
+  if (!fd_) return absl::OkStatus();
+  *fd = fd_.Duplicate();
+  return *fd ? absl::OkStatus() : ErrnoStatus(errno, "the descriptor of a reply");
+}
+
+absl::Status ReplyWriter::Import(std::span<const std::byte> bytes, UniqueFd fd) {
+  if (bytes.size() > buffer_.size()) {
+    return absl::InvalidArgumentError("this is more than a reply");
+  }
+  std::copy(bytes.begin(), bytes.end(), buffer_.begin());
+  sent_ = 0;
+  size_ = bytes.size();
+  fd_ = std::move(fd);
+  return absl::OkStatus();
 }
 
 absl::Status ReplyWriter::Flush(int socket) {

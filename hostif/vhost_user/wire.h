@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -52,6 +53,10 @@ class MessageReader {
   // oversized payload, too many or misplaced fds, the end inside a message, a socket error.
   absl::StatusOr<Progress> Read(int socket);
   Message& message() { return message_; }
+  // What has been read of a message that is not whole yet, with descriptors of the caller's own;
+  // and that as what was read so far: InvalidArgument when it is no beginning of a message.
+  absl::Status Export(std::vector<std::byte>* bytes, FdList* fds) const;
+  absl::Status Import(std::span<const std::byte> bytes, FdList fds);
   // Closes the message's fds.
   void DropFds();
 
@@ -76,6 +81,10 @@ class ReplyWriter {
   // Sends the rest when the socket is writable again.
   absl::Status Flush(int socket);
   bool pending() const { return sent_ < size_; }
+  // What waits, with a descriptor of the caller's own; and that as what waits: InvalidArgument when
+  // it is more than a reply.
+  absl::Status Export(std::vector<std::byte>* bytes, UniqueFd* fd) const;
+  absl::Status Import(std::span<const std::byte> bytes, UniqueFd fd);
 
  private:
   std::array<std::byte, sizeof(Header) + sizeof(ConfigHeader) + kMaxConfigSize> buffer_;
