@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <system_error>
 #include <utility>
 
@@ -109,7 +110,7 @@ absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets(
   return sockets;
 }
 
-absl::Status AnnounceReady(int ready_fd) {
+absl::Status AnnounceReady(int ready_fd, bool replaces) {
   if (ready_fd >= 0) {
     const UniqueFd fd(ready_fd);
     if (::write(fd.get(), "\n", 1) != 1) {
@@ -127,8 +128,9 @@ absl::Status AnnounceReady(int ready_fd) {
   if (path[0] == '@') address.sun_path[0] = '\0';
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
   const UniqueFd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  constexpr char kReady[] = "READY=1";
-  if (!fd || ::sendto(fd.get(), kReady, sizeof(kReady) - 1, MSG_NOSIGNAL | MSG_DONTWAIT,
+  const std::string ready =
+      replaces ? absl::StrCat("READY=1\nMAINPID=", ::getpid()) : std::string("READY=1");
+  if (!fd || ::sendto(fd.get(), ready.data(), ready.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
                       reinterpret_cast<const sockaddr*>(&address), size) < 0) {
     return ErrnoStatus(errno, absl::StrCat("NOTIFY_SOCKET ", path));
   }

@@ -47,8 +47,9 @@ absl::Status RaiseFileLimit(std::optional<uint64_t> wanted);
 absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets();
 
 // [control] Says that front-ends can connect: a newline to `ready_fd` (closed then; -1: none) and
-// READY=1 to the service manager's NOTIFY_SOCKET, if there is one.
-absl::Status AnnounceReady(int ready_fd);
+// READY=1 to the service manager's NOTIFY_SOCKET, if there is one. `replaces`: the process that it
+// has watched until now, which may take it for the end of the service.
+absl::Status AnnounceReady(int ready_fd, bool replaces);
 
 // [control] Places beside the executable where plugins may be: installed, then a build tree.
 std::vector<std::filesystem::path> PluginPlaces();

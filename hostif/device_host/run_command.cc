@@ -63,7 +63,8 @@ class RunCommand final : public Command {
                      "tcp:ADDRESS:PORT, where virtbay-guest reports");
     app_->add_option("--state-dir", state_dir_,
                      "Overrides the file's state-dir: what a guest's session needs is kept there, "
-                     "and goes on when this process was killed and is started again")
+                     "and goes on when this process was killed and is started again; of a process "
+                     "that serves there the devices are taken over")
         ->type_name("DIR");
     app_->add_option("--rlimit-nofile", rlimit_nofile_,
                      "Overrides the file's rlimit-nofile: open files (0: leave as it is)")

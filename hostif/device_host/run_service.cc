@@ -13,6 +13,8 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
 #include "framework/isolation/crash_guard.h"
@@ -20,14 +22,19 @@
 #include "hostif/device_host/control_server.h"
 #include "hostif/device_host/device_keys.h"
 #include "hostif/device_host/guest_channel.h"
+#include "hostif/device_host/handover_server.h"
 #include "hostif/device_host/plugin_watch.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
 #include "hostif/device_host/state_directory.h"
+#include "hostif/device_host/takeover.h"
 #include "hostif/vhost_user/socket.h"
 
 namespace virtbay::device_host {
 namespace {
+
+// For the process before to end.
+constexpr absl::Duration kLockPatience = absl::Seconds(10);
 
 // The error with the place in the file that it is about: of the option, if it is about one.
 absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
@@ -82,6 +89,62 @@ absl::Status CheckInherited(const std::vector<DeviceConfig>& devices, int ready_
     if (!inspected.ok()) return AtOrigin(device, inspected);
   }
   return absl::OkStatus();
+}
+
+// What others can connect to, besides front-ends.
+struct Sockets {
+  std::unique_ptr<ControlServer> control;
+  std::unique_ptr<GuestChannel> guest;
+
+  absl::Status Open(const ServiceConfig& config, Service* service) {
+    if (!config.control_socket.empty()) {
+      VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service));
+    }
+    if (config.guest_channel.has_value()) {
+      VIRTBAY_ASSIGN_OR_RETURN(guest, GuestChannel::Create(*config.guest_channel, service));
+    }
+    return absl::OkStatus();
+  }
+};
+
+// Whom the devices are to be taken over from; null: nobody, and the lock is this process's. One
+// that does not answer may be about to end, or about to listen.
+absl::StatusOr<std::unique_ptr<Takeover>> AskOrLock(StateDirectory* state) {
+  const absl::Time deadline = absl::Now() + kLockPatience;
+  for (;;) {
+    VIRTBAY_ASSIGN_OR_RETURN(const bool free, state->TryLock());
+    if (free) return nullptr;
+    VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<Takeover> takeover, Takeover::Begin(*state));
+    if (takeover != nullptr) return takeover;
+    // The last attempt says what is the matter.
+    if (absl::Now() >= deadline) {
+      VIRTBAY_RETURN_IF_ERROR(state->Lock(absl::ZeroDuration()));
+      return nullptr;
+    }
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+}
+
+// Makes the devices; those that another process has go on from there, all at the same time.
+absl::Status MakeDevices(std::vector<DeviceConfig> devices,
+                         const std::vector<vhost_user::ActivationSocket>& passed,
+                         Takeover* takeover, Service* service) {
+  std::vector<std::string> names;
+  if (takeover != nullptr) {
+    VIRTBAY_RETURN_IF_ERROR(service->TakePoolReport(takeover->offer()));
+  }
+  for (DeviceConfig& device : devices) {
+    const DeviceConfig where = device;
+    const absl::Status resolved = ResolveActivation(passed, &device);
+    if (!resolved.ok()) return AtOrigin(where, resolved);
+    const handover::OfferedDevice* const before =
+        takeover == nullptr ? nullptr : takeover->Find(device.spec.name);
+    if (before != nullptr) names.push_back(device.spec.name);
+    const absl::Status added = before == nullptr ? service->AddDevice(std::move(device))
+                                                 : service->StageDevice(std::move(device), *before);
+    if (!added.ok()) return AtOrigin(where, added);
+  }
+  return takeover == nullptr ? absl::OkStatus() : takeover->Take(names, service);
 }
 
 }  // namespace
@@ -139,50 +202,86 @@ absl::Status RunService(ServiceConfig config) {
   VIRTBAY_ASSIGN_OR_RETURN(
       const std::unique_ptr<Service> service,
       Service::Create(config.plugin_dirs, log, config.shared_arena_size, config.contain));
-  // First of all: the process before may have to end, with its sockets.
+  // First of all: the process before has to end, with its sockets, or to hand its devices over.
+  std::unique_ptr<Takeover> takeover;
+  bool replaces = false;
   if (!config.state_dir.empty()) {
-    VIRTBAY_ASSIGN_OR_RETURN(StateDirectory state, StateDirectory::Open(config.state_dir));
+    VIRTBAY_ASSIGN_OR_RETURN(StateDirectory state, StateDirectory::OpenUnlocked(config.state_dir));
+    VIRTBAY_ASSIGN_OR_RETURN(takeover, AskOrLock(&state));
     service->UseStateDirectory(std::move(state));
   }
   // Before the devices: a second process with the same file stops here, not half-way. Who connects
-  // already is answered when the devices are there.
-  std::unique_ptr<ControlServer> control;
-  if (!config.control_socket.empty()) {
-    VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service.get()));
-  }
+  // already is answered when the devices are there. In a handover the other process has them still.
+  Sockets sockets;
+  if (takeover == nullptr) VIRTBAY_RETURN_IF_ERROR(sockets.Open(config, service.get()));
   if (config.pool_requested) service->RequestPool();
-  std::unique_ptr<GuestChannel> guest;
-  if (config.guest_channel.has_value()) {
-    VIRTBAY_ASSIGN_OR_RETURN(guest, GuestChannel::Create(*config.guest_channel, service.get()));
-  }
   for (const std::string& warning : config.warnings) log.Warn(warning);
-  for (DeviceConfig& device : config.devices) {
-    const DeviceConfig where = device;
-    const absl::Status resolved = ResolveActivation(passed, &device);
-    if (!resolved.ok()) return AtOrigin(where, resolved);
-    const absl::Status added = service->AddDevice(std::move(device));
-    if (!added.ok()) return AtOrigin(where, added);
+  const size_t count = config.devices.size();
+  const absl::Status made =
+      MakeDevices(std::move(config.devices), passed, takeover.get(), service.get());
+  if (!made.ok()) {
+    if (takeover == nullptr) return made;
+    takeover->Refuse(made);
+    return Annotate(made,
+                    absl::StrCat("handover from process ", takeover->peer(), ", which serves on"));
   }
-  log.Info(absl::StrCat("serving ", config.devices.size(), " device",
-                        config.devices.size() == 1 ? "" : "s"));
+  if (takeover != nullptr) {
+    for (const handover::OfferedDevice& device : takeover->offer().devices) {
+      if (service->InspectDevice(device.name).ok()) continue;
+      log.Warn(absl::StrCat("device ", device.name, " has ended with process ", takeover->peer(),
+                            ": it is not among those of this one"));
+    }
+    takeover->AwaitOther();
+    takeover.reset();
+    replaces = true;
+    // The guest is served, which matters more than these.
+    const absl::Status opened = sockets.Open(config, service.get());
+    if (!opened.ok()) log.Error(opened.message());
+  }
+  std::unique_ptr<ControlServer>& control = sockets.control;
+  std::unique_ptr<GuestChannel>& guest = sockets.guest;
+  std::unique_ptr<HandoverServer> handover;
+  if (StateDirectory* const state = service->state_directory(); state != nullptr) {
+    auto listens = HandoverServer::Create(state->fd(), state->lock(), service.get(),
+                                          [&service] { service->WakeEnded(); });
+    if (listens.ok()) {
+      handover = *std::move(listens);
+    } else {
+      log.Warn(absl::StrCat("devices cannot be handed over: ", listens.status().message()));
+    }
+  }
+  log.Info(absl::StrCat("serving ", count, " device", count == 1 ? "" : "s"));
   if (control != nullptr) control->Start();
   std::unique_ptr<PluginWatch> watch;
   if (config.watch) {
     VIRTBAY_ASSIGN_OR_RETURN(watch, PluginWatch::Start(service.get()));
   }
   // Nobody to tell is no reason to stop: the variable may be another service's, inherited.
-  const absl::Status announced = AnnounceReady(config.ready_fd);
+  const absl::Status announced = AnnounceReady(config.ready_fd, replaces);
   if (!announced.ok()) log.Warn(announced.message());
   // A process that can still be given devices, or that others can connect to, waits for a signal.
-  const int ended = control == nullptr ? service->ended_fd() : -1;
   int signal = 0;
+  bool taken = false;
+  bool all_ended = false;
   do {
-    signal = signals.Wait(ended);
-  } while (signal == 0 && !service->AllEnded());
-  log.Info(signal == 0 ? "stopping: the last front-end has gone and no other can come"
-                       : absl::StrCat("stopping on signal ", signal));
+    signal = signals.Wait(service->ended_fd());
+    all_ended = service->AllEnded() && control == nullptr;
+    taken = handover != nullptr && handover->taken();
+  } while (signal == 0 && !all_ended && !taken);
+  // What is being handed over is nobody's to stop; after that it may be another process's.
+  if (handover != nullptr) {
+    handover->Stop();
+    taken = handover->taken();
+  }
+  log.Info(taken         ? "stopping: another process has the devices"
+           : signal == 0 ? "stopping: the last front-end has gone and no other can come"
+                         : absl::StrCat("stopping on signal ", signal));
   if (control != nullptr) control->RemoveSocket();
   if (guest != nullptr) guest->RemoveSocket();
+  control.reset();
+  guest.reset();
+  watch.reset();
+  handover.reset();
   service->BeginStop();
   StopSignals::LetThrough();
   return absl::OkStatus();

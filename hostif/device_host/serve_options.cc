@@ -46,8 +46,10 @@ void ServeOptions::AddHost() {
   constexpr char kGroup[] = "Host";
   app_->add_option("--name", name_, "Name of the device in logs and statistics")->group(kGroup);
   app_->add_option("--control-socket", control_socket_, "Socket for virtbay ctl")->group(kGroup);
-  app_->add_option("--state-dir", state_dir_,
-                   "Keep what the guest's session needs there, to go on with after a kill")
+  app_->add_option(
+          "--state-dir", state_dir_,
+          "Keep what the guest's session needs there, to go on with after a kill; take the "
+          "devices of a process over that serves there")
       ->group(kGroup);
   app_->add_option("--log-level", log_level_, "trace, debug, info, warn, error or off")
       ->group(kGroup);

@@ -94,27 +94,37 @@ bool Service::AllEnded() const {
   });
 }
 
-absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const DeviceConfig& config,
-                                                                    DeviceHandle device) {
+vhost_user::ServerOptions Service::ListenOptions(const DeviceConfig& config) {
   vhost_user::ServerOptions options;
   options.log = log_.Named(config.spec.name);
   options.socket_path = config.socket_path;
   options.socket.reset(config.socket_fd);
   options.stop_patience = config.spec.stop_deadline + absl::Seconds(15);
   options.on_ended = [this] { ::eventfd_write(ended_.get(), 1); };
-  gid_t group = 0;
-  if (!config.socket_group.empty()) {
-    VIRTBAY_ASSIGN_OR_RETURN(group, GroupId(config.socket_group));
+  options.can_freeze = state_dir_.has_value();
+  return options;
+}
+
+absl::StatusOr<gid_t> Service::GroupOf(const DeviceConfig& config) {
+  if (config.socket_group.empty()) return gid_t{0};
+  return GroupId(config.socket_group);
+}
+
+absl::Status Service::SetGroup(const DeviceConfig& config, gid_t group) {
+  if (::chown(config.socket_path.c_str(), static_cast<uid_t>(-1), group) == 0 &&
+      ::chmod(config.socket_path.c_str(), 0660) == 0) {
+    return absl::OkStatus();
   }
+  return ErrnoStatus(errno,
+                     absl::StrCat("socket ", config.socket_path, ": group ", config.socket_group));
+}
+
+absl::StatusOr<std::unique_ptr<vhost_user::Server>> Service::Listen(const DeviceConfig& config,
+                                                                    DeviceHandle device) {
+  VIRTBAY_ASSIGN_OR_RETURN(const gid_t group, GroupOf(config));
   VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<vhost_user::Server> server,
-                           vhost_user::Server::Create(std::move(device), std::move(options)));
-  // The owner alone may connect until the group is set.
-  if (!config.socket_group.empty() &&
-      (::chown(config.socket_path.c_str(), static_cast<uid_t>(-1), group) != 0 ||
-       ::chmod(config.socket_path.c_str(), 0660) != 0)) {
-    return ErrnoStatus(
-        errno, absl::StrCat("socket ", config.socket_path, ": group ", config.socket_group));
-  }
+                           vhost_user::Server::Create(std::move(device), ListenOptions(config)));
+  if (!config.socket_group.empty()) VIRTBAY_RETURN_IF_ERROR(SetGroup(config, group));
   return server;
 }
 
@@ -147,6 +157,13 @@ absl::StatusOr<DeviceHandle> Service::MakeDevice(const DeviceConfig& config) {
   DeviceSpec spec = config.spec;
   spec.one_thread = !config.record_file.empty();
   VIRTBAY_ASSIGN_OR_RETURN(DeviceHandle device, host_->Add(std::move(spec)));
+  const absl::Status shared = AddShares(config, device);
+  if (shared.ok()) return device;
+  host_->Remove(config.spec.name).IgnoreError();
+  return shared;
+}
+
+absl::Status Service::AddShares(const DeviceConfig& config, const DeviceHandle& device) {
   for (const ShareConfig& share : config.shares) {
     const absl::StatusOr<shares::AddedShare> made = shares::Add(device, share.spec);
     if (made.ok()) {
@@ -156,14 +173,13 @@ absl::StatusOr<DeviceHandle> Service::MakeDevice(const DeviceConfig& config) {
       }
       continue;
     }
-    absl::Status added = made.status();
-    host_->Remove(config.spec.name).IgnoreError();
-    added = Annotate(
-        added, absl::StrCat("share ", share.spec.name.empty() ? share.spec.path : share.spec.name));
+    absl::Status added = Annotate(
+        made.status(),
+        absl::StrCat("share ", share.spec.name.empty() ? share.spec.path : share.spec.name));
     if (!share.origin.empty()) added.SetPayload(kOriginPayload, absl::Cord(share.origin));
     return added;
   }
-  return device;
+  return absl::OkStatus();
 }
 
 absl::Status Service::CheckDevice(DeviceConfig config) {
@@ -200,6 +216,7 @@ absl::Status Service::AddDevice(DeviceConfig config) {
   const std::string name = config.spec.name;
   {
     absl::MutexLock lock(&mutex_);
+    VIRTBAY_RETURN_IF_ERROR(CheckChangeable());
     // Reserves the name, so that the slow part runs without the lock.
     if (!entries_.try_emplace(name).second) {
       return absl::AlreadyExistsError(absl::StrCat("device ", name, ": already exists"));
@@ -252,6 +269,7 @@ absl::Status Service::RemoveDevice(absl::string_view name) {
     if (!it->second.ready) {
       return absl::UnavailableError(absl::StrCat("device ", name, ": is being added or removed"));
     }
+    VIRTBAY_RETURN_IF_ERROR(CheckChangeable());
     it->second.ready = false;
     server = std::move(it->second.server);
   }

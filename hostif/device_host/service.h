@@ -3,6 +3,10 @@
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_SERVICE_H_
 
+#include <sys/eventfd.h>
+#include <sys/types.h>
+
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -22,6 +26,7 @@
 #include "hostif/device_host/recorder.h"
 #include "hostif/device_host/service_config.h"
 #include "hostif/device_host/state_directory.h"
+#include "hostif/handover/format.h"
 #include "hostif/vhost_user/server.h"
 #include "virtbay/host.h"
 
@@ -50,8 +55,34 @@ class Service final : public ControlTarget {
   // [any] The guest's kernel was asked for a bounce pool: a report without one is worth a warning.
   void RequestPool() { pool_.Request(); }
 
-  // [control] Before the first device: devices keep their states there.
+  // [control] Before the first device: devices keep their states there, and can be handed over.
   void UseStateDirectory(StateDirectory dir) { state_dir_.emplace(std::move(dir)); }
+  // [control] Null when there is none.
+  StateDirectory* state_directory() { return state_dir_.has_value() ? &*state_dir_ : nullptr; }
+  // [any] ended_fd() becomes readable.
+  void WakeEnded() const { ::eventfd_write(ended_.get(), 1); }
+
+  // ---- handing over to another process; one thread at a time
+  // [any] What there is to be handed over.
+  handover::Offer Offer() const;
+  // [any] Stops these devices where they are, with their front-ends; nothing is added, removed or
+  // reloaded from then on, until Resume or LetGo. With an error, which names the device, all serve
+  // on. NotFound.
+  absl::StatusOr<std::vector<handover::HandedDevice>> Suspend(const std::vector<std::string>& names,
+                                                              absl::Duration quiesce_deadline);
+  void Resume();
+  // [any] Another process serves them.
+  void LetGo();
+
+  // ---- taking over
+  // [control] Makes a device ready to go on in the place of one of another process. As AddDevice.
+  absl::Status StageDevice(DeviceConfig config, const handover::OfferedDevice& before);
+  // [control] What was reported to the other process.
+  absl::Status TakePoolReport(const handover::Offer& offer);
+  // [control] Has the device of that name go on with what was left; nobody is served before Begin.
+  absl::Status AdoptDevice(handover::HandedDevice device);
+  // [control] All that were adopted serve. Cannot fail.
+  void Begin();
 
   // [any] Makes the device and ends it again, without a socket: what AddDevice would say of it, as
   // far as that is known before, devices that were checked earlier included.
@@ -82,12 +113,32 @@ class Service final : public ControlTarget {
  private:
   // Asks the device of that name for its last words, if there is one.
   void SayFarewell(absl::string_view name, FarewellReason reason);
+  struct Staged {
+    DeviceConfig config;
+    DeviceHandle device;
+    uint64_t stage_ns = 0;
+    // Of what was adopted.
+    uint64_t stopped_at_ns = 0;
+    uint64_t stop_ns = 0;
+    uint64_t adopt_ns = 0;
+    bool adopted = false;
+  };
   struct Entry {
     std::unique_ptr<vhost_user::Server> server;
     std::string socket;
     std::unique_ptr<Recorder> recorder;  // from the start on
     bool ready = false;                  // false while it is being added or removed
+    bool frozen = false;                 // suspended, for another process
+    std::unique_ptr<Staged> staged;      // goes on for another process, from Begin on
   };
+  // Unavailable while devices are being handed over.
+  absl::Status CheckChangeable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  vhost_user::ServerOptions ListenOptions(const DeviceConfig& config);
+  // Of its socket; 0 for none.
+  static absl::StatusOr<gid_t> GroupOf(const DeviceConfig& config);
+  // The owner alone may connect to the socket until the group is set.
+  static absl::Status SetGroup(const DeviceConfig& config, gid_t group);
+  absl::Status AddShares(const DeviceConfig& config, const DeviceHandle& device);
 
   Service(std::unique_ptr<Host> host, Log log, UniqueFd ended)
       : host_(std::move(host)),
@@ -122,6 +173,7 @@ class Service final : public ControlTarget {
   mutable absl::Mutex mutex_;
   // std::less<>: looked up by string_view.
   std::map<std::string, Entry, std::less<>> entries_ ABSL_GUARDED_BY(mutex_);
+  bool frozen_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace virtbay::device_host

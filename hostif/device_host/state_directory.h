@@ -23,6 +23,17 @@ class StateDirectory {
   static absl::StatusOr<StateDirectory> Open(std::filesystem::path dir,
                                              absl::Duration patience = absl::Seconds(10));
 
+  // The same, in steps: without the lock, which belongs to whoever serves.
+  static absl::StatusOr<StateDirectory> OpenUnlocked(std::filesystem::path dir);
+  // False: it is another process's.
+  absl::StatusOr<bool> TryLock();
+  absl::Status Lock(absl::Duration patience);
+  // The lock of the process before, which has it until it lets go of its own descriptor. Hostile:
+  // FailedPrecondition when it is not this directory's, or not held by it.
+  absl::Status TakeLock(UniqueFd lock);
+  int fd() const { return dir_.get(); }
+  int lock() const { return lock_.get(); }
+
   // The directory of the device of that name, a valid one, made where it is not there. Errors as of
   // Open.
   absl::StatusOr<std::filesystem::path> ForDevice(absl::string_view name) const;

@@ -50,6 +50,11 @@ class GuestPool {
   // there is none changes nothing, before or after a pool.
   absl::Status Apply(const GuestCapabilities& guest);
 
+  // The pool that counts, if one was reported.
+  std::optional<GuestCapabilities> reported() const {
+    absl::MutexLock lock(&mutex_);
+    return reported_;
+  }
   // Whether there is a pool to take slices from.
   bool available() const;
 

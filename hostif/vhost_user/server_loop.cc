@@ -264,7 +264,6 @@ void ServerLoop::BeginStop() {
 
 bool ServerLoop::AwaitBegin() {
   absl::MutexLock lock(&frost_mutex_);
-  if (frost_ != Frost::kAdopted) return true;
   const auto over = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(frost_mutex_) {
     return frost_ != Frost::kAdopted || stop_.load(std::memory_order_acquire);
   };

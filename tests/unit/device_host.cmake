@@ -5,6 +5,9 @@ virtbay_add_test(device_host_test
 virtbay_add_test(device_host_service_test
   SOURCES device_host_service_test.cc
   LIBRARIES virtbay_device_host_parts virtbay_guest virtbay_bad_plugin_dir)
+target_compile_definitions(device_host_service_test PRIVATE
+  VIRTBAY_RELOAD_1_PLUGIN="$<TARGET_FILE:test_reload_1>")
+add_dependencies(device_host_service_test test_reload_1)
 virtbay_add_test(swiotlb_test SOURCES guest_pool_test.cc swiotlb_test.cc LIBRARIES virtbay_swiotlb)
 virtbay_add_test(descriptors_process_test
   SOURCES descriptors_process_test.cc
@@ -25,3 +28,9 @@ target_compile_definitions(restart_test PRIVATE
   VIRTBAY_EXECUTABLE="$<TARGET_FILE:virtbay_device_host>"
   VIRTBAY_KILL_AT_LIBRARY="$<TARGET_FILE:virtbay_kill_at>")
 add_dependencies(restart_test virtbay_device_host virtbay_kill_at virtiofs)
+virtbay_add_test(handover_test
+  SOURCES handover_test.cc handover_peers_test.cc
+  LIBRARIES virtbay_device_host_parts virtbay_guest)
+target_compile_definitions(handover_test PRIVATE
+  VIRTBAY_EXECUTABLE="$<TARGET_FILE:virtbay_device_host>")
+add_dependencies(handover_test virtbay_device_host virtiofs)

@@ -105,6 +105,53 @@ TEST_F(ServiceTest, DevicesOfOneKernelMayAllHaveItsWholePool) {
   EXPECT_OK(service_->AddDevice(Sliced("c", "correct", 2 * kMiB)));
 }
 
+// Another service goes on with a device: its slice of the guest's pool is where it was, and the new
+// service knows of the pool.
+TEST_F(ServiceTest, ASliceGoesAlongWithItsDevice) {
+  const auto config = [this](const std::string& name, uint64_t size) {
+    DeviceConfig made = Sliced(name, "correct", size);
+    made.spec.plugin = VIRTBAY_RELOAD_1_PLUGIN;
+    return made;
+  };
+  const auto directory = [this] { return StateDirectory::OpenUnlocked(dir_ / "state"); };
+  ASSERT_OK_AND_ASSIGN(StateDirectory own, directory());
+  service_->UseStateDirectory(std::move(own));
+  ASSERT_OK(service_->ApplyGuest({kPool, 16 * kMiB}));
+  ASSERT_OK(service_->AddDevice(config("a", 4 * kMiB)));
+  ASSERT_OK(service_->AddDevice(config("b", 4 * kMiB)));
+  ASSERT_OK_AND_ASSIGN(auto driver, Connect("b"));
+  ASSERT_OK_AND_ASSIGN(const DeviceReport before, service_->InspectDevice("b"));
+  ASSERT_EQ(before.info.aperture.base, kPool + 4 * kMiB);
+
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Service> other, Service::Create({}, log_.log()));
+  ASSERT_OK_AND_ASSIGN(StateDirectory others, directory());
+  other->UseStateDirectory(std::move(others));
+  const handover::Offer offer = service_->Offer();
+  ASSERT_EQ(offer.devices.size(), 2u);
+  EXPECT_EQ(offer.devices[1].name, "b");
+  ASSERT_OK(other->TakePoolReport(offer));
+  ASSERT_OK(other->StageDevice(config("b", 4 * kMiB), offer.devices[1]));
+  ASSERT_OK_AND_ASSIGN(auto devices, service_->Suspend({"b"}, absl::Seconds(2)));
+  EXPECT_THAT(service_->AddDevice(config("d", 4 * kMiB)),
+              StatusIs(absl::StatusCode::kUnavailable, "handed over"));
+  EXPECT_THAT(service_->RemoveDevice("a"), StatusIs(absl::StatusCode::kUnavailable));
+  ASSERT_EQ(devices.size(), 1u);
+  ASSERT_OK(other->AdoptDevice(std::move(devices[0])));
+  service_->LetGo();
+  other->Begin();
+  ASSERT_OK_AND_ASSIGN(const DeviceReport after, other->InspectDevice("b"));
+  EXPECT_EQ(after.info.aperture.base, before.info.aperture.base);
+  EXPECT_EQ(after.info.aperture.size, before.info.aperture.size);
+  EXPECT_EQ(after.info.dma_mode, "aperture");
+  service_.reset();
+  EXPECT_OK(other->AddDevice(config("a", 4 * kMiB)));
+  EXPECT_THAT(other->AddDevice(config("c", 12 * kMiB)),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  // Over the connection that was the first service's.
+  ASSERT_OK(driver->Stop());
+  ASSERT_OK(driver->Start());
+}
+
 TEST_F(ServiceTest, NoDeviceGetsAnothersRange) {
   ASSERT_OK(service_->AddDevice(Ranged("a", kPool, 4 * kMiB)));
   EXPECT_THAT(service_->AddDevice(Ranged("b", kPool + 2 * kMiB, 4 * kMiB)),

@@ -48,6 +48,7 @@ foreach(layout IN ITEMS split packed)
   virtbay_add_test(${name}
     SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc
             device_control_test.cc device_isolation_test.cc device_farewell_test.cc device_park_test.cc device_queue_test.cc device_reload_test.cc
+            device_suspend_test.cc
     LIBRARIES virtbay_guest)
   target_compile_definitions(${name} PRIVATE
     VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"

@@ -35,6 +35,7 @@ using virtbay::testing::Op;
 
 constexpr uint32_t kCountTag = 1;
 constexpr uint32_t kFileRole = 7;
+constexpr uint64_t kInOrder = uint64_t{1} << 35;
 
 // Not trivially destroyed, so that it stays with its thread until that ends.
 thread_local std::string t_name;
@@ -56,6 +57,7 @@ class Counting : public Device {
     if (wrong_ == "init_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not today"};
     if (wrong_ == "init_throws") throw std::runtime_error("out of init");
     if (wrong_ == "fails_early") host().Fail("too early");
+    in_order_ = host().Option("in_order").has_value();
     restores_ = host().Option(VIRTBAY_OPTION_RESTORES) == "true";
     if (!restores_) file_ = memfd_create("reload", MFD_CLOEXEC);
     served_ = host().Counter("served", "requests answered");
@@ -64,7 +66,9 @@ class Counting : public Device {
 
   Properties GetProperties() const override {
     return {.queue_count = wrong_ == "queues" ? 3u : 2u,
-            .features = wrong_ == "features" ? 0u : 1u,
+            .features = wrong_ == "features" ? 0u
+                        : in_order_          ? kInOrder | 1u
+                                             : 1u,
             .config_size = wrong_ == "config" ? 16u : 8u};
   }
   QueueProperties GetQueueProperties(uint32_t /*queue*/) const override {
@@ -250,6 +254,7 @@ class Counting : public Device {
 
   std::string wrong_;
   unsigned long how_ = 0;
+  bool in_order_ = false;
   bool restores_ = false;
   int file_ = -1;
   uint64_t features_ = 0;

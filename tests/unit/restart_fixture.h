@@ -22,6 +22,7 @@
 #include <iterator>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -52,7 +53,7 @@ class RestartedHost {
   ~RestartedHost() { Stop(SIGKILL); }
 
   std::filesystem::path share() const { return dir_ / "share"; }
-  std::string socket() const { return (dir_ / "s").string(); }
+  std::string socket() const { return (dir_ / socket_).string(); }
   std::filesystem::path state() const { return dir_ / "state"; }
   std::filesystem::path session() const { return state() / "device.virtiofs/virtiofs.session"; }
   std::filesystem::path log() const { return dir_ / "log"; }
@@ -65,7 +66,7 @@ class RestartedHost {
                                       "--shared-dir=" + share().string(),
                                       "--state-dir=" + state().string(),
                                       "--xattr",
-                                      "--request-queues=2",
+                                      absl::StrCat("--request-queues=", request_queues_),
                                       "--log-level=info"};
     words.insert(words.end(), more_.begin(), more_.end());
     std::vector<char*> argv;
@@ -107,6 +108,43 @@ class RestartedHost {
     pid_ = -1;
     return status;
   }
+  // Another process that asks the one which serves for its devices, and takes its place when that
+  // has ended, whose status is returned; it stays the one when the other ends first.
+  // `other_ended`: that did, with this status.
+  int Replace(std::optional<int>* other_ended = nullptr) {
+    const pid_t old = pid();
+    Start();
+    const pid_t fresh = pid();
+    for (;;) {
+      int status = 0;
+      if (waitpid(old, &status, WNOHANG) == old) return status;
+      if (waitpid(fresh, &status, WNOHANG) == fresh) {
+        const std::lock_guard lock(mutex_);
+        pid_ = old;
+        if (other_ended != nullptr) *other_ended = status;
+        return 0;
+      }
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+  }
+  // The same, but the other is killed after `delay`, whether it serves by then or not.
+  void ReplaceAndKill(absl::Duration delay) {
+    const pid_t old = pid();
+    Start();
+    absl::SleepFor(delay);
+    Stop(SIGKILL);
+    const std::lock_guard lock(mutex_);
+    pid_ = old;
+    signalled_ = false;
+  }
+  // What further processes are given.
+  void set_more(std::vector<std::string> more) { more_ = std::move(more); }
+  void set_socket(std::string name) { socket_ = std::move(name); }
+  void set_request_queues(int queues) { request_queues_ = queues; }
+  pid_t pid() {
+    const std::lock_guard lock(mutex_);
+    return pid_;
+  }
   int Stop(int signal) {
     Signal(signal);
     return Wait();
@@ -121,7 +159,9 @@ class RestartedHost {
 
  private:
   testing::TempDir dir_;
-  const std::vector<std::string> more_;
+  std::vector<std::string> more_;
+  std::string socket_ = "s";
+  int request_queues_ = 2;
   const std::vector<std::string> environment_;
   std::mutex mutex_;
   pid_t pid_ = -1;
@@ -169,8 +209,8 @@ class RestartTest : public ::testing::TestWithParam<bool> {
 
   absl::StatusOr<std::unique_ptr<guest::Transport>> Connect() {
     guest::VhostUserOptions options;
-    options.protocol_features =
-        guest::kVhostUserAllProtocolFeatures | guest::kVhostUserProtocolInflight;
+    options.protocol_features = guest::kVhostUserAllProtocolFeatures |
+                                (logs_in_flight_ ? guest::kVhostUserProtocolInflight : 0);
     options.in_flight = in_flight_;
     const absl::Time deadline = absl::Now() + absl::Seconds(60);
     for (;;) {
@@ -238,6 +278,7 @@ class RestartTest : public ::testing::TestWithParam<bool> {
 
   std::unique_ptr<RestartedHost> host_;
   std::unique_ptr<guest::FuseSession> session_;
+  bool logs_in_flight_ = true;
   std::shared_ptr<const guest::VhostUserInFlightLog> in_flight_;
   std::atomic<uint64_t> done_{0};  // operations
   std::atomic<int> restarts_{0};

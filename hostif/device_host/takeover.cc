@@ -1,0 +1,81 @@
+#include "hostif/device_host/takeover.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "framework/base/status.h"
+#include "hostif/device_host/handover_server.h"
+
+namespace virtbay::device_host {
+namespace {
+
+using handover::Kind;
+
+constexpr absl::Duration kShort = absl::Seconds(2);
+// Longer than the other side gives itself for each of its steps, so that its word is heard.
+constexpr absl::Duration kDevices = absl::Seconds(15);
+constexpr absl::Duration kOtherEnds = absl::Seconds(10);
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Takeover>> Takeover::Begin(const StateDirectory& dir) {
+  absl::StatusOr<handover::Channel> channel = handover::Channel::Connect(dir.fd(), kHandoverSocket);
+  if (absl::IsNotFound(channel.status())) return nullptr;
+  VIRTBAY_RETURN_IF_ERROR(Annotate(channel.status(), "handover"));
+  absl::StatusOr<pid_t> peer = channel->CheckPeer();
+  VIRTBAY_RETURN_IF_ERROR(Annotate(peer.status(), "handover"));
+  std::unique_ptr<Takeover> self(new Takeover(*std::move(channel), *peer));
+  const absl::Status asked = self->channel_.Send(Kind::kHello, "", {}, absl::Now() + kShort);
+  absl::StatusOr<handover::Message> offer =
+      asked.ok() ? self->channel_.Receive(Kind::kOffer, absl::Now() + kShort) : asked;
+  // One that is about to end, or busy with another, or does not answer for whatever reason.
+  if (absl::IsUnavailable(offer.status()) || absl::IsDeadlineExceeded(offer.status())) {
+    return nullptr;
+  }
+  const std::string what = absl::StrCat("handover from process ", *peer);
+  VIRTBAY_RETURN_IF_ERROR(Annotate(offer.status(), what));
+  absl::StatusOr<handover::Offer> unpacked = handover::UnpackOffer(offer->bytes);
+  VIRTBAY_RETURN_IF_ERROR(Annotate(unpacked.status(), what));
+  self->offer_ = *std::move(unpacked);
+  return self;
+}
+
+const handover::OfferedDevice* Takeover::Find(absl::string_view name) const {
+  const auto found =
+      std::find_if(offer_.devices.begin(), offer_.devices.end(),
+                   [name](const handover::OfferedDevice& device) { return device.name == name; });
+  return found == offer_.devices.end() ? nullptr : &*found;
+}
+
+void Takeover::Refuse(const absl::Status& why) {
+  channel_.Send(Kind::kRefuse, why.message(), {}, absl::Now() + kShort).IgnoreError();
+}
+
+absl::Status Takeover::Take(const std::vector<std::string>& names, Service* service) {
+  VIRTBAY_RETURN_IF_ERROR(
+      channel_.Send(Kind::kStaged, handover::PackNames(names), {}, absl::Now() + kShort));
+  VIRTBAY_ASSIGN_OR_RETURN(handover::Message message,
+                           channel_.Receive(Kind::kDevices, absl::Now() + kDevices));
+  VIRTBAY_ASSIGN_OR_RETURN(handover::Devices devices,
+                           handover::UnpackDevices(message.bytes, std::move(message.fds)));
+  if (devices.devices.size() != names.size()) {
+    return absl::InvalidArgumentError(absl::StrCat(devices.devices.size(), " devices came of ",
+                                                   names.size(), " that were asked for"));
+  }
+  for (handover::HandedDevice& device : devices.devices) {
+    VIRTBAY_RETURN_IF_ERROR(service->AdoptDevice(std::move(device)));
+  }
+  VIRTBAY_RETURN_IF_ERROR(service->state_directory()->TakeLock(std::move(devices.lock)));
+  // From this word on the devices are this process's; it fails if the other side has given up.
+  VIRTBAY_RETURN_IF_ERROR(channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort));
+  service->Begin();
+  return absl::OkStatus();
+}
+
+void Takeover::AwaitOther() {
+  channel_.Receive(Kind::kTaken, absl::Now() + kOtherEnds).IgnoreError();
+}
+
+}  // namespace virtbay::device_host
