@@ -37,7 +37,7 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
       problem != ENXIO) {
     return sdk::Errno(problem, path);
   }
-  const bool whole = problem == 0 && store->Fits(shape, inodes_at, handles_at);
+  const bool whole = problem == 0 && store->Fits(shape);
   if (!whole && serves) {
     host->Log(VIRTBAY_LOG_WARN,
               "%s is of another version or shape: the session is not kept any more, and ends with "
@@ -69,6 +69,7 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
   store->pieces_ = std::vector<std::atomic<uint8_t>>(store->size_ / kPiece + 1);
   store->copies_.resize(shape.queues);
   if (!store->Allocate(0)) return sdk::Errno(ENOSPC, path);
+  store->FindWritten();
   if (!whole) {
     Header header;
     header.version = kVersion;
@@ -77,11 +78,16 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
     header.queues = shape.queues;
     *store->header_ = header;
     Set(store->header_->magic, kMagic);
+  } else if (!serves) {
+    // What it says may be more than there is.
+    Header& header = *store->header_;
+    Set(header.inodes_end, store->Written(store->inodes_, header.inodes_end));
+    Set(header.handles_end, store->Written(store->handles_, header.handles_end));
   }
   return store;
 }
 
-bool Store::Fits(const Shape& shape, size_t inodes_at, size_t handles_at) const {
+bool Store::Fits(const Shape& shape) const {
   Header header;
   struct stat st {};
   return ::fstat(fd_, &st) == 0 && S_ISREG(st.st_mode) &&
@@ -89,14 +95,7 @@ bool Store::Fits(const Shape& shape, size_t inodes_at, size_t handles_at) const 
          ::pread(fd_, &header, sizeof header, 0) == static_cast<ssize_t>(sizeof header) &&
          header.magic == kMagic && header.version == kVersion && header.inodes == shape.inodes &&
          header.handles == shape.handles && header.queues == shape.queues &&
-         header.inodes_end <= shape.inodes && header.handles_end <= shape.handles &&
-         // What is read of it has blocks, or gets them: to look at a hole takes room as well.
-         HasBlocks(inodes_at, sizeof(InodeRecord) * size_t{header.inodes_end}) &&
-         HasBlocks(handles_at, sizeof(HandleRecord) * size_t{header.handles_end});
-}
-
-bool Store::HasBlocks(size_t at, size_t size) const {
-  return size == 0 || ::posix_fallocate(fd_, static_cast<off_t>(at), static_cast<off_t>(size)) == 0;
+         header.inodes_end <= shape.inodes && header.handles_end <= shape.handles;
 }
 
 Store::~Store() {
@@ -104,14 +103,7 @@ Store::~Store() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-bool Store::Have(const void* at, size_t size) {
-  if (!writes()) return false;
-  const size_t begin = static_cast<size_t>(static_cast<const std::byte*>(at) - base_);
-  for (size_t piece = begin / kPiece; piece <= (begin + size - 1) / kPiece; ++piece) {
-    if (pieces_[piece].load(std::memory_order_acquire) == 0 && !Allocate(piece)) return false;
-  }
-  return true;
-}
+bool Store::Have(const void* at, size_t size) { return writes() && HasBlocks(at, size); }
 
 bool Store::Allocate(size_t piece) {
   const std::lock_guard<std::mutex> lock(pieces_mu_);
@@ -134,36 +126,71 @@ bool Store::Allocate(size_t piece) {
   return false;
 }
 
-template <typename Visitor>
-void Store::ForEachEntry(Visitor&& visit) const {
-  const auto end = static_cast<off_t>(size_);
-  const off_t start = reinterpret_cast<std::byte*>(journal_) - base_;
-  constexpr auto kEntry = static_cast<off_t>(sizeof(JournalEntry));
-  const size_t count = size_t{header_->queues} * kHeads;
+template <typename T, typename Visitor>
+void Store::ForEachWritten(T* table, size_t count, Visitor&& visit) {
+  const off_t start = reinterpret_cast<std::byte*>(table) - base_;
+  const auto size = static_cast<off_t>(sizeof(T));
+  const off_t end = start + static_cast<off_t>(count) * size;
   for (off_t at = start; at < end;) {
     const off_t data = ::lseek(fd_, at, SEEK_DATA);
-    if (data < 0) return;
+    if (data < 0 || data >= end) return;
     const off_t hole = ::lseek(fd_, data, SEEK_HOLE);
     const off_t last = hole < 0 ? end : std::min(hole, end);
-    // One that lies across the edge was never written, and there may be no room to look at it.
-    for (auto i = static_cast<size_t>((data - start + kEntry - 1) / kEntry);
-         i < count && start + static_cast<off_t>(i + 1) * kEntry <= last; ++i) {
-      visit(journal_[i]);
+    // One whose beginning was never written was never begun.
+    for (off_t i = (data - start + size - 1) / size; start + i * size < last; ++i) {
+      if (HasBlocks(table + i, sizeof(T))) visit(table[i]);
     }
     at = last;
   }
 }
 
+void Store::FindWritten() {
+  const auto end = static_cast<off_t>(size_);
+  for (off_t at = 0; at < end;) {
+    const off_t data = ::lseek(fd_, at, SEEK_DATA);
+    if (data < 0) return;
+    const off_t hole = ::lseek(fd_, data, SEEK_HOLE);
+    at = hole < 0 ? end : hole;
+    written_.push_back({static_cast<size_t>(data), static_cast<size_t>(at)});
+  }
+}
+
+bool Store::WasWritten(const void* at) const {
+  const auto offset = static_cast<size_t>(static_cast<const std::byte*>(at) - base_);
+  const auto next = std::upper_bound(written_.begin(), written_.end(), offset,
+                                     [](size_t value, const auto& one) { return value < one.end; });
+  return next != written_.end() && offset >= next->begin;
+}
+
+template <typename T>
+uint32_t Store::Written(const T* table, uint32_t count) const {
+  const auto begin = static_cast<size_t>(reinterpret_cast<const std::byte*>(table) - base_);
+  const size_t end = begin + count * sizeof(T);
+  size_t last = begin;
+  for (const auto& one : written_) {
+    if (one.begin < end) last = std::max(last, std::min(one.end, end));
+  }
+  return static_cast<uint32_t>((last - begin + sizeof(T) - 1) / sizeof(T));
+}
+
+bool Store::HasBlocks(const void* at, size_t size) {
+  const auto begin = static_cast<size_t>(static_cast<const std::byte*>(at) - base_);
+  for (size_t piece = begin / kPiece; piece <= (begin + size - 1) / kPiece; ++piece) {
+    if (pieces_[piece].load(std::memory_order_acquire) == 0 && !Allocate(piece)) return false;
+  }
+  return true;
+}
+
 std::vector<uint64_t> Store::TakeBackUnheard() {
   std::vector<uint64_t> handles;
-  ForEachEntry([&](JournalEntry& entry) {
+  ForEachWritten(journal_, size_t{header_->queues} * kHeads, [&](JournalEntry& entry) {
     if (entry.progress != Progress::kBegun && entry.progress != Progress::kIntent) return;
     if (entry.fh != 0) handles.push_back(entry.fh);
     const uint64_t node = entry.entered;
     // First: known for too long is better than lost.
     Set(entry.entered, uint64_t{0});
     const uint64_t index = (node & UINT32_MAX) - 1;
-    if (node == 0 || index >= header_->inodes_end) return;
+    if (node == 0 || index >= header_->inodes_end || !WasWritten(&inodes_[index])) return;
     InodeRecord& record = inodes_[index];
     if (record.node == node && record.lookups != 0) Set(record.lookups, record.lookups - 1);
   });
@@ -181,9 +208,12 @@ void Store::Clear(const Root& root, bool alone) {
     static_cast<void>(Allocate(0));
   } else {
     // Each by itself: another queue may write just now, and in a hole it might find no room.
-    for (uint32_t i = 0; i < header_->inodes_end; ++i) Set(inodes_[i].node, uint64_t{0});
-    for (uint32_t i = 0; i < header_->handles_end; ++i) Set(handles_[i].fh, uint64_t{0});
-    ForEachEntry([](JournalEntry& entry) { Set(entry.progress, Progress::kNone); });
+    ForEachWritten(inodes_, header_->inodes_end,
+                   [](InodeRecord& record) { Set(record.node, uint64_t{0}); });
+    ForEachWritten(handles_, header_->handles_end,
+                   [](HandleRecord& record) { Set(record.fh, uint64_t{0}); });
+    ForEachWritten(journal_, size_t{header_->queues} * kHeads,
+                   [](JournalEntry& entry) { Set(entry.progress, Progress::kNone); });
   }
   Set(header_->session_flags, uint64_t{0});
   header_->root = root;

@@ -136,8 +136,9 @@ class Store {
 
   // ---- [control] what the process before has left
   const Header& header() const { return *header_; }
-  const InodeRecord& inode(uint32_t index) const { return inodes_[index]; }
-  const HandleRecord& handle(uint32_t index) const { return handles_[index]; }
+  // Empty ones where nothing was ever written.
+  const InodeRecord& inode(uint32_t index) { return RecordAt(inodes_, index); }
+  const HandleRecord& handle(uint32_t index) { return RecordAt(handles_, index); }
   // Of what was being made when the process ended, and the guest has never heard of: takes lookups
   // back, and returns the handles. Before the tables are read.
   std::vector<uint64_t> TakeBackUnheard();
@@ -184,9 +185,22 @@ class Store {
                 std::is_trivially_copyable_v<JournalEntry>);
 
   explicit Store(const sdk::Host* host) : host_(host) {}
-  // What is written of the journal, which is mostly a hole.
-  template <typename Visitor>
-  void ForEachEntry(Visitor&& visit) const;
+  // What is written of a table, which is mostly a hole. To look at a hole takes a block as well,
+  // and where there is none, that would end the process.
+  template <typename T, typename Visitor>
+  void ForEachWritten(T* table, size_t count, Visitor&& visit);
+  template <typename T>
+  const T& RecordAt(T* table, uint32_t index) {
+    static const T kNone{};
+    return WasWritten(table + index) && HasBlocks(table + index, sizeof(T)) ? table[index] : kNone;
+  }
+  // Whether it begins in what was written when the file was opened.
+  bool WasWritten(const void* at) const;
+  bool HasBlocks(const void* at, size_t size);
+  // How many of a table may have been written then.
+  template <typename T>
+  uint32_t Written(const T* table, uint32_t count) const;
+  void FindWritten();
   static uint8_t WriteName(InodeRecord* record, const Inode& parent, std::string_view name);
   // What comes before it in the program is there for whoever sees it, what comes after is not.
   template <typename T>
@@ -199,8 +213,7 @@ class Store {
   // False: it has none, and nothing is kept any more.
   bool Have(const void* at, size_t size);
   // Whether the file is one of this version and shape.
-  bool Fits(const Shape& shape, size_t inodes_at, size_t handles_at) const;
-  bool HasBlocks(size_t at, size_t size) const;
+  bool Fits(const Shape& shape) const;
   bool Allocate(size_t piece);
   JournalEntry* Entry(uint32_t queue, uint32_t head) const {
     return &journal_[size_t{queue} * kHeads + head];
@@ -217,6 +230,11 @@ class Store {
   std::vector<JournalEntry> copies_;  // by queue
   std::atomic<bool> writes_{false};
   std::atomic<bool> broken_{false};
+  // Places of the file that had been written when it was opened.
+  struct Extent {
+    size_t begin = 0, end = 0;
+  };
+  std::vector<Extent> written_;
   std::mutex pieces_mu_;
   std::vector<std::atomic<uint8_t>> pieces_;
 };
