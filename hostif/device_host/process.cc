@@ -52,7 +52,10 @@ absl::StatusOr<StopSignals> StopSignals::Create() {
     return ErrnoStatus(errno, "sigaction");
   }
   action.sa_handler = SIG_IGN;
-  if (::sigaction(SIGPIPE, &action, nullptr) != 0) return ErrnoStatus(errno, "sigaction");
+  // A file that may not grow further (RLIMIT_FSIZE) is an error of whoever writes to it.
+  for (const int signal : {SIGPIPE, SIGXFSZ}) {
+    if (::sigaction(signal, &action, nullptr) != 0) return ErrnoStatus(errno, "sigaction");
+  }
   UniqueFd fd(::signalfd(-1, &set, SFD_CLOEXEC));
   if (!fd) return ErrnoStatus(errno, "signalfd");
   return StopSignals(std::move(fd));

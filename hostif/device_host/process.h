@@ -16,8 +16,8 @@
 
 namespace virtbay::device_host {
 
-// Takes SIGINT and SIGTERM through a descriptor and ignores SIGPIPE. To be made before the first
-// thread, so that every thread inherits the mask. [control]
+// Takes SIGINT and SIGTERM through a descriptor and ignores SIGPIPE and SIGXFSZ. To be made before
+// the first thread, so that every thread inherits the mask. [control]
 class StopSignals {
  public:
   static absl::StatusOr<StopSignals> Create();
