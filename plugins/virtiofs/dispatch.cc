@@ -76,12 +76,12 @@ constexpr std::array<Entry, kOpcodeCount> MakeTable() {
   t[FUSE_RENAME2] = {OpRename2, sizeof(fuse_rename2_in) + kName, 0, kModifies | kOnce};
   t[FUSE_LSEEK] = {OpLseek, sizeof(fuse_lseek_in), sizeof(fuse_lseek_out), kPlain};
   t[FUSE_COPY_FILE_RANGE] = {OpCopyFileRange, sizeof(fuse_copy_file_range_in),
-                             sizeof(fuse_write_out), kModifies};
+                             sizeof(fuse_write_out), kModifies | kOnce};
   t[FUSE_SYNCFS] = {OpSyncfs, sizeof(fuse_syncfs_in), 0, kPlain};
   t[FUSE_TMPFILE] = {OpTmpfile, sizeof(fuse_create_in), sizeof(CreateOut), kModifies | kOnce};
   t[kOpStatx] = {OpStatx, sizeof(StatxIn), sizeof(StatxOut), kPlain};
   t[kOpCopyFileRange64] = {OpCopyFileRange64, sizeof(fuse_copy_file_range_in),
-                           sizeof(CopyFileRangeOut), kModifies};
+                           sizeof(CopyFileRangeOut), kModifies | kOnce};
   return t;
 }
 

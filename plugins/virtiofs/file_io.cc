@@ -189,12 +189,13 @@ void CopyRange(Call& c, bool wide) {
   if (in.flags != 0) return c.Error(EINVAL);
   const uint64_t length = std::min(in.len, kMaxCopy);
   if (!RangeOk(in.off_in, length) || !RangeOk(in.off_out, length)) return c.Error(EINVAL);
+  const uint64_t there = keep::BeginCopy(c, from->fd, in.off_in, length);
   AsyncOp* op = Begin(c, Kind::kCopy, std::move(from));
   if (op == nullptr) return c.Error(ENOMEM);
   op->second = std::move(to);
   op->offset = in.off_in;
   op->offset_out = in.off_out;
-  op->length = length;
+  op->length = there;
   op->wide = wide;
   OffloadOp(c, op);
 }

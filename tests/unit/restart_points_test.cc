@@ -331,6 +331,29 @@ TEST_P(RestartPointsTest, Append) {
       [&](const std::string& name) { EXPECT_EQ(Of(name), "before " + std::string(20'000, 'x')); });
 }
 
+// More than there is: what the copy itself has added to the file is not copied by the next process.
+TEST_P(RestartPointsTest, CopyWithinAFile) {
+  VIRTBAY_BEGIN_WITH_POINTS();
+  const std::string text = std::string(75, 'a') + std::string(75, 'b');
+  for (const uint64_t to : {150u, 250u}) {
+    Opened file;
+    Everywhere(
+        [&](const std::string& name) {
+          file = Create(name);
+          Append(file, text);
+        },
+        [&](const std::string&) {
+          const auto copied =
+              client().CopyFileRange(file.node, file.fh, 0, file.node, file.fh, to, 200);
+          EXPECT_EQ(copied.error, 0);
+          EXPECT_EQ(copied.value, text.size());
+        },
+        [&](const std::string& name) {
+          EXPECT_EQ(Of(name), text + std::string(to - text.size(), '\0') + text);
+        });
+  }
+}
+
 TEST_P(RestartPointsTest, Attributes) {
   VIRTBAY_BEGIN_WITH_POINTS();
   Opened file;

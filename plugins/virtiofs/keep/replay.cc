@@ -140,5 +140,18 @@ uint32_t BeginAppend(Call& c, int fd, uint32_t size) {
   return 0;
 }
 
+uint64_t BeginCopy(Call& c, int fd, uint64_t offset, uint64_t length) {
+  if (!c.journaled()) return length;
+  if (const JournalEntry* const before = c.half_done(); before != nullptr) {
+    // What it is noted with stays: the rest may be interrupted as well.
+    return std::min(length, before->size);
+  }
+  struct stat st {};
+  if (::fstat(fd, &st) != 0) return length;
+  const auto size = static_cast<uint64_t>(st.st_size);
+  c.Intend({}, {}, size > offset ? size - offset : 0);
+  return length;
+}
+
 }  // namespace keep
 }  // namespace virtbay::virtiofs

@@ -31,6 +31,10 @@ bool BeginRename(Call& c, int from_fd, std::string_view from, int to_fd, std::st
 // Before a write to the end of a file: how many of its bytes are there already.
 uint32_t BeginAppend(Call& c, int fd, uint32_t size);
 
+// Before a copy from a file: how many bytes of it there are to copy, of `length`, which the copy
+// itself may have changed.
+uint64_t BeginCopy(Call& c, int fd, uint64_t offset, uint64_t length);
+
 }  // namespace virtbay::virtiofs::keep
 
 #endif  // VIRTBAY_PLUGINS_VIRTIOFS_KEEP_REPLAY_H_
