@@ -11,8 +11,10 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -171,6 +173,11 @@ class Device : public std::enable_shared_from_this<Device> {
   // The new device, made ready while the old one serves.
   absl::StatusOr<Replacement> Stage(std::shared_ptr<Plugin> plugin, ReloadReport* report)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // Which requests that the crashed device holds the new one lets be done again, by queue and head;
+  // fails when it crashes at one of them: none has been touched then. Of rings that drain.
+  absl::StatusOr<std::set<std::pair<uint16_t, uint16_t>>> AskRepeatable(Generation* next,
+                                                                        absl::Time deadline)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Whether it can go on with what the driver knows; FailedPrecondition.
   absl::Status CheckReloadable(Replacement* next) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Every ring is one that another generation can go on with; FailedPrecondition.

@@ -3,7 +3,6 @@
 #include <linux/virtio_config.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 
@@ -172,20 +171,29 @@ const virtbay_device_state* Generation::StateTable() {
   return whole ? table : nullptr;
 }
 
-bool Generation::MayRepeat(uint16_t queue, const Chain& chain) {
+HeldRequest HeldRequest::From(uint16_t queue, const Chain& chain) {
+  HeldRequest held{.queue = queue,
+                   .head = chain.head(),
+                   .in_total = chain.readable_bytes(),
+                   .out_total = chain.writable_bytes(),
+                   .in = {}};
+  held.in.resize(std::min<size_t>(held.in_total, VIRTBAY_REPEAT_IN));
+  held.in.resize(
+      CopyFromSegments(chain.readable(), 0, held.in.data(), static_cast<uint32_t>(held.in.size())));
+  return held;
+}
+
+bool Generation::MayRepeat(const HeldRequest& request) {
   const auto* table =
       static_cast<const virtbay_device_repeat*>(Extension(VIRTBAY_EXTENSION_REPEAT));
   if (table == nullptr || table->struct_size < sizeof(*table) || table->may_repeat == nullptr) {
     return false;
   }
-  // From the driver: the crashed plugin may have spoilt its copy.
-  std::array<uint8_t, VIRTBAY_REPEAT_IN> in{};
-  const auto size = static_cast<uint32_t>(CopyFromSegments(
-      chain.readable(), 0, in.data(), std::min<size_t>(chain.readable_bytes(), in.size())));
   bool may = false;
   CallOnControl(host_.get(), "may_repeat", [&](virtbay_error*) {
-    may = table->may_repeat(device_, queue, in.data(), size, chain.readable_bytes(),
-                            chain.writable_bytes()) == 1;
+    may = table->may_repeat(device_, request.queue, request.in.data(),
+                            static_cast<uint32_t>(request.in.size()), request.in_total,
+                            request.out_total) == 1;
     return VIRTBAY_OK;
   }).IgnoreError();
   return may;

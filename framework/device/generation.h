@@ -19,6 +19,18 @@
 
 namespace virtbay {
 
+// A request that a crashed device had, as its driver has it: that device may have spoilt its copy.
+struct HeldRequest {
+  // [queue] Of a queue's chain.
+  static HeldRequest From(uint16_t queue, const Chain& chain);
+
+  uint16_t queue = 0;
+  uint16_t head = 0;
+  uint32_t in_total = 0;
+  uint32_t out_total = 0;
+  std::vector<uint8_t> in;  // the first of the readable bytes
+};
+
 class Generation {
  public:
   // Makes the plugin's device, initialises it and asks it what it is. `restores`: it will be given
@@ -49,9 +61,9 @@ class Generation {
   const void* Extension(const char* id);
   // Its table of what saves and restores it, or nullptr.
   const virtbay_device_state* StateTable();
-  // [queue] Whether it lets that request be done again which another generation had when it
-  // crashed.
-  bool MayRepeat(uint16_t queue, const Chain& chain);
+  // [control] Whether it lets that request be done again which another generation had when it
+  // crashed. False when it crashes itself.
+  bool MayRepeat(const HeldRequest& request);
   // What goes on in its place has to be like this, with the features that the driver acknowledged.
   DeviceShape Shape(uint64_t acknowledged);
   // Why it cannot go on in the place of a device of that shape, whatever its state;

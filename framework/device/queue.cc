@@ -405,6 +405,16 @@ uint32_t Queue::Reclaim(bool crashed) {
   return static_cast<uint32_t>(requeued_.size());
 }
 
+void Queue::VisitHeld(absl::FunctionRef<void(const Chain&)> visit) {
+  if (table_ == nullptr) return;
+  for (const InFlightRequest& request : table_->made()) {
+    if (request.state == RequestState::kHeld && request.io_pending == 0 &&
+        request.chain.readable_bytes() != 0 && request.crashes == 0) {
+      visit(request.chain);
+    }
+  }
+}
+
 uint32_t Queue::FailHeld(uint32_t virtio_id, absl::FunctionRef<bool(const Chain&)> may_repeat) {
   if (table_ == nullptr) return 0;
   uint32_t failed = 0;

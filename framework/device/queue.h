@@ -97,6 +97,8 @@ class Queue {
   // as failed, but for buffers that are only to be filled, of which nothing can be half done, and
   // those that `may_repeat` for the first time; returns how many were. Of a drained ring.
   uint32_t FailHeld(uint32_t virtio_id, absl::FunctionRef<bool(const Chain&)> may_repeat);
+  // [queue] Those that FailHeld would ask about, of a drained ring.
+  void VisitHeld(absl::FunctionRef<void(const Chain&)> visit);
   // The plugin has left a callback of this queue without returning.
   void AfterCrash() { grouping_ = false; }
   // Nothing is left that only the generation which got it can end.

@@ -3,7 +3,9 @@
 // the Device; the plugin's device is exchanged beneath them.
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -47,6 +49,12 @@ uint64_t Answers(const DeviceCore& core) {
   uint64_t sum = 0;
   for (const auto& queue : core.queues) sum += queue->Stats().completions;
   return sum;
+}
+
+bool Drained(const QueueThread& thread) {
+  const std::vector<Queue*>& queues = thread.queues();
+  return std::all_of(queues.begin(), queues.end(),
+                     [](const Queue* queue) { return !queue->running() || queue->drained(); });
 }
 
 // The first answers of the new device: what is let go of afterwards would take its thread's
@@ -107,6 +115,35 @@ absl::Status Device::CheckQueuesWhole() const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::set<std::pair<uint16_t, uint16_t>>> Device::AskRepeatable(Generation* next,
+                                                                              absl::Time deadline) {
+  std::vector<HeldRequest> held;
+  for (const auto& owner : core_->threads) {
+    QueueThread* const thread = owner.get();
+    auto some = std::make_shared<std::vector<HeldRequest>>();
+    VIRTBAY_RETURN_IF_ERROR(thread->RunUntil(
+        [thread, some] {
+          if (!Drained(*thread)) return false;
+          for (Queue* queue : thread->queues()) {
+            if (!queue->running()) continue;
+            queue->VisitHeld([&](const Chain& chain) {
+              some->push_back(HeldRequest::From(queue->index(), chain));
+            });
+          }
+          return true;
+        },
+        std::max(deadline - absl::Now(), absl::ZeroDuration())));
+    std::move(some->begin(), some->end(), std::back_inserter(held));
+  }
+  // Not by the queue threads: one that the new plugin does not come back to could serve nothing.
+  std::set<std::pair<uint16_t, uint16_t>> repeatable;
+  for (const HeldRequest& request : held) {
+    if (next->MayRepeat(request)) repeatable.emplace(request.queue, request.head);
+    if (next->crashed()) return next->EarlyFailure();
+  }
+  return repeatable;
+}
+
 absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time deadline,
                                                                       Generation* next) {
   // All begin before any is waited for.
@@ -116,24 +153,34 @@ absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time
   std::vector<StoppedRing> rings;
   std::vector<QueueThread*> paused;
   absl::Status status;
+  // All are asked about before any is answered: the reload may still be refused.
+  const bool lost = next != nullptr && generation_->crashed();
+  auto repeatable = std::make_shared<std::set<std::pair<uint16_t, uint16_t>>>();
+  if (lost) {
+    auto asked = AskRepeatable(next, deadline);
+    status = asked.status();
+    if (asked.ok()) *repeatable = *std::move(asked);
+  }
   for (const auto& owner : core_->threads) {
+    if (!status.ok()) break;
     QueueThread* const thread = owner.get();
     auto pause = std::make_shared<Pause>();
     auto stopped = std::make_shared<std::vector<StoppedRing>>();
     status = thread->RunUntil(
-        [thread, pause, stopped, next, host = generation_->host(), virtio_id = virtio_id_] {
-          const std::vector<Queue*>& queues = thread->queues();
-          const bool ready = std::all_of(queues.begin(), queues.end(), [](const Queue* queue) {
-            return !queue->running() || queue->drained();
-          });
+        [thread, pause, stopped, repeatable, lost, next, host = generation_->host(),
+         virtio_id = virtio_id_] {
+          const bool ready = Drained(*thread);
           absl::MutexLock lock(&pause->mutex);
           if (pause->state == Pause::State::kGivenUp) return true;
           if (!ready) return false;
-          for (Queue* queue : queues) {
+          if (next != nullptr && !lost && host->crashed.load(std::memory_order_acquire)) {
+            pause->state = Pause::State::kGivenUp;
+            return true;
+          }
+          for (Queue* queue : thread->queues()) {
             if (!queue->running()) continue;
-            const bool lost = next != nullptr && host->crashed.load(std::memory_order_acquire);
-            const auto may_repeat = [next, queue](const Chain& chain) {
-              return next->MayRepeat(queue->index(), chain);
+            const auto may_repeat = [&](const Chain& chain) {
+              return repeatable->contains({queue->index(), chain.head()});
             };
             const uint32_t failed = lost ? queue->FailHeld(virtio_id, may_repeat) : 0;
             stopped->push_back({queue, queue->Leave(), failed});
@@ -147,7 +194,10 @@ absl::StatusOr<std::vector<Device::StoppedRing>> Device::PauseThreads(absl::Time
     absl::MutexLock lock(&pause->mutex);
     if (pause->state != Pause::State::kReached) {
       pause->state = Pause::State::kGivenUp;
-      if (status.ok()) status = absl::UnavailableError("a queue thread has ended");
+      if (status.ok()) {
+        status = absl::FailedPreconditionError(
+            "the old device crashed meanwhile; the next reload begins with what it held");
+      }
       break;
     }
     status = absl::OkStatus();
@@ -368,8 +418,13 @@ absl::StatusOr<ReloadReport> Device::Reload(std::shared_ptr<Plugin> plugin,
 
     std::vector<StoppedRing> rings;
     if (session_) {
-      VIRTBAY_ASSIGN_OR_RETURN(
-          rings, PauseThreads(absl::Now() + options.quiesce_deadline, next.generation.get()));
+      auto stopped = PauseThreads(absl::Now() + options.quiesce_deadline, next.generation.get());
+      if (!stopped.ok()) {
+        JoinThreads(std::move(next.threads), *next.generation);
+        EndOffload(std::move(next.offload), *next.generation);
+        return stopped.status();
+      }
+      rings = *std::move(stopped);
       for (const StoppedRing& ring : rings) report.requests_failed += ring.failed;
       if (report.requests_failed > 0) {
         core_->log.Warn(

@@ -47,8 +47,8 @@ enum CrashPlace : uint32_t { kInRequests, kInTimer, kInOffload, kInIo };
 // Of kCrash, in `offset`: it may be repeated.
 enum CrashRepeat : uint64_t {
   kCrashAgain = 1,
-  kCrashMended = 2,  // the second build answers it
-  kCrashInMayRepeat = 3
+  kCrashMended = 2,       // the second build answers it
+  kCrashInMayRepeat = 3,  // the second build crashes when it is asked
 };
 
 struct Command {
