@@ -12,6 +12,7 @@
 #include <set>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -27,6 +28,22 @@ constexpr absl::Duration kQuiet = absl::Milliseconds(100);
 constexpr absl::Duration kPatience = absl::Seconds(10);
 constexpr int kLookForDevicesMs = 1000;
 constexpr uint32_t kChanges = IN_CLOSE_WRITE | IN_MOVED_TO;
+constexpr uint32_t kWatched = kChanges | IN_CREATE | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR;
+
+// The file and, if it is a symbolic link, what it leads to, by way of what: whatever of these is
+// written anew makes another plugin. Each with its directory.
+std::vector<std::filesystem::path> LinksOf(std::filesystem::path file) {
+  constexpr size_t kMostLinks = 40;  // as many as the kernel follows
+  std::vector<std::filesystem::path> links;
+  for (;;) {
+    if (!file.has_parent_path()) file = std::filesystem::path(".") / file;
+    links.push_back(file);
+    std::error_code error;
+    const std::filesystem::path target = std::filesystem::read_symlink(file, error);
+    if (error || links.size() > kMostLinks) return links;
+    file = file.parent_path() / target;
+  }
+}
 
 }  // namespace
 
@@ -77,20 +94,64 @@ int PluginWatch::Timeout() const {
 }
 
 void PluginWatch::WatchDirectories() {
-  std::set<std::filesystem::path> wanted;
+  files_.clear();
   for (const DeviceReport& report : target_->InspectAll()) {
-    wanted.insert(report.info.plugin_path.parent_path());
-  }
-  for (const auto& [descriptor, directory] : directories_) wanted.erase(directory);
-  for (const std::filesystem::path& directory : wanted) {
-    const int descriptor = inotify_add_watch(events_.get(), directory.c_str(), kChanges);
-    if (descriptor < 0) {
-      target_->log().Warn(
-          absl::StrCat("watch: ", ErrnoStatus(errno, directory.native()).message()));
+    for (const std::filesystem::path& file : LinksOf(report.info.plugin_path)) {
+      files_[file].insert(report.info.plugin_path);
     }
-    // One that cannot be watched is not tried, and told of, each time.
-    directories_.emplace(descriptor < 0 ? -1 - static_cast<int>(directories_.size()) : descriptor,
-                         directory);
+  }
+  std::set<std::filesystem::path> wanted;
+  for (const auto& [file, plugins] : files_) wanted.insert(file.parent_path());
+  for (auto at = directories_.begin(); at != directories_.end();) {
+    if (wanted.contains(at->first)) {
+      ++at;
+      continue;
+    }
+    const int descriptor = at->second;
+    at = directories_.erase(at);
+    Unwatch(descriptor);
+  }
+  for (const std::filesystem::path& directory : wanted) WatchDirectory(directory);
+}
+
+void PluginWatch::WatchDirectory(const std::filesystem::path& directory) {
+  // The same descriptor as long as the same directory has the name.
+  const int descriptor = inotify_add_watch(events_.get(), directory.c_str(), kWatched);
+  const int error = errno;
+  const auto [at, first] = directories_.try_emplace(directory, -1);
+  const int before = std::exchange(at->second, std::max(descriptor, -1));
+  if (descriptor < 0) {
+    if (first || before >= 0) {
+      target_->log().Warn(absl::StrCat("watch: ", ErrnoStatus(error, directory.native()).message(),
+                                       "; it is tried again each second"));
+    }
+    Unwatch(before);
+    return;
+  }
+  if (first || descriptor == before) return;
+  Unwatch(before);
+  // What was written since it was made has not been seen.
+  for (const auto& [file, plugins] : files_) {
+    std::error_code ignored;
+    if (file.parent_path() == directory && std::filesystem::exists(file, ignored)) Changed(file);
+  }
+}
+
+void PluginWatch::Unwatch(int descriptor) {
+  const bool used = std::any_of(directories_.begin(), directories_.end(),
+                                [&](const auto& one) { return one.second == descriptor; });
+  // One that has been removed has taken its watch with it.
+  if (descriptor >= 0 && !used) {
+    static_cast<void>(inotify_rm_watch(events_.get(), descriptor));
+  }
+}
+
+void PluginWatch::Changed(const std::filesystem::path& file) {
+  const auto found = files_.find(file);
+  if (found == files_.end()) return;
+  const absl::Time now = absl::Now();
+  for (const std::filesystem::path& plugin : found->second) {
+    changes_[plugin] = {now + kQuiet, now + kPatience};
   }
 }
 
@@ -102,12 +163,16 @@ void PluginWatch::ReadEvents() {
     for (ssize_t at = 0; at < n;) {
       const auto* event = reinterpret_cast<const inotify_event*>(buffer.data() + at);
       at += static_cast<ssize_t>(sizeof(*event) + event->len);
-      const auto directory = directories_.find(event->wd);
-      if ((event->mask & kChanges) == 0 || event->len == 0 || directory == directories_.end()) {
-        continue;
+      if (event->len == 0) continue;
+      for (const auto& [directory, descriptor] : directories_) {
+        if (descriptor != event->wd) continue;
+        const std::filesystem::path file = directory / event->name;
+        std::error_code ignored;
+        // A file that is made is still to be written; a link is not.
+        if ((event->mask & kChanges) != 0 || std::filesystem::is_symlink(file, ignored)) {
+          Changed(file);
+        }
       }
-      const absl::Time now = absl::Now();
-      changes_[directory->second / event->name] = {now + kQuiet, now + kPatience};
     }
   }
 }

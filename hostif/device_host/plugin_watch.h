@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -38,8 +39,13 @@ class PluginWatch {
 
   PluginWatch(ControlTarget* target, UniqueFd events, UniqueFd stop);
   void Main();
-  // Directories of plugins that are not watched yet.
+  // Of all plugins that there are now, and of what they are links to. One that has been removed is
+  // watched again when it is there again.
   void WatchDirectories();
+  void WatchDirectory(const std::filesystem::path& directory);
+  // Unless it is another directory's as well.
+  void Unwatch(int descriptor);
+  void Changed(const std::filesystem::path& file);
   void ReadEvents();
   void Reload();
   // Milliseconds until something is due, for poll.
@@ -48,8 +54,10 @@ class PluginWatch {
   ControlTarget* const target_;
   const UniqueFd events_;
   const UniqueFd stop_;
-  std::map<int, std::filesystem::path> directories_;  // by watch descriptor
-  std::map<std::filesystem::path, Change> changes_;
+  std::map<std::filesystem::path, int> directories_;  // their watch descriptors; -1: none
+  // Plugins by the files that they are made of: themselves, and what they are links to.
+  std::map<std::filesystem::path, std::set<std::filesystem::path>> files_;
+  std::map<std::filesystem::path, Change> changes_;  // by plugin
   std::thread thread_;
 };
 

@@ -74,5 +74,29 @@ echo "no plugin" >counting.so
 accepts ctl "${CTL[@]}" inspect a
 says '"generation": 3'
 stops TERM
+
+# A link, whose target is in a directory that is removed and made again.
+mkdir build
+cp "$FIRST" build/counting.so
+ln -sf build/counting.so counting.so
+starts run two.toml --watch
+cp "$SECOND" build/counting.so
+eventually "generation 2: version 1.0 (.*) -> 2.0" 2
+rm -r build
+mkdir build
+cp "$SECOND" build/counting.so
+eventually "generation 3: version 2.0 (.*) -> 2.0" 2
+rm -r build
+eventually "watch: .*build.*tried again" 1
+mkdir build
+cp "$SECOND" build/counting.so
+eventually "generation 4: version 2.0 (.*) -> 2.0" 2
+# Another target.
+cp "$SECOND" other.so
+ln -sfn other.so counting.so
+eventually "generation 5: version 2.0 (.*) -> 2.0" 2
+cp "$SECOND" other.so
+eventually "generation 6: version 2.0 (.*) -> 2.0" 2
+stops TERM
 echo "$count checks, $failed failed"
 [ $failed = 0 ]
