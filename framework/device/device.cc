@@ -809,32 +809,44 @@ void Device::ReportStuck(absl::Duration threshold) {
     }
     if (watch.reported || now - watch.since < threshold) continue;
     watch.reported = true;
-    core_->log.Error(absl::StrCat(
-        "queue ", monitor.queue(), ": the plugin has been in ", monitor.name(), " for more than ",
-        absl::FormatDuration(now - watch.since), StackOfThread(thread->id())));
+    core_->log.Error(absl::StrCat("queue ", monitor.queue(), ": the plugin has been in ",
+                                  monitor.name(), " for more than ",
+                                  absl::FormatDuration(now - watch.since),
+                                  StackOfThread(generation_->plugin(), thread->id())));
   }
   ReportStuckControl(threshold);
 }
 
 void Device::ReportStuckControl(absl::Duration threshold) {
-  const virtbay_host_device& host = *generation_->host();
-  const uint64_t sequence = host.control_sequence.load(std::memory_order_acquire);
-  const absl::Time now = absl::Now();
-  if (sequence % 2 == 0 || sequence != control_watch_.sequence) {
-    control_watch_ = Watch{sequence, now, false};
-    return;
+  absl::MutexLock lock(&core_->hosts_mutex);
+  for (virtbay_host_device* host : core_->hosts) {
+    const uint64_t sequence = host->control_sequence.load(std::memory_order_acquire);
+    const absl::Time now = absl::Now();
+    if (sequence % 2 == 0 || sequence != host->watched_sequence) {
+      host->watched_sequence = sequence;
+      host->watched_since = now;
+      host->watch_reported = false;
+      continue;
+    }
+    if (host->watch_reported || now - host->watched_since < threshold) continue;
+    host->watch_reported = true;
+    std::string name;
+    {
+      absl::MutexLock named(&host->mutex);
+      name = host->control_name;
+    }
+    core_->log.Error(absl::StrCat(
+        "the plugin has been in ", name, ", a call of the control plane, for more than ",
+        absl::FormatDuration(now - host->watched_since), ", generation ",
+        host->generation.load(std::memory_order_relaxed),
+        StackOfThread(*host->plugin, host->control_id.load(std::memory_order_relaxed))));
   }
-  if (control_watch_.reported || now - control_watch_.since < threshold) return;
-  control_watch_.reported = true;
-  core_->log.Error(absl::StrCat("the plugin has been in a call of the control plane for more than ",
-                                absl::FormatDuration(now - control_watch_.since),
-                                StackOfThread(host.control_id.load(std::memory_order_relaxed))));
 }
 
-std::string Device::StackOfThread(pid_t thread) {
+std::string Device::StackOfThread(const Plugin& plugin, pid_t thread) {
   constexpr absl::Duration kPatience = absl::Milliseconds(250);
   const std::vector<void*> frames = StackOf(thread, kPatience);
-  return frames.empty() ? "" : absl::StrCat("\n", generation_->plugin().StackText(frames));
+  return frames.empty() ? "" : absl::StrCat("\n", plugin.StackText(frames));
 }
 
 void Device::ReleaseNotifiers() {

@@ -78,7 +78,7 @@ class Device : public std::enable_shared_from_this<Device> {
   // does not end, and so may still write to guest memory: it is leaked then.
   absl::Status Retire(FarewellReason reason = FarewellReason::kRemoved);
   // Logs queue threads that have been in one plugin callback since the last call and for at least
-  // `threshold`. Called by one watchdog thread.
+  // `threshold`, and the same of calls of the control plane. Called by one watchdog thread.
   void ReportStuck(absl::Duration threshold);
   absl::Duration stop_deadline() const { return core_->spec.stop_deadline; }
 
@@ -220,8 +220,8 @@ class Device : public std::enable_shared_from_this<Device> {
   // Lets go of what ran offloaded work of a generation.
   static void EndOffload(std::unique_ptr<OffloadPool> pool, const Generation& of);
   // A stack that the watchdog asked a thread for, in lines that begin with an end of line.
-  std::string StackOfThread(pid_t thread) ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
-  void ReportStuckControl(absl::Duration threshold) ABSL_EXCLUSIVE_LOCKS_REQUIRED(threads_mutex_);
+  static std::string StackOfThread(const Plugin& plugin, pid_t thread);
+  void ReportStuckControl(absl::Duration threshold);
   // The bytes of a generation's configuration space.
   std::string ConfigOf(const Generation& generation);
 
@@ -295,7 +295,6 @@ class Device : public std::enable_shared_from_this<Device> {
     bool reported = false;
   };
   std::map<const QueueThread*, Watch> watches_ ABSL_GUARDED_BY(threads_mutex_);
-  Watch control_watch_ ABSL_GUARDED_BY(threads_mutex_);
   std::atomic<const char*> state_{"created"};
   std::atomic<bool> attached_shown_{false};
   std::atomic<uint64_t> features_shown_{0};

@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "framework/base/log.h"
 #include "framework/base/log_limiter.h"
 #include "framework/device/descriptor_budget.h"
@@ -63,6 +64,9 @@ class DeviceCore {
   std::vector<std::unique_ptr<QueueThread>> threads;
   std::atomic<uint64_t> dma_violations{0};
   std::atomic<uint32_t> crashes{0};  // of generations that served
+  // All generations that there are, for the watchdog: also one that is made ready, or is ended.
+  absl::Mutex hosts_mutex;
+  std::vector<virtbay_host_device*> hosts ABSL_GUARDED_BY(hosts_mutex);
   // What parked requests of all queues occupy of an aperture, in slots of the guest's pool.
   std::atomic<uint64_t> parked_pool_slots{0};
 
@@ -129,8 +133,13 @@ struct virtbay_host_device {
   // For the watchdog: odd while such a call runs, and the thread by its number.
   std::atomic<uint64_t> control_sequence{0};
   std::atomic<int32_t> control_id{0};
+  // The watchdog's own: since when it has seen the same call.
+  uint64_t watched_sequence = 0;
+  absl::Time watched_since;
+  bool watch_reported = false;
   mutable absl::Mutex mutex;
-  std::string failure ABSL_GUARDED_BY(mutex);  // what it failed with while it did not serve
+  std::string control_name ABSL_GUARDED_BY(mutex);  // of that call
+  std::string failure ABSL_GUARDED_BY(mutex);       // what it failed with while it did not serve
 };
 
 #endif  // VIRTBAY_FRAMEWORK_DEVICE_DEVICE_CORE_H_

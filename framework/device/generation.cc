@@ -55,10 +55,16 @@ std::string Text(const char (&text)[N]) {
 Generation::Generation(DeviceCore* core, std::shared_ptr<Plugin> plugin)
     : plugin_(std::move(plugin)), host_(std::make_unique<virtbay_host_device>(core)) {
   host_->plugin = plugin_.get();
+  absl::MutexLock lock(&core->hosts_mutex);
+  core->hosts.push_back(host_.get());
 }
 
 Generation::~Generation() {
   Destroy();
+  {
+    absl::MutexLock lock(&host_->core->hosts_mutex);
+    std::erase(host_->core->hosts, host_.get());
+  }
   if (!crashed()) return;
   // Threads of its own may still run its code, ask for services, and crash in their turn.
   static_cast<void>(host_.release());
@@ -89,7 +95,10 @@ absl::Status Generation::Init() {
   queue_parallel_ = (type->flags & VIRTBAY_DEVICE_QUEUE_PARALLEL) != 0;
   type_ = Text(type->name);
   VIRTBAY_RETURN_IF_ERROR(CheckOptionKinds(*plugin_, index, spec));
-  auto created = plugin_->CreateDevice(index, HostTable(), host_.get());
+  auto created = [&] {
+    const ControlMark mark(host_.get(), "create");
+    return plugin_->CreateDevice(index, HostTable(), host_.get());
+  }();
   if (!created.ok()) return MarkOption(created.status());
   device_ = *created;
   CopySized(&ops_, device_->ops);

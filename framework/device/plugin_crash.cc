@@ -69,22 +69,6 @@ class CallScene final : public CrashScene {
   const absl::string_view what_;
 };
 
-// Shows the watchdog a control call.
-class ControlMark {
- public:
-  explicit ControlMark(virtbay_host_device* host) : host_(host) {
-    host_->control_id.store(gettid(), std::memory_order_relaxed);
-    Step();
-  }
-  ~ControlMark() { Step(); }
-  ControlMark(const ControlMark&) = delete;
-  ControlMark& operator=(const ControlMark&) = delete;
-
- private:
-  void Step() { host_->control_sequence.fetch_add(1, std::memory_order_release); }
-  virtbay_host_device* const host_;
-};
-
 // Nothing of the generation is called any more from here on.
 void Crashed(virtbay_host_device* host, absl::string_view where, const Crash& crash,
              const CrashScene& scene) {
@@ -105,6 +89,17 @@ void Crashed(virtbay_host_device* host, absl::string_view where, const Crash& cr
 }
 
 }  // namespace
+
+ControlMark::ControlMark(virtbay_host_device* host, absl::string_view what) : host_(host) {
+  {
+    absl::MutexLock lock(&host_->mutex);
+    host_->control_name = std::string(what);
+  }
+  host_->control_id.store(gettid(), std::memory_order_relaxed);
+  Step();
+}
+
+void ControlMark::Step() { host_->control_sequence.fetch_add(1, std::memory_order_release); }
 
 std::string QueueScene::Describe(const Crash& crash) const {
   const std::string doing = absl::StrCat(monitor_->name(), " of queue ", monitor_->queue());
@@ -128,7 +123,7 @@ absl::Status ControlGuarded(virtbay_host_device* host, absl::string_view what,
   }
   const CallScene scene(host, what);
   const CrashScope scope(&scene);
-  const ControlMark mark(host);
+  const ControlMark mark(host, what);
   if (!host->core->contains) {
     body();
     return absl::OkStatus();

@@ -29,6 +29,20 @@ class QueueScene final : public CrashScene {
   const CallbackMonitor* const monitor_;
 };
 
+// Shows the watchdog a control call.
+class ControlMark {
+ public:
+  // [control]
+  ControlMark(virtbay_host_device* host, absl::string_view what);
+  ~ControlMark() { Step(); }
+  ControlMark(const ControlMark&) = delete;
+  ControlMark& operator=(const ControlMark&) = delete;
+
+ private:
+  void Step();
+  virtbay_host_device* const host_;
+};
+
 // [queue] A callback, if the host contains crashes: a fault in it fails the device.
 void CallbackContained(DeviceCore* core, CallbackMonitor* monitor, absl::FunctionRef<void()> body);
 

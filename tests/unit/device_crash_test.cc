@@ -566,7 +566,8 @@ TEST_F(DeviceCrashTest, AHangOfTheControlPlaneToo) {
     std::array<std::byte, 8> config{};
     EXPECT_OK(client_->port().ReadConfig(0, config));
   });
-  const char* const kSaid = "a: the plugin has been in a call of the control plane for more than";
+  const char* const kSaid =
+      "a: the plugin has been in config_read, a call of the control plane, for more than";
   EXPECT_TRUE(log_.WaitFor(kSaid));
   gate.writer.reset();
   reader.join();
@@ -576,6 +577,38 @@ TEST_F(DeviceCrashTest, AHangOfTheControlPlaneToo) {
   }
   EXPECT_EQ(Ask(), (Answer{1, 1}));
 }
+
+// Where a reload hangs in the new build: nothing but the watchdog would say so.
+class DeviceHangReloadTest
+    : public DeviceCrashTest,
+      public ::testing::WithParamInterface<std::pair<const char*, const char*>> {};
+TEST_P(DeviceHangReloadTest, IsReportedOnceWithItsStack) {
+  const auto& [call, function] = GetParam();
+  Pipe gate;
+  Make({{"next", absl::StrCat("hangs_in_", call)}, {"gate", absl::StrCat(gate.reader.get())}});
+  if (absl::string_view(call) == "may_repeat") {
+    Crash(Crashing::kSegv);
+    ExpectFailed("crashed");
+  }
+  std::thread reload([this] { EXPECT_OK(Reload(kSecond).status()); });
+  const std::string said =
+      absl::StrCat("a: the plugin has been in ", call, ", a call of the control plane, for more");
+  EXPECT_TRUE(log_.WaitFor(said));
+  gate.writer.reset();
+  reload.join();
+  int reports = 0;
+  for (const std::string& line : log_.lines()) {
+    if (line.find(said) == line.npos) continue;
+    ++reports;
+    EXPECT_THAT(line, AllOf(HasSubstr("generation 2"), HasSubstr("#0 "), HasSubstr(function)));
+  }
+  EXPECT_EQ(reports, 1);
+  EXPECT_EQ(Ask(), (Answer{1, 2}));
+}
+INSTANTIATE_TEST_SUITE_P(Calls, DeviceHangReloadTest,
+                         ::testing::Values(std::pair("init", "::Init("),
+                                           std::pair("restore", "::Restore("),
+                                           std::pair("may_repeat", "MayRepeat(")));
 
 // ---- not contained ------------------------------------------------------------------------------
 

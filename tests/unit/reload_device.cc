@@ -40,6 +40,9 @@ constexpr uint64_t kInOrder = uint64_t{1} << 35;
 // Not trivially destroyed, so that it stays with its thread until that ends.
 thread_local std::string t_name;
 
+// For what has no device at hand.
+int g_gate = -1;
+
 class Counting : public Device {
  public:
 #if RELOAD_VERSION > 1
@@ -54,6 +57,8 @@ class Counting : public Device {
     wrong_ = host().Option(RELOAD_VERSION > 1 ? "next" : "first").value_or("");
     how_ = std::stoul(host().Option("how").value_or("0"));
     CrashIfAsked("init");
+    if (wrong_ == "hangs_in_init") WaitForGate();
+    g_gate = wrong_ == "hangs_in_may_repeat" ? std::stoi(host().Option("gate").value()) : -1;
     if (wrong_ == "init_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "not today"};
     if (wrong_ == "init_throws") throw std::runtime_error("out of init");
     if (wrong_ == "fails_early") host().Fail("too early");
@@ -97,6 +102,7 @@ class Counting : public Device {
   }
   static bool MayRepeat(uint32_t /*queue*/, std::span<const std::byte> in, uint32_t in_total,
                         uint32_t out_total) noexcept {
+    if (g_gate >= 0) WaitFor(g_gate);
     Command command;
     if (in.size() < sizeof(command) || in.size() > in_total || out_total == 0) return false;
     std::memcpy(&command, in.data(), sizeof(command));
@@ -182,6 +188,7 @@ class Counting : public Device {
   }
   Status Restore(StateReader* state) override {
     CrashIfAsked("restore");
+    if (wrong_ == "hangs_in_restore") WaitForGate();
     if (wrong_ == "restore_fails") return Error{VIRTBAY_INVALID_ARGUMENT, 0, "unreadable"};
     if (wrong_ == "restore_throws") throw std::runtime_error("out of restore");
     const auto count = state->Find(kCountTag);
@@ -199,9 +206,10 @@ class Counting : public Device {
 
  private:
   // Until the test closes the other end.
-  void WaitForGate() const {
+  void WaitForGate() const { WaitFor(std::stoi(host().Option("gate").value())); }
+  static void WaitFor(int gate) {
     char byte = 0;
-    while (read(std::stoi(host().Option("gate").value()), &byte, 1) > 0) continue;
+    while (read(gate, &byte, 1) > 0) continue;
   }
   void CrashIfAsked(const char* place) const {
     if (wrong_ == std::string("crash_in_") + place) CrashHere(static_cast<Crashing>(how_));
