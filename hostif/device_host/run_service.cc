@@ -21,6 +21,7 @@
 #include "framework/isolation/sigbus_guard.h"
 #include "hostif/device_host/control_server.h"
 #include "hostif/device_host/device_keys.h"
+#include "hostif/device_host/end_in_time.h"
 #include "hostif/device_host/guest_channel.h"
 #include "hostif/device_host/handover_server.h"
 #include "hostif/device_host/plugin_watch.h"
@@ -35,6 +36,8 @@ namespace {
 
 // For the process before to end.
 constexpr absl::Duration kLockPatience = absl::Seconds(10);
+// For a change of the control plane that is going on at the end, beyond the stop deadline.
+constexpr absl::Duration kEndPatience = absl::Seconds(5);
 
 // The error with the place in the file that it is about: of the option, if it is about one.
 absl::Status AtOrigin(const DeviceConfig& device, const absl::Status& status) {
@@ -216,6 +219,11 @@ absl::Status RunService(ServiceConfig config) {
   if (takeover == nullptr) VIRTBAY_RETURN_IF_ERROR(sockets.Open(config, service.get()));
   if (config.pool_requested) service->RequestPool();
   for (const std::string& warning : config.warnings) log.Warn(warning);
+  absl::Duration patience = kEndPatience;
+  if (config.devices.empty()) patience += DeviceSpec{}.stop_deadline;
+  for (const DeviceConfig& device : config.devices) {
+    patience = std::max(patience, kEndPatience + device.spec.stop_deadline);
+  }
   const size_t count = config.devices.size();
   const absl::Status made =
       MakeDevices(std::move(config.devices), passed, takeover.get(), service.get());
@@ -278,12 +286,14 @@ absl::Status RunService(ServiceConfig config) {
                          : absl::StrCat("stopping on signal ", signal));
   if (control != nullptr) control->RemoveSocket();
   if (guest != nullptr) guest->RemoveSocket();
-  control.reset();
-  guest.reset();
-  watch.reset();
-  handover.reset();
   service->BeginStop();
   StopSignals::LetThrough();
+  EndInTime(service.get(), patience, [&] {
+    watch.reset();
+    guest.reset();
+    control.reset();
+    handover.reset();
+  });
   return absl::OkStatus();
 }
 

@@ -9,11 +9,11 @@ FIRST=$BUILD/plugins/test_reload_1.so
 SECOND=$BUILD/plugins/test_reload_2.so
 CTL=(--control-socket=control.sock)
 
-# eventually PATTERN COUNT: the log has it so often, within some seconds.
+# eventually PATTERN COUNT: the log has it so often, within half a minute.
 eventually() {
   count=$((count + 1))
   local i
-  for i in $(seq 100); do
+  for i in $(seq 300); do
     [ "$(grep -c -- "$1" log)" -ge "$2" ] && return
     sleep 0.1
   done
@@ -98,5 +98,22 @@ eventually "generation 5: version 2.0 (.*) -> 2.0" 2
 cp "$SECOND" other.so
 eventually "generation 6: version 2.0 (.*) -> 2.0" 2
 stops TERM
+
+# A build that never comes back holds up neither the other device nor the end.
+sed 's/^socket = .*/&\nstop-deadline = "1s"/' two.toml >short.toml
+ln -sfn "$FIRST" counting.so
+starts run short.toml --contain
+"$VIRTBAY" reload a --from "$BUILD/bad_plugins/init_hangs.so" "${CTL[@]}" >reload.out 2>&1 &
+RELOAD=$!
+PIDS+=("$RELOAD")
+eventually "a: the plugin has been in init, a call of the control plane" 1
+accepts ctl "${CTL[@]}" inspect b
+kill -TERM "$SERVICE"
+wait "$SERVICE"
+status=$?
+count=$((count + 1))
+[ $status = 1 ] || { complain "held up by a plugin: exit status $status"; cat log; }
+eventually "stopping: a change of the control plane: not ended" 1
+wait "$RELOAD"
 echo "$count checks, $failed failed"
 [ $failed = 0 ]
