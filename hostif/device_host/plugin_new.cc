@@ -80,6 +80,13 @@ absl::Status NewPlugin(const std::string& name, const std::string& type,
         absl::StrCat("'", name, "' is no name for a plugin: a lower-case letter, then letters, ",
                      "digits and '-', at most ", kMaxName));
   }
+  // Targets of CMake's own: its project would not configure.
+  constexpr absl::string_view kTaken[] = {"all",     "clean",      "help", "install",
+                                          "package", "preinstall", "test"};
+  if (std::find(std::begin(kTaken), std::end(kTaken), name) != std::end(kTaken)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", name, "' is no name for a plugin: CMake has a target of that name"));
+  }
   const auto* const kind = std::find_if(std::begin(kKinds), std::end(kKinds),
                                         [&](const Kind& k) { return k.name == type; });
   if (kind == std::end(kKinds)) {

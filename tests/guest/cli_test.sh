@@ -217,6 +217,7 @@ refuses 1 "no-such-plugin" plugin check no-such-plugin
 refuses 2 "name" plugin new
 refuses 2 "--type" plugin new x --type=gpu
 refuses 1 "is no name for a plugin" plugin new X
+refuses 1 "CMake has a target of that name" plugin new test
 refuses 1 "share: there already" plugin new x --dir=share
 rm -f ./*.toml ./*.so plain
 rmdir hidden 2>/dev/null
