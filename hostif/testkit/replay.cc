@@ -44,6 +44,8 @@ class Replayer {
       }
       if (!report_.failure.empty()) return;
     }
+    // That the device does not let go of what it was not to answer is no failure.
+    if (!fresh_ && !stopped_) static_cast<void>(Settle());
     if (bay_->needs_reset()) report_.failure = bay_->failure();
   }
   ReplayReport& report() { return report_; }
@@ -60,7 +62,7 @@ class Replayer {
       options_.progress(absl::StrCat("request ", record.id, " of queue ", record.queue));
     }
     fresh_ = false;
-    if (record.queue != queue_) AwaitTaken();
+    if (record.queue != queue_) AwaitTaken(1);
     queue_ = record.queue;
     if (std::exchange(stopped_, false)) {
       const sdk::Status started = bay_->Start();
@@ -83,13 +85,30 @@ class Replayer {
     }
     ++report_.requests;
     ++to_take_;
+    if (record.readable.empty()) ++to_fill_;
     sent_[Key(record.queue, record.id)] = {token, record.readable.empty()};
   }
 
   // The thread of the device takes up its queues in an order of its own.
-  void AwaitTaken() {
-    const absl::Time end = absl::Now() + absl::Seconds(1);
-    while (bay_->taken() < to_take_ && absl::Now() < end) absl::SleepFor(absl::Microseconds(20));
+  void AwaitTaken(uint32_t seconds) {
+    const absl::Time start = absl::Now();
+    for (;;) {
+      const uint64_t taken = bay_->taken();
+      if (taken >= to_take_ || bay_->needs_reset()) return;
+      // Some devices take a buffer only when there is something to fill it with.
+      const uint32_t most = to_take_ - taken <= to_fill_ ? 1 : seconds;
+      if (absl::Now() - start >= absl::Seconds(most)) return;
+      absl::SleepFor(absl::Microseconds(20));
+    }
+  }
+
+  // What was never answered may be what the plugin fails on: it has had all of it, and come back
+  // from it, when its queues have stopped.
+  sdk::Status Settle() {
+    AwaitTaken(options_.patience);
+    sdk::Status stopped = bay_->Stop();
+    if (bay_->needs_reset()) report_.failure = bay_->failure();
+    return stopped;
   }
 
   void Await(const RequestRecord& record) {
@@ -107,6 +126,7 @@ class Replayer {
       const sdk::Result<Reply> reply = bay_->Take(token, record.queue, 1);
       if (reply.ok()) {
         ++report_.answered;
+        if (to_fill) --to_fill_;
         if (fuse_) {
           numbers_.Learn(record.queue, record.id, record.bytes,
                          std::string_view(reply.value().bytes).substr(0, reply.value().written));
@@ -151,18 +171,22 @@ class Replayer {
   // Every queue tells of both, and so does a queue that was never used.
   void Stop() {
     if (fresh_ || std::exchange(stopped_, true)) return;
-    const sdk::Status stopped = bay_->Stop();
-    if (!stopped.ok()) report_.failure = absl::StrCat("stop: ", stopped.error().text);
+    const sdk::Status stopped = Settle();
+    if (stopped.ok() || !report_.failure.empty()) return;
+    report_.failure = absl::StrCat("stop: ", stopped.error().text);
   }
   void Reset() {
     if (std::exchange(fresh_, true)) return;
-    stopped_ = false;
+    // A reset takes back what the device has said about itself.
+    if (!std::exchange(stopped_, false)) static_cast<void>(Settle());
+    if (!report_.failure.empty()) return;
     sent_.clear();
     unfilled_.clear();
     numbers_.Reset();
     const sdk::Status reset = bay_->Reset();
     if (!reset.ok()) report_.failure = absl::StrCat("reset: ", reset.error().text);
     to_take_ = bay_->taken();
+    to_fill_ = 0;
   }
 
   void Note(const RequestRecord& record, std::string what) {
@@ -179,6 +203,7 @@ class Replayer {
   std::set<uint32_t> unfilled_;  // queues whose buffers to be filled are not waited for any more
   uint32_t queue_ = 0;           // that something was sent on last
   uint64_t to_take_ = 0;         // by the device, when it has taken all that was sent
+  uint64_t to_fill_ = 0;         // of those without readable bytes, not answered
   bool stopped_ = false;
   bool fresh_ = true;  // nothing was sent since the beginning, or the last reset
 };

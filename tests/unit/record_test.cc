@@ -351,6 +351,32 @@ TEST_F(ReplayTest, ADeviceThatFailsIsToldOf) {
   EXPECT_NE(report->failure, "");
 }
 
+TEST_F(ReplayTest, WhatWasNeverAnsweredIsWaitedFor) {
+  RequestRecord end;
+  end.ns = 100;
+  for (const RecordKind kind : {RecordKind::kComplete, RecordKind::kStop, RecordKind::kReset}) {
+    std::vector<RequestRecord> records = {Request(1, Bytes({}, "ping"), 64),
+                                          Answer(1, 12, Result(4, "ping")),
+                                          Request(2, Bytes({.op = Op::kFail}), 64)};
+    end.kind = kind;
+    if (kind != RecordKind::kComplete) records.push_back(end);
+    for (int i = 0; i < 10; ++i) {
+      auto report = Replay(Write(records));
+      ASSERT_TRUE(report.ok()) << report.error().text;
+      EXPECT_EQ(report->requests, 2u);
+      EXPECT_NE(report->failure, "") << "with a record of kind " << static_cast<int>(kind);
+    }
+  }
+}
+
+TEST_F(ReplayTest, WhatIsHeldAtTheEndIsNoFailure) {
+  auto report = Replay(
+      Write({Request(1, Bytes({.op = Op::kHold}), 64), Request(2, Bytes({.op = Op::kPark}), 64)}));
+  ASSERT_TRUE(report.ok()) << report.error().text;
+  EXPECT_EQ(report->failure, "");
+  EXPECT_EQ(report->unanswered, 0u);
+}
+
 TEST_F(ReplayTest, WhatHasNoRoomIsLeftOut) {
   RequestRecord huge = Request(1, "x", 64);
   huge.readable = {0x7fffffff};
