@@ -1,5 +1,6 @@
 #include "hostif/device_host/control_client.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/report.h"
@@ -60,12 +62,30 @@ absl::StatusCode CodeFromName(const std::string& name) {
 
 }  // namespace
 
+absl::StatusOr<ControlConnection> ControlConnection::Open(const std::string& socket) {
+  VIRTBAY_ASSIGN_OR_RETURN(UniqueFd fd, ConnectUnix(socket));
+  return ControlConnection(socket, std::move(fd));
+}
+
+void ControlConnection::Wait(absl::Duration duration) const {
+  const absl::Time end = absl::Now() + duration;
+  for (absl::Duration left = duration; left > absl::ZeroDuration(); left = end - absl::Now()) {
+    const timespec limit = absl::ToTimespec(left);
+    pollfd closed = {fd_.get(), POLLRDHUP, 0};
+    if (::ppoll(&closed, 1, &limit, nullptr) > 0) return;
+  }
+}
+
 absl::StatusOr<json> CallControl(const std::string& socket, const json& request) {
-  VIRTBAY_ASSIGN_OR_RETURN(const UniqueFd fd, ConnectUnix(socket));
-  const std::string where = absl::StrCat("control socket ", socket);
-  const absl::Status sent = SendAll(fd.get(), ToLine(request) + "\n");
+  VIRTBAY_ASSIGN_OR_RETURN(ControlConnection connection, ControlConnection::Open(socket));
+  return connection.Call(request);
+}
+
+absl::StatusOr<json> ControlConnection::Call(const json& request) {
+  const std::string where = absl::StrCat("control socket ", socket_);
+  const absl::Status sent = SendAll(fd_.get(), ToLine(request) + "\n");
   if (!sent.ok()) return Annotate(sent, where);
-  const absl::StatusOr<std::string> line = ReceiveLine(fd.get());
+  const absl::StatusOr<std::string> line = ReceiveLine(fd_.get());
   if (!line.ok()) return Annotate(line.status(), where);
   const json answer = json::parse(*line, nullptr, /*allow_exceptions=*/false);
   if (!answer.is_object() || !answer.contains("ok") || !answer["ok"].is_boolean()) {

@@ -420,12 +420,23 @@ absl::StatusOr<ControlRequest> ParseControlLine(absl::string_view line) noexcept
   }
 }
 
-std::string ExecuteControl(ControlTarget* target, const ControlRequest& request) noexcept {
+ControlRequest EndOfRecording(uint64_t number) {
+  return {.command = "record-stop",
+          .id = {},
+          .body = {{"command", "record-stop"}, {"record", number}},
+          .change = true};
+}
+
+std::string ExecuteControl(ControlTarget* target, const ControlRequest& request,
+                           uint64_t* recording) noexcept {
   try {
     const Command* command = FindCommand(request.command);
     if (command == nullptr) return ControlErrorLine(Invalid("unknown command"), request.id);
     absl::StatusOr<json> result = command->run(target, request.body);
     if (!result.ok()) return ControlErrorLine(result.status(), request.id);
+    if (recording != nullptr && (command->run == &StartTrace || command->run == &StartRecord)) {
+      *recording = result->at(request.command).get<uint64_t>();
+    }
     json answer{{"ok", true}, {"result", std::move(result).value()}};
     if (!request.id.is_null()) answer["id"] = request.id;
     return ToLine(answer);

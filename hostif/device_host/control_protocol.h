@@ -5,6 +5,7 @@
 #define VIRTBAY_HOSTIF_DEVICE_HOST_CONTROL_PROTOCOL_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -30,8 +31,12 @@ struct ControlRequest {  // NOLINT(bugprone-exception-escape)
 absl::StatusOr<ControlRequest> ParseControlLine(absl::string_view line) noexcept;
 
 // [any] Carries the request out and returns the answer's line, without the newline. Blocks for as
-// long as the change takes.
-std::string ExecuteControl(ControlTarget* target, const ControlRequest& request) noexcept;
+// long as the change takes. `recording`, if not null: the number of a recording that it has begun.
+std::string ExecuteControl(ControlTarget* target, const ControlRequest& request,
+                           uint64_t* recording = nullptr) noexcept;
+
+// [any] The request that ends a recording.
+ControlRequest EndOfRecording(uint64_t number);
 
 // [any] The answer's line for a request that failed before it could be carried out.
 std::string ControlErrorLine(const absl::Status& status, const nlohmann::json& id) noexcept;

@@ -86,10 +86,11 @@ void ControlServer::Work(Lane* lane) {
       job = std::move(lane->jobs.front());
       lane->jobs.pop_front();
     }
-    std::string line = ExecuteControl(target_, job.request);
+    uint64_t recording = 0;
+    std::string line = ExecuteControl(target_, job.request, &recording);
     {
       absl::MutexLock lock(&mutex_);
-      answers_.emplace_back(job.client, std::move(line));
+      answers_.push_back({job.client, std::move(line), recording});
     }
     Wake();
   }
@@ -195,7 +196,8 @@ ControlServer::Clients::iterator ControlServer::ChooseVictim(absl::Time now) {
   }
   // The larger, the sooner it goes.
   const auto rank = [](const Client& client) {
-    return client.busy ? 0 : client.out.empty() ? 2 : 1;
+    if (!client.recordings.empty()) return 0;
+    return client.busy ? 1 : client.out.empty() ? 3 : 2;
   };
   auto victim = clients_.end();
   for (auto it = clients_.begin(); it != clients_.end(); ++it) {
@@ -232,7 +234,7 @@ bool ControlServer::Evict(Clients::iterator victim) {
     static_cast<void>(
         ::send(victim->second.fd.get(), line.data(), line.size(), MSG_NOSIGNAL | MSG_DONTWAIT));
   }
-  clients_.erase(victim);
+  Erase(victim);
   return true;
 }
 
@@ -248,20 +250,35 @@ int ControlServer::UntilGraceEnds(absl::Time now) const {
 void ControlServer::Drop(Clients::iterator client) {
   // An answer that nobody waits for is not made. A change is what was asked for, and is made.
   Withdraw(&queries_, client->first);
+  Erase(client);
+}
+
+void ControlServer::Erase(Clients::iterator client) {
+  for (const uint64_t number : client->second.recordings) EndRecording(number);
   clients_.erase(client);
+}
+
+void ControlServer::EndRecording(uint64_t number) {
+  absl::MutexLock lock(&changes_.mutex);
+  // Of nobody: no client has that number.
+  changes_.jobs.push_back({0, EndOfRecording(number)});
 }
 
 void ControlServer::TakeAnswers() {
   uint64_t count = 0;
   [[maybe_unused]] const ssize_t n = ::read(wake_.get(), &count, sizeof(count));
-  std::vector<std::pair<uint64_t, std::string>> answers;
+  std::vector<Outcome> answers;
   {
     absl::MutexLock lock(&mutex_);
     answers.swap(answers_);
   }
-  for (const auto& [id, line] : answers) {
+  for (const auto& [id, line, recording] : answers) {
     const auto it = clients_.find(id);
-    if (it == clients_.end()) continue;
+    if (it == clients_.end()) {
+      if (recording != 0) EndRecording(recording);
+      continue;
+    }
+    if (recording != 0) it->second.recordings.push_back(recording);
     it->second.busy = false;
     Answer(&it->second, line);
     // Requests that came together were read together; the next one waits in the buffer.

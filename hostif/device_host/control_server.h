@@ -55,13 +55,19 @@ class ControlServer {
     std::string in;
     std::string out;
     size_t out_sent = 0;
-    absl::Time since;        // when it connected
-    uint64_t last_used = 0;  // of ticks_, to find the client that was idle longest
-    bool answered = false;   // it has had its first answer
-    bool busy = false;       // a request of it waits or is being carried out
-    bool closing = false;    // no more is read; it goes when `out` is sent
+    absl::Time since;                  // when it connected
+    uint64_t last_used = 0;            // of ticks_, to find the client that was idle longest
+    bool answered = false;             // it has had its first answer
+    bool busy = false;                 // a request of it waits or is being carried out
+    bool closing = false;              // no more is read; it goes when `out` is sent
+    std::vector<uint64_t> recordings;  // that it has begun: they end with it
   };
   using Clients = std::map<uint64_t, Client>;
+  struct Outcome {
+    uint64_t client = 0;
+    std::string line;
+    uint64_t recording = 0;  // that has begun; 0: none
+  };
   struct Job {  // NOLINT(bugprone-exception-escape): for json, as ControlRequest
     uint64_t client = 0;
     ControlRequest request;
@@ -84,8 +90,9 @@ class ControlServer {
   // False when the process has no descriptor for the next client.
   bool AcceptClients();
   // Who goes for a new client, or end(): whoever is idle; then who does not take its answers; then
-  // whose request waits; of those the one that has been so longest. Nobody in its grace, and nobody
-  // whose request is being carried out: its outcome would be told to no one.
+  // whose request waits; then who has something recorded; of those the one that has been so
+  // longest. Nobody in its grace, and nobody whose request is being carried out: its outcome would
+  // be told to no one.
   Clients::iterator ChooseVictim(absl::Time now);
   // Takes the client's place; false, and nothing done, when its request has begun after all.
   bool Evict(Clients::iterator victim);
@@ -94,6 +101,9 @@ class ControlServer {
   // Milliseconds until some client's grace is over.
   int UntilGraceEnds(absl::Time now) const;
   void Drop(Clients::iterator client);
+  // Forgets it; what it has had recorded ends.
+  void Erase(Clients::iterator client);
+  void EndRecording(uint64_t number);
   void TakeAnswers();
   // False when the client is to be dropped.
   bool Receive(uint64_t id, Client* client);
@@ -115,7 +125,7 @@ class ControlServer {
   Lane queries_;
   Lane changes_;
   absl::Mutex mutex_;
-  std::vector<std::pair<uint64_t, std::string>> answers_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Outcome> answers_ ABSL_GUARDED_BY(mutex_);
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread loop_;
 };

@@ -10,7 +10,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "framework/base/status.h"
 #include "hostif/device_host/commands.h"
@@ -52,12 +51,13 @@ class RecordingCommand : public Command {
     request["output"] = error ? output_ : absolute.string();
     request["seconds"] = seconds_;
     if (socket_.empty()) socket_ = DefaultControlSocket();
-    VIRTBAY_ASSIGN_OR_RETURN(const json begun, CallControl(socket_, request));
-    // It ends by itself, so that nothing is left behind by whoever interrupts this.
-    absl::SleepFor(absl::Seconds(seconds_));
+    VIRTBAY_ASSIGN_OR_RETURN(ControlConnection connection, ControlConnection::Open(socket_));
+    VIRTBAY_ASSIGN_OR_RETURN(const json begun, connection.Call(request));
+    // It ends with the connection, so that nothing is left behind by whoever interrupts this.
+    connection.Wait(absl::Seconds(seconds_));
     VIRTBAY_ASSIGN_OR_RETURN(const json report,
-                             CallControl(socket_, {{"command", absl::StrCat(name_, "-stop")},
-                                                   {name_, begun.value(name_, 0)}}));
+                             connection.Call({{"command", absl::StrCat(name_, "-stop")},
+                                              {name_, begun.value(name_, uint64_t{0})}}));
     if (json_) {
       std::cout << ToLine(report) << "\n";
       return absl::OkStatus();

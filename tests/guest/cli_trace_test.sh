@@ -4,7 +4,7 @@
 set -u
 BUILD=${1:?usage: cli_trace_test.sh BUILD_DIR}
 . "$(dirname "${BASH_SOURCE[0]}")/cli_lib.sh"
-KEPT="$KEPT|log|a.sock|b.sock|control.sock|fifo|.*\.json"
+KEPT="$KEPT|log|a.sock|b.sock|control.sock|fifo|request|.*\.json"
 CTL=(--control-socket=control.sock)
 
 # holds FILE DEVICES: a trace of so many devices with one queue track each at least, whose spans end.
@@ -57,19 +57,45 @@ refuses 1 "none/t.json" trace a --output none/t.json --duration 0.1 "${CTL[@]}"
 refuses 1 "share" trace a --output share --duration 0.1 "${CTL[@]}"
 mkfifo fifo
 refuses 1 "fifo" trace a --output fifo --duration 0.1 "${CTL[@]}"
-# Of a device that is being traced, by one who has gone; after a failure nothing is left of it.
+# Of a device that is being traced; after a failure nothing is left of it.
 echo '{"command":"trace","output":"'"$PWD"'/long.json","seconds":3600}' >request
-python3 - <<'PY'
-import socket
+mkfifo begun
+python3 - <<'PY' &
+import signal, socket
 s = socket.socket(socket.AF_UNIX)
 s.connect("control.sock")
 s.sendall(open("request", "rb").read())
 assert b'"ok":true' in s.makefile("rb").readline()
+open("begun", "w").close()
+signal.pause()
 PY
-rm request
+HOLDER=$!
+PIDS+=("$HOLDER")
+read -r <begun
+rm begun
 refuses 1 "device a is being traced already" trace a --output other.json --duration 0.1 "${CTL[@]}"
+# It ends with whoever asked.
+kill -KILL $HOLDER
+wait $HOLDER 2>/dev/null
+count=$((count + 1))
+for i in $(seq 100); do
+  timeout 20 "$VIRTBAY" trace a --output other.json --duration 0.1 "${CTL[@]}" >out 2>err && break
+done
+[ "$i" != 100 ] || complain "a trace goes on without the one who asked"
+holds long.json 2
+rm request
+"$VIRTBAY" trace --output last.json --duration 600 "${CTL[@]}" >/dev/null 2>&1 &
+HOLDER=$!
+PIDS+=("$HOLDER")
+for i in $(seq 100); do
+  [ -e last.json ] && break
+  sleep 0.05
+done
 # The end of the process ends the trace, with its file whole.
 stops TERM
-holds long.json 2
+holds last.json 2
+# Whoever waits for it learns that at once.
+count=$((count + 1))
+timeout 20 tail --pid=$HOLDER -f /dev/null || complain "virtbay trace waits for a process that has gone"
 echo "$count checks, $failed failed"
 [ $failed = 0 ]
