@@ -36,6 +36,10 @@ absl::StatusOr<std::unique_ptr<Recorder>> Recorder::Start(const std::filesystem:
   if (!S_ISREG(what.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(output.native(), ": is not a regular file"));
   }
+  // Guests' data is nobody else's, whatever was there before.
+  if ((what.st_mode & 07777) != 0600 && ::fchmod(file.get(), 0600) != 0) {
+    return ErrnoStatus(errno, absl::StrCat(output.native(), ": making it private (mode 0600)"));
+  }
   if (::ftruncate(file.get(), 0) != 0) return ErrnoStatus(errno, output.native());
   std::unique_ptr<Recorder> self(new Recorder(output.native(), std::move(file), std::move(source)));
   try {

@@ -47,8 +47,8 @@ class Recorder {
   // What is past this size of the file is dropped.
   static constexpr uint64_t kMostBytes = uint64_t{1} << 30;
 
-  // Writes to `output`, a regular file that is made or overwritten. InvalidArgument for any other
-  // kind, or what opening it says.
+  // Writes to `output`, a regular file that is made or overwritten, with mode 0600. InvalidArgument
+  // for any other kind, or what opening it says.
   static absl::StatusOr<std::unique_ptr<Recorder>> Start(const std::filesystem::path& output,
                                                          absl::Duration duration,
                                                          std::unique_ptr<RecordingSource> source);

@@ -64,6 +64,10 @@ accepts record a --output r.record --duration 0.1 "${CTL[@]}"
 says "r.record: 0 records of 1 devices"
 accepts record a --output r.record --duration 0.1 --payload --json "${CTL[@]}"
 says '"devices":1'
+chmod 0666 r.record
+accepts record a --output r.record --duration 0.1 "${CTL[@]}"
+count=$((count + 1))
+[ "$(stat -c %a r.record)" = 600 ] || complain "r.record is not private"
 refuses 1 "device c: does not exist" record c --output r.record --duration 0.1 "${CTL[@]}"
 refuses 1 "none/r.record" record a --output none/r.record --duration 0.1 "${CTL[@]}"
 mkfifo fifo
