@@ -8,6 +8,7 @@
 #include <string>
 #include <system_error>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
@@ -36,8 +37,13 @@ class RecordingCommand : public Command {
         ->type_name("FILE");
     app_->add_option("--duration", seconds_, "For so long (default: 5)")
         ->type_name("SECONDS")
-        ->check(CLI::PositiveNumber)
-        ->check(CLI::Range(0.0, double{kMostRecordingSeconds}));
+        ->check([](const std::string& text) {
+          double seconds = 0;
+          if (absl::SimpleAtod(text, &seconds) && seconds > 0 && seconds <= kMostRecordingSeconds) {
+            return std::string();
+          }
+          return absl::StrCat("must be above 0 and at most ", kMostRecordingSeconds);
+        });
     app_->add_option("--control-socket", socket_, "Of the process");
     app_->add_flag("--json", json_, "What was written, as one JSON object");
   }

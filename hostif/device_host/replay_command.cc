@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "framework/base/status.h"
 #include "hostif/device_host/commands.h"
@@ -42,6 +43,7 @@ json ToJson(const testkit::ReplayReport& report) {
           {"unanswered", report.unanswered},
           {"unfilled", report.unfilled},
           {"left_out", report.left_out},
+          {"no_queue", report.no_queue},
           {"differences", std::move(differences)},
           {"failure", report.failure},
           {"cut", report.cut},
@@ -90,7 +92,8 @@ class ReplayCommand final : public Command {
                   });
                 });
     if (finding.verdict != testkit::Verdict::kPass) {
-      return absl::InternalError(absl::StrCat(file_, ": ", finding.text));
+      const std::string file = absl::StrCat(file_, ": ");
+      return absl::InternalError(absl::StrCat(file, absl::StripPrefix(finding.text, file)));
     }
     if (json_) {
       std::cout << finding.text << "\n";
@@ -143,6 +146,11 @@ class ReplayCommand final : public Command {
     }
     if (const auto failure = report.value("failure", ""); !failure.empty()) {
       return absl::InternalError(absl::StrCat(file_, ": the device fails: ", failure));
+    }
+    if (number("no_queue") != 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(file_, ": ", number("no_queue"),
+                       " requests are of queues that the device does not have"));
     }
     if (number("left_out") != 0) {
       return absl::ResourceExhaustedError(

@@ -94,6 +94,10 @@ absl::StatusOr<RecordHead> ParseHead(absl::string_view text, size_t at) {
   return head;
 }
 
+uint64_t MostOfRecord(const RecordHead& head) {
+  return sizeof(Fixed) + uint64_t{2} * kMostPieces * sizeof(uint32_t) + head.bytes;
+}
+
 absl::StatusOr<RequestRecord> ParseRecord(absl::string_view bytes, size_t at) {
   Fixed fixed;
   std::memcpy(&fixed, bytes.data(), sizeof(fixed));
@@ -227,6 +231,10 @@ absl::StatusOr<RecordFile> Parse(absl::string_view bytes) {
   while (at < bytes.size()) {
     const size_t left = bytes.size() - at;
     if (left >= sizeof(size)) std::memcpy(&size, bytes.data() + at, sizeof(size));
+    // More than any record of this file is not one that was cut off.
+    if (left >= sizeof(size) && size > MostOfRecord(file.head)) {
+      return Damaged(at, absl::StrCat("a record of ", size, " bytes, more than one can have"));
+    }
     if (left < sizeof(size) || size > left - sizeof(size)) {
       file.cut = true;
       break;

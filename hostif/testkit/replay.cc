@@ -81,6 +81,7 @@ class Replayer {
             : bay_->SendPieces(bytes, record.readable, record.writable, record.queue);
     if (token == 0) {
       ++report_.left_out;
+      if (record.queue >= bay_->queue_count()) ++report_.no_queue;
       return;
     }
     ++report_.requests;

@@ -12,7 +12,7 @@ CTL=(--control-socket=control.sock)
 PLUGIN=$BUILD/plugins/test_op.so
 
 # write FILE TYPE OPTIONS OP...: a record of the test's device with one answered request for each OP, as
-# docs/record.md lays it out; OP is the number and the first argument of a command.
+# docs/record.md lays it out; OP is the number and the first argument of a command, and its queue.
 write() {
   python3 - "$@" <<'PY'
 import json, struct, sys
@@ -20,13 +20,15 @@ path, kind, options, *ops = sys.argv[1:]
 head = json.dumps({"type": kind, "plugin": "test", "options": json.loads(options),
                    "features": "0x100000000", "queues": 1, "bytes": 256, "whole": True}).encode()
 out = b"VBRECRD1" + struct.pack("<I", len(head)) + head
+queue = 0
 def record(ns, ident, kind, written=0, readable=(), writable=(), data=b""):
-    body = struct.pack("<QQIIIIII", ns, ident, 0, written, len(readable), len(writable),
+    body = struct.pack("<QQIIIIII", ns, ident, queue, written, len(readable), len(writable),
                        len(data), kind)
     body += b"".join(struct.pack("<I", n) for n in (*readable, *writable)) + data
     return struct.pack("<I", len(body)) + body
 for number, op in enumerate(ops, 1):
-    code, argument = map(int, op.split(":"))
+    code, argument = map(int, op.split(":")[:2])
+    queue = int((op.split(":") + [0])[2])
     command = struct.pack("<IiIIQ", code, -1, argument, 0, 0)
     out += record(10 * number, number, 1, readable=[len(command)], writable=[64], data=command)
     out += record(10 * number + 1, number, 2, written=8, data=bytes(8))
@@ -90,12 +92,16 @@ data[-1] = 0x7f
 open("other.record", "wb").write(data)
 data = data[:-3]
 open("cut.record", "wb").write(data)
+at = 12 + struct.unpack_from("<I", data, 8)[0]
+data[at:at + 4] = b"\xf0\xff\xff\xff"
+open("large.record", "wb").write(data)
 PY
 accepts replay other.record --plugin "$PLUGIN"
 says "  queue 0, request 2: byte 7 of 8 is 0x00, not 0x7f"
 refuses 1 "other.record: 1 answers differ" replay other.record --plugin "$PLUGIN" --strict
 accepts replay cut.record --plugin "$PLUGIN"
 says "the record ends within a request"
+refuses 1 "virtbay: large.record: at byte" replay large.record --plugin "$PLUGIN"
 # A crash; with sanitizers it takes the process with it.
 starts serve plugin "$BUILD/plugins/test_reload_1.so" --socket-path=a.sock --record=crash.record --contain
 "$HERE/send_ops.py" a.sock $ECHO $ECHO $CRASH &
@@ -114,6 +120,8 @@ write fail.record op '{}' $ECHO $FAIL $ECHO
 refuses 1 "device fails" replay fail.record --plugin "$PLUGIN"
 write hold.record op '{}' $HOLD
 refuses 1 "hold.record: 1 requests were not answered" replay hold.record --plugin "$PLUGIN" --patience 1
+write queue.record op '{}' $ECHO $ECHO:7
+refuses 1 "queue.record: 1 requests are of queues that the device does not have" replay queue.record --plugin "$PLUGIN"
 write options.record op '{"shared-dir": "/srv"}' $ECHO
 refuses 1 "was recorded with shared-dir=/srv" replay options.record --plugin "$PLUGIN"
 head -c 1000 /dev/zero >garbage

@@ -39,6 +39,7 @@ TOML
 refuses 2 "--output is required" trace a
 refuses 2 "--duration" trace a --output t.json --duration 0
 refuses 2 "--duration" trace a --output t.json --duration 3601
+refuses 2 "--duration: must be above 0 and at most 3600" trace a --output t.json --duration inf
 refuses 1 "nowhere.sock" trace a --output t.json --control-socket=nowhere.sock
 
 starts run two.toml

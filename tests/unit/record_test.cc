@@ -238,6 +238,11 @@ TEST(RecordFileTest, WhatIsCutOffOrDamagedIsSaid) {
       EXPECT_THAT(file, StatusIs(absl::StatusCode::kDataLoss, "at byte "));
     }
   }
+  // More than any record has, though the file ends before it.
+  std::string large = bytes;
+  large.replace(head.size(), 4, "\xf0\xff\xff\xff");
+  EXPECT_THAT(record::Parse(large),
+              StatusIs(absl::StatusCode::kDataLoss, absl::StrCat("at byte ", head.size(), ": ")));
   // Sizes that are not those of the record.
   RequestRecord lies = Request(1, "abc", 20);
   lies.bytes = "abcd";
@@ -388,6 +393,7 @@ TEST_F(ReplayTest, WhatHasNoRoomIsLeftOut) {
                               Request(5, Bytes({}, "ping"), 64), Answer(5, 12, "")}));
   ASSERT_TRUE(report.ok()) << report.error().text;
   EXPECT_EQ(report->left_out, 4u);
+  EXPECT_EQ(report->no_queue, 1u);
   EXPECT_EQ(report->answered, 1u);
 }
 

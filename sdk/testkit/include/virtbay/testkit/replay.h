@@ -46,7 +46,9 @@ struct ReplayReport {
   /// Of these, buffers that a device fills by itself (a frame, a key): nothing comes from outside
   /// in a replay.
   uint64_t unfilled = 0;
-  uint64_t left_out = 0;  ///< requests that the ring or the memory had no room for
+  /// Requests that the ring or the memory had no room for, or of queues that are not there.
+  uint64_t left_out = 0;
+  uint64_t no_queue = 0;  ///< of these, those of queues that the device does not have
   std::vector<ReplayDifference> differences;
   std::string failure;  ///< why the device needs a reset; empty: it does not
   bool cut = false;     ///< the record ends within a request
