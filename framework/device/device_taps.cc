@@ -157,6 +157,12 @@ void Queue::TapPop(virtbay_request* const* requests, uint32_t count) {
   }
 }
 
+void Queue::PresentTapped(virtbay_request* const* requests, uint32_t count) {
+  TapPop(requests, count);
+  const TraceCallScope traced(trace(), TraceCall::kOnRequests, count);
+  Present(requests, count);
+}
+
 void Queue::TapComplete(const InFlightRequest* request, uint32_t written) {
   if (trace_) {
     trace_->Record({.id = trace_->Known(request->tap_id),

@@ -695,11 +695,15 @@ bool Queue::PumpRing() {
     batches_.Add();
   }
   in_flight_.store(table_->count, std::memory_order_relaxed);
-  if (tapped_ && count > 0) [[unlikely]]
-    TapPop(burst.data(), count);
   // A burst of one is published at its end anyway.
   if (count > 1) published_ticks_ = CoarseTicks();
-  if (count > 0) Present(burst.data(), count);
+  if (count > 0) {
+    if (tapped_) [[unlikely]] {
+      PresentTapped(burst.data(), count);
+    } else {
+      Present(burst.data(), count);
+    }
+  }
   Publish();
   if (BreaksRing(error)) Break(ChainErrorName(error));
   return taken > 0;
@@ -707,7 +711,6 @@ bool Queue::PumpRing() {
 
 void Queue::Present(virtbay_request* const* requests, uint32_t count) {
   monitor_->SetBatch(requests, count);
-  const TraceCallScope traced(trace(), TraceCall::kOnRequests, count);
   CallOnQueue(core_, monitor_, "on_requests", index_,
               [&] { core_->ops.on_requests(core_->device, index_, requests, count); });
 }
@@ -736,6 +739,7 @@ bool Queue::PresentRequeued() {
     request->state = RequestState::kHeld;
     FillViews(request);
     virtbay_request* raw = &request->abi;
+    const TraceCallScope traced(trace(), TraceCall::kOnRequests, 1);
     Present(&raw, 1);
   }
   Publish();

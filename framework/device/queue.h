@@ -260,6 +260,7 @@ class Queue {
   std::byte* AllocateExtra(InFlightRequest* request, uint32_t count);
   void FreeExtra(InFlightRequest* request);
   // Of a queue that is traced or recorded.
+  void PresentTapped(virtbay_request* const* requests, uint32_t count);
   void TapPop(virtbay_request* const* requests, uint32_t count);
   void TapComplete(const InFlightRequest* request, uint32_t written);
   // After a burst that met a full arena, or the first one after that.
