@@ -128,6 +128,12 @@ Status Fs::OpenKeep() {
     host->Log(VIRTBAY_LOG_WARN, "the session of an aggregate of shares is not kept for a restart");
     return {};
   }
+  // A device that is restored has the directories of one that was asked.
+  if (!restores && LiesBelow(dir->c_str(), share.root_fd)) {
+    return sdk::Error{VIRTBAY_INVALID_ARGUMENT, 0,
+                      "the state directory " + *dir + " lies in the shared directory " +
+                          options.shared_dir + ", where the guest could change it"};
+  }
   auto opened = keep::Store::Open(
       host, *dir, {inodes.max_slots(), keep::Store::kHandles, 1 + options.request_queues},
       restores);

@@ -8,8 +8,10 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <utility>
 
 #include "plugins/virtiofs/wire.h"
+#include "virtbay/sdk/unique_fd.h"
 
 namespace virtbay::virtiofs {
 
@@ -53,6 +55,27 @@ FdName::FdName(int fd) : text_{} {
 int Reopen(int proc_fd, int fd, int flags) {
   const int result = ::openat(proc_fd, FdName(fd).c_str(), (flags & ~O_NOFOLLOW) | O_CLOEXEC);
   return result < 0 ? -errno : result;
+}
+
+bool LiesBelow(const char* path, int root_fd) {
+  struct statx root;
+  if (StatFd(root_fd, &root) != 0) return false;
+  const auto is = [](const struct statx& a, const struct statx& b) {
+    return a.stx_ino == b.stx_ino && a.stx_dev_major == b.stx_dev_major &&
+           a.stx_dev_minor == b.stx_dev_minor;
+  };
+  constexpr int kFlags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+  sdk::UniqueFd at(::open(path, kFlags));
+  struct statx st;
+  while (at && StatFd(at.get(), &st) == 0) {
+    if (is(st, root)) return true;
+    sdk::UniqueFd up(::openat(at.get(), "..", kFlags));
+    struct statx above;
+    // At the top there is nothing above.
+    if (!up || StatFd(up.get(), &above) != 0 || is(above, st)) return false;
+    at = std::move(up);
+  }
+  return false;
 }
 
 }  // namespace virtbay::virtiofs

@@ -48,6 +48,10 @@ class FdName {
 // -errno.
 int Reopen(int proc_fd, int fd, int flags);
 
+// [control] Whether the directory at `path` is the one behind `root_fd` or lies below it. A
+// directory that cannot be opened lies nowhere.
+bool LiesBelow(const char* path, int root_fd);
+
 }  // namespace virtbay::virtiofs
 
 #endif  // VIRTBAY_PLUGINS_VIRTIOFS_PATH_H_

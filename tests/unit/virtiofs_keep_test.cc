@@ -1,6 +1,7 @@
 // What the virtiofs plugin keeps in a file for a process after this one, and what becomes of a file
 // that no device would write.
 #include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -250,6 +251,24 @@ TEST_F(VirtioFsKeep, AFileInUseIsLeftAlone) {
   const uint64_t other = serving.Lookup(b_, "other");
   EXPECT_EQ(other, other_);
   EXPECT_EQ(stdfs::file_size(Path()), size_);
+}
+
+TEST_F(VirtioFsKeep, ADirectoryThatTheGuestCouldChangeIsRefused) {
+  stdfs::create_directory_symlink("share", dir_ / "link");
+  for (const char* name : {"share", "share/a/b", "link/a", "share/a/b/../../../state/../share/a"}) {
+    BareFs::Options options = Options();
+    options["host.state-dir"] = dir_ / name;
+    BareFs to(options);
+    EXPECT_FALSE(to.ok()) << name;
+    EXPECT_THAT(to.problem(), ::testing::HasSubstr("lies in the shared directory")) << name;
+  }
+  EXPECT_FALSE(stdfs::exists(dir_ / "share/a/b/virtiofs.session"));
+  // Beside it, with a name that begins like its own.
+  stdfs::create_directory(dir_ / "share.state");
+  BareFs::Options options = Options();
+  options["host.state-dir"] = dir_ / "share.state";
+  BareFs to(options);
+  EXPECT_TRUE(to.ok()) << to.problem();
 }
 
 TEST_F(VirtioFsKeep, WhatIsNoFileIsNotOpened) {
