@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -35,6 +36,11 @@ absl::StatusOr<std::unique_ptr<Recorder>> Recorder::Start(const std::filesystem:
   if (::fstat(file.get(), &what) != 0) return ErrnoStatus(errno, output.native());
   if (!S_ISREG(what.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(output.native(), ": is not a regular file"));
+  }
+  // Two that write to one file would leave neither whole.
+  if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    return absl::AlreadyExistsError(
+        absl::StrCat(output.native(), ": is being written by another trace or record"));
   }
   // Guests' data is nobody else's, whatever was there before.
   if ((what.st_mode & 07777) != 0600 && ::fchmod(file.get(), 0600) != 0) {

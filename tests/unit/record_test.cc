@@ -16,6 +16,7 @@
 
 #include "hostif/device_host/record_source.h"
 #include "hostif/device_host/recorder.h"
+#include "hostif/device_host/trace_source.h"
 #include "hostif/record/record_file.h"
 #include "tests/support/temp_dir.h"
 #include "tests/unit/device_fixture.h"
@@ -26,6 +27,7 @@ namespace {
 
 using device_host::Recorder;
 using device_host::RecordSource;
+using device_host::TraceSource;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testkit::ReplayReport;
@@ -325,6 +327,28 @@ TEST_F(ReplayTest, GivesThePluginAgainWhatItWasGiven) {
   EXPECT_EQ(report->unanswered, 0u);
   EXPECT_EQ(report->lengths + report->contents, 0u)
       << report->differences[0].request << ": " << report->differences[0].what;
+}
+
+TEST_F(ReplayTest, AFileIsOneRecordingsOnly) {
+  Add(ParallelSpec("a"));
+  const std::string path = dir_ / "record";
+  {
+    ASSERT_OK_AND_ASSIGN(auto source, RecordSource::Start(device_, /*payload=*/false));
+    ASSERT_OK_AND_ASSIGN(const auto first,
+                         Recorder::Start(path, absl::InfiniteDuration(), std::move(source)));
+    ASSERT_OK_AND_ASSIGN(auto events, device_.StartTrace(64));
+    auto trace = std::make_unique<TraceSource>();
+    trace->Add("a", "test", std::move(events));
+    EXPECT_THAT(Recorder::Start(path, absl::InfiniteDuration(), std::move(trace)).status(),
+                StatusIs(absl::StatusCode::kAlreadyExists, "another trace or record"));
+    ASSERT_OK(first->Stop().status());
+  }
+  auto report = Replay(path, VIRTBAY_OP_PARALLEL_PLUGIN);
+  EXPECT_TRUE(report.ok()) << report.error().text;
+  // It is free again, and overwritten.
+  ASSERT_OK_AND_ASSIGN(const auto next, Recorder::Start(path, absl::InfiniteDuration(),
+                                                        std::make_unique<TraceSource>()));
+  ASSERT_OK(next->Stop().status());
 }
 
 TEST_F(ReplayTest, SaysWhatIsDifferent) {
