@@ -14,6 +14,7 @@ suites=()
 while [ $# -gt 0 ]; do
   case $1 in
     --build) BUILD=$(cd "$2" && pwd) || exit 2; shift ;;
+    -h | --help) sed -n "2,5s/^# \{0,1\}//p" "$0"; exit 0 ;;
     --list) (cd "$HERE/suites" && for f in *.sh; do echo "${f%.sh}"; done); exit 0 ;;
     -*) echo "run.sh: unknown option $1" >&2; exit 2 ;;
     *) suites+=("$1") ;;
