@@ -119,6 +119,11 @@ uint64_t Subject::Taken() const {
   return taken;
 }
 
+absl::Status Subject::CheckServes(const DeviceInfo& info) {
+  if (!info.needs_reset) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("the device needs a reset: ", info.failure));
+}
+
 absl::Status Subject::SendAll(uint32_t rounds, std::minstd_rand* random) {
   for (uint32_t round = 0; round < rounds; ++round) {
     for (uint32_t queue = 0; queue < driver_->queue_count(); ++queue) {
@@ -140,9 +145,7 @@ absl::Status Subject::SendAll(uint32_t rounds, std::minstd_rand* random) {
       buffers_->Discard();
       const auto info = device_.Inspect();
       if (!info.ok()) return info.status();
-      if (info->needs_reset) {
-        return absl::InternalError(absl::StrCat("the device needs a reset: ", info->failure));
-      }
+      VIRTBAY_RETURN_IF_ERROR(CheckServes(*info));
     }
     VIRTBAY_RETURN_IF_ERROR(StopAndGo());
     const std::string accusation = Accusation();
@@ -155,6 +158,7 @@ absl::Status Subject::StopAndGo() {
   VIRTBAY_RETURN_IF_ERROR(Annotate(driver_->Stop(), "stop"));
   const auto info = device_.Inspect();
   if (!info.ok()) return info.status();
+  VIRTBAY_RETURN_IF_ERROR(CheckServes(*info));
   for (size_t queue = 0; queue < info->queues.size(); ++queue) {
     if (info->queues[queue].in_flight != 0) {
       return absl::InternalError(absl::StrCat("queue ", queue, ": ", info->queues[queue].in_flight,

@@ -41,6 +41,8 @@ class Subject {
   absl::Status SendAll(uint32_t rounds, std::minstd_rand* random);
   // Stops and goes on; everything that was sent has ended or comes again. An error says which
   // requests did not end.
+  // Internal: it has failed, with its own words for it.
+  static absl::Status CheckServes(const DeviceInfo& info);
   absl::Status StopAndGo();
   // What the host has to say against the plugin; empty: nothing.
   std::string Accusation() const;

@@ -13,18 +13,6 @@
 
 #include "framework/base/clock.h"
 
-// 1 in builds with a sanitizer: slower, with memory and signals of its own.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define VIRTBAY_TEST_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define VIRTBAY_TEST_SANITIZED 1
-#endif
-#endif
-#ifndef VIRTBAY_TEST_SANITIZED
-#define VIRTBAY_TEST_SANITIZED 0
-#endif
-
 namespace virtbay::testing {
 
 // Entries of a directory of /proc/self.

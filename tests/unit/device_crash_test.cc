@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "framework/base/contained_call.h"
+#include "framework/base/sanitized.h"
 #include "framework/device/failed_answer.h"
 #include "framework/isolation/crash_guard.h"
 #include "framework/isolation/sigbus_guard.h"
@@ -43,7 +44,7 @@ Answer Read(const Reply& reply) { return {reply.result / 10, reply.result % 10};
 class DeviceCrashTest : public DeviceTest {
  protected:
   void SetUp() override {
-    if (VIRTBAY_TEST_SANITIZED != 0) GTEST_SKIP() << "a sanitizer has the faults";
+    if (kSanitized) GTEST_SKIP() << "a sanitizer has the faults";
     HostOptions options;
     options.log = log_.log();
     options.contain_crashes = true;
@@ -615,7 +616,7 @@ INSTANTIATE_TEST_SUITE_P(Calls, DeviceHangReloadTest,
 class CrashDeathTest : public DeviceTest {
  protected:
   void SetUp() override {
-    if (VIRTBAY_TEST_SANITIZED != 0) GTEST_SKIP() << "a sanitizer has the faults";
+    if (kSanitized) GTEST_SKIP() << "a sanitizer has the faults";
     GTEST_FLAG_SET(death_test_style, "threadsafe");
   }
   // In a child: with a guard, but not contained.

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "framework/base/sanitized.h"
 #include "hostif/guest/driver.h"
 #include "hostif/guest/vhost_user_transport.h"
 #include "hostif/vhost_user/server.h"
@@ -21,7 +22,7 @@ namespace {
 class CrashOnASocketTest : public DeviceTest {
  protected:
   void SetUp() override {
-    if (VIRTBAY_TEST_SANITIZED != 0) GTEST_SKIP() << "a sanitizer has the faults";
+    if (kSanitized) GTEST_SKIP() << "a sanitizer has the faults";
     HostOptions options;
     options.log = log_.log();
     options.contain_crashes = true;

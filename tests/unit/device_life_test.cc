@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "framework/base/sanitized.h"
 #include "tests/unit/device_fixture.h"
 
 namespace virtbay::testing {
@@ -15,7 +16,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr int kCycles = VIRTBAY_TEST_SANITIZED ? 150 : 2000;
+constexpr int kCycles = kSanitized ? 150 : 2000;
 
 // ---- the Host -----------------------------------------------------------------------------------
 
@@ -792,7 +793,7 @@ TEST_F(DeviceTest, ThousandsOfDevicesComeAndGoWithoutATrace) {
   for (int i = 0; i < kCycles; ++i) ASSERT_NO_FATAL_FAILURE(cycle(i));
   EXPECT_EQ(CountEntries("/proc/self/fd"), fds);
   EXPECT_EQ(CountEntries("/proc/self/task"), tasks);
-  if (!VIRTBAY_TEST_SANITIZED) {
+  if (!kSanitized) {
     EXPECT_LT(ResidentPages(), pages + 2048) << "8 MiB over thousands: less than 4 KiB each";
   }
 }

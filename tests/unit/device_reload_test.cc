@@ -5,6 +5,7 @@
 #include <string>
 #include <thread>
 
+#include "framework/base/sanitized.h"
 #include "tests/support/temp_dir.h"
 #include "tests/unit/device_fixture.h"
 
@@ -290,11 +291,11 @@ TEST_F(DeviceReloadTest, UnderLoadNothingIsLostAndNothingGrows) {
       if (line.find("-plugin-") != std::string::npos) ++images;
     }
     // Under a sanitizer images stay on purpose.
-    if (VIRTBAY_TEST_SANITIZED != 0) images = 0;
+    if (kSanitized) images = 0;
     return std::array{images, CountEntries("/proc/self/task"), CountEntries("/proc/self/fd")};
   };
   const auto before = measure();
-  const int rounds = VIRTBAY_TEST_SANITIZED != 0 ? 20 : 200;
+  const int rounds = kSanitized ? 20 : 200;
   for (int i = 0; i < rounds && wrong.empty(); ++i) {
     // A rebuilt file is another image.
     const std::filesystem::path build = dir / absl::StrCat("build", i % 2, ".so");

@@ -67,6 +67,9 @@ TEST_F(NotifierTest, OneThatWaitsForRoomIsFreedAndNoOtherFollows) {
 
 // Inside of its write, but held up by nobody: preempted, or, here, in a signal handler.
 TEST_F(NotifierTest, OneThatHasRoomIsLeftAlone) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "this sanitizer delivers a signal when the write has ended";
+#endif
   ASSERT_EQ(sem_init(&entered, 0, 0), 0);
   ASSERT_EQ(sem_init(&leave, 0, 0), 0);
   struct sigaction action {};

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "framework/base/sanitized.h"
 #include "hostif/testkit/check.h"
 #include "tests/support/process_state.h"
 #include "tests/support/temp_dir.h"
@@ -64,7 +65,7 @@ TEST_P(BrokenPluginTest, FailsItsClause) {
   setenv("VIRTBAY_TEST_RELEASE", (dir / "release").c_str(), 1);
   const auto results = Check(Bad(GetParam().plugin), {}, {GetParam().clause}, GetParam().limit);
   const ClauseResult& result = results.at(GetParam().clause);
-  if (VIRTBAY_TEST_SANITIZED && result.verdict == Verdict::kSkip) GTEST_SKIP() << result.text;
+  if (kSanitized && result.verdict == Verdict::kSkip) GTEST_SKIP() << result.text;
   EXPECT_EQ(result.verdict, Verdict::kFail) << Failures(results);
   EXPECT_THAT(result.text, HasSubstr(GetParam().text));
 }
@@ -140,7 +141,9 @@ TEST(PluginCheckTest, WhatIsMissingIsSaid) {
   const auto blk = Check(VIRTBAY_BLK_PLUGIN);
   EXPECT_THAT(blk.at("create").text, HasSubstr("option file: missing"));
   EXPECT_EQ(blk.at("requests").verdict, Verdict::kSkip);
-  EXPECT_EQ(blk.at("unload").verdict, blk.at("load").verdict);
+  if (!kSanitized) {  // where images stay mapped
+    EXPECT_EQ(blk.at("unload").verdict, blk.at("load").verdict);
+  }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "framework/base/sanitized.h"
 #include "tests/support/temp_dir.h"
 #include "tests/unit/device_fixture.h"
 
@@ -461,7 +462,7 @@ TEST_F(StuckPluginTest, ADeviceWhoseCallbackReturnsAfterAllServesTheNextFrontEnd
 // ---- what is left of a plugin -------------------------------------------------------------------
 
 TEST_F(PluginContractTest, AThreadLocalOfALivingThreadKeepsTheImageAndIsReported) {
-  if (VIRTBAY_TEST_SANITIZED) GTEST_SKIP() << "images stay mapped for the sanitizer's reports";
+  if (kSanitized) GTEST_SKIP() << "images stay mapped for the sanitizer's reports";
   Connect("leaks_thread_local");
   ASSERT_OK(client_->Call({}));
   client_.reset();

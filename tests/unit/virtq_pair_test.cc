@@ -17,6 +17,7 @@
 #include <variant>
 #include <vector>
 
+#include "framework/base/sanitized.h"
 #include "framework/virtq/packed_ring.h"
 #include "framework/virtq/split_ring.h"
 #include "hostif/guest/driver_queue.h"
@@ -259,7 +260,7 @@ TEST_P(DifferentialTest, BothSidesSeeTheSameBytes) {
 // them for ever (and Wait then reports it).
 TEST_P(DifferentialTest, NoNotificationIsLost) {
   const PairOptions options = GetParam();
-  constexpr uint32_t kChains = VIRTBAY_TEST_SANITIZED ? 5'000 : 20'000;
+  constexpr uint32_t kChains = kSanitized ? 5'000 : 20'000;
   ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
   ASSERT_OK_AND_ASSIGN(auto driver, DriverQueue::Create(memory.get(), DriverOptions(options)));
   ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
@@ -327,7 +328,7 @@ TEST_P(DifferentialTest, NoNotificationIsLost) {
 // so that none makes up for another that was lost.
 TEST_P(DifferentialTest, EachNotificationCounts) {
   const PairOptions options = GetParam();
-  constexpr uint32_t kRounds = VIRTBAY_TEST_SANITIZED ? 10'000 : 60'000;
+  constexpr uint32_t kRounds = kSanitized ? 10'000 : 60'000;
   ASSERT_OK_AND_ASSIGN(auto memory, GuestMemory::Create(4096 * kKiB));
   ASSERT_OK_AND_ASSIGN(auto driver, DriverQueue::Create(memory.get(), DriverOptions(options)));
   ASSERT_OK_AND_ASSIGN(const MemoryMapRef map, memory->ToMemoryMap());
