@@ -516,7 +516,8 @@ absl::Status Device::Prepare() {
   absl::MutexLock lock(&mutex_);
   VIRTBAY_RETURN_IF_ERROR(CheckServing());
   if (session_ || prepared_.has_value()) return absl::OkStatus();
-  return PrepareSession();
+  // All that can fail does so while the other process can still serve on.
+  return std::exchange(goes_on_, false) ? BeginSession() : PrepareSession();
 }
 
 absl::Status Device::StartQueue(uint32_t index, QueueConfig config) {

@@ -261,6 +261,8 @@ class Device : public std::enable_shared_from_this<Device> {
   std::optional<DeviceShape> staged_ ABSL_GUARDED_BY(mutex_);
   // Of PrepareSession, for BeginSession.
   std::optional<Threads> prepared_ ABSL_GUARDED_BY(mutex_);
+  // It was restored with rings that another process has run.
+  bool goes_on_ ABSL_GUARDED_BY(mutex_) = false;
   // The configuration space is not the one that the driver knows; it is told when it is served.
   bool config_differs_ ABSL_GUARDED_BY(mutex_) = false;
   bool served_ ABSL_GUARDED_BY(mutex_) = false;  // a front-end was attached at some time

@@ -1,5 +1,6 @@
 // A device that is stopped where it is, for one of another process to go on with (docs/restart.md):
 // the same steps as of a reload, but that the two devices do not share what the framework holds.
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -123,6 +124,8 @@ absl::Status Device::Restore(LeftDevice left) {
   VIRTBAY_RETURN_IF_ERROR(generation_->CheckFollows(left.shape));
   if (has_state) VIRTBAY_RETURN_IF_ERROR(RestoreState(&left.state));
   VIRTBAY_RETURN_IF_ERROR(generation_->EarlyFailure());
+  goes_on_ = std::any_of(left.rings.begin(), left.rings.end(),
+                         [](const LeftRing& ring) { return ring.size != 0; });
   for (size_t i = 0; i < left.rings.size(); ++i) {
     VIRTBAY_RETURN_IF_ERROR(core_->queues[i]->TakeLeft(std::move(left.rings[i])));
   }

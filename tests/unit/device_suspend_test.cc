@@ -171,7 +171,7 @@ TEST_F(DeviceSuspendTest, TheOtherOneFails) {
   int64_t count = 1;
   for (const char* wrong :
        {"init_fails", "init_throws", "fails_early", "queues", "features", "config", "restore_fails",
-        "restore_throws", "negotiate_fails", "activate_fails"}) {
+        "restore_throws", "negotiate_fails", "activate_fails", "start_fails", "start_throws"}) {
     ASSERT_OK_AND_ASSIGN(LeftDevice left, device_.Suspend(kDeadline));
     EXPECT_FALSE(Prepare(std::move(left), {{"next", wrong}}).ok()) << wrong;
     port_.reset();
