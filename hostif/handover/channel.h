@@ -23,7 +23,7 @@
 namespace virtbay::handover {
 
 // Of the messages and of what is in them. Both sides have to speak the same one.
-inline constexpr uint16_t kVersion = 1;
+inline constexpr uint16_t kVersion = 2;
 
 enum class Kind : uint16_t {
   kHello = 1,    // new -> old: who asks
@@ -62,6 +62,8 @@ class Channel {
   // Nothing can be received any more but what has come already: what the other side sends from now
   // on fails there.
   void Close();
+  // [any] Both directions end, and whoever waits here for the other end.
+  void HangUp();
 
   int fd() const { return socket_.get(); }
 

@@ -193,6 +193,7 @@ template <typename A, typename T>
 void ServerFields(A& a, T& server) {
   a.Fd(server.listener);
   a.Text(server.path);
+  Numbers(a, server.device, server.inode);
   a.Maybe(server.connection, [&](auto& connection) {
     a.Fd(connection.socket);
     SessionFields(a, connection.session);

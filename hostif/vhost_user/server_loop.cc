@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <exception>
+#include <filesystem>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -34,6 +35,13 @@ std::string Peer(int socket) {
   socklen_t size = sizeof peer;
   if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return "unknown peer";
   return absl::StrCat("pid ", peer.pid, ", uid ", peer.uid);
+}
+
+// As it is for a process with another working directory.
+std::string Absolute(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal().native();
 }
 
 }  // namespace
@@ -80,12 +88,13 @@ absl::StatusOr<std::shared_ptr<ServerLoop>> ServerLoop::Adopt(AttachFunction att
     if (role != SocketRole::kListening) {
       return absl::InvalidArgumentError("what came as a listening socket is none");
     }
-    former = SocketFile::At(snapshot.path);
+    former = SocketFile::At(snapshot.path, snapshot.device, snapshot.inode);
   }
-  if (snapshot.listener && !path.empty() && path == snapshot.path) {
+  // Not if its file has gone, or is another's: nobody could connect.
+  if (!former.path().empty() && !path.empty() && Absolute(path) == snapshot.path) {
     self->listener_ = std::move(snapshot.listener);
     self->file_ = std::move(former);
-    self->listens_alone_ = true;
+    self->listens_alone_ = self->took_over_file_ = true;
   } else {
     self->former_file_ = std::move(former);
     absl::Status opened = self->Open(path, mode, std::move(inherited));
@@ -118,10 +127,9 @@ absl::StatusOr<std::shared_ptr<ServerLoop>> ServerLoop::Adopt(AttachFunction att
   if (status.ok()) status = Start(self);
   if (!status.ok()) {
     self->former_file_.LetGo();
-    if (path == snapshot.path) self->file_.LetGo();
+    if (self->took_over_file_) self->file_.LetGo();
     return status;
   }
-  self->took_over_file_ = path == snapshot.path;
   return self;
 }
 
@@ -169,7 +177,9 @@ absl::StatusOr<ServerSnapshot> ServerLoop::Export() const {
   if (listener_) {
     snapshot.listener = listener_.Duplicate();
     if (!snapshot.listener) return ErrnoStatus(errno, "the listening socket");
-    snapshot.path = file_.path();
+    if (!file_.path().empty()) snapshot.path = Absolute(file_.path());
+    snapshot.device = file_.device();
+    snapshot.inode = file_.inode();
   }
   if (connection_ != nullptr) {
     VIRTBAY_ASSIGN_OR_RETURN(snapshot.connection, connection_->Export());

@@ -63,7 +63,10 @@ struct ConnectionSnapshot {
 
 struct ServerSnapshot {
   UniqueFd listener;
-  std::string path;  // of the socket file; empty: it was given the socket
+  // Of the socket file; empty: it was given the socket. The path is absolute.
+  std::string path;
+  uint64_t device = 0;
+  uint64_t inode = 0;
   std::optional<ConnectionSnapshot> connection;
 };
 

@@ -98,10 +98,13 @@ SocketFile& SocketFile::operator=(SocketFile&& other) noexcept {
   return *this;
 }
 
-SocketFile SocketFile::At(std::string path) {
+SocketFile SocketFile::At(std::string path, dev_t device, ino_t inode) {
   struct stat file {};
-  if (lstat(path.c_str(), &file) != 0 || !S_ISSOCK(file.st_mode)) return SocketFile();
-  return SocketFile(std::move(path), file.st_dev, file.st_ino);
+  if (lstat(path.c_str(), &file) != 0 || !S_ISSOCK(file.st_mode) || file.st_dev != device ||
+      file.st_ino != inode) {
+    return SocketFile();
+  }
+  return SocketFile(std::move(path), device, inode);
 }
 
 void SocketFile::Remove() {

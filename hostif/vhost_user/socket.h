@@ -26,11 +26,13 @@ class SocketFile {
   ~SocketFile() { Remove(); }
 
   void Remove();
-  // The file at that path as it is now, if it is a socket's; else an owner of nothing.
-  static SocketFile At(std::string path);
+  // The file at that path, if it is that one; else an owner of nothing.
+  static SocketFile At(std::string path, dev_t device, ino_t inode);
   // It is somebody else's from now on.
   void LetGo() { path_.clear(); }
   const std::string& path() const { return path_; }
+  dev_t device() const { return device_; }
+  ino_t inode() const { return inode_; }
 
  private:
   std::string path_;
