@@ -27,6 +27,7 @@ using handover::Kind;
 
 // For words that need no thinking about.
 constexpr absl::Duration kShort = absl::Seconds(2);
+constexpr absl::Duration kRefusal = absl::Milliseconds(500);
 // For the other process to make its devices, while these serve.
 constexpr absl::Duration kStaging = absl::Seconds(10);
 // For requests to end or be handed back, and for the state to be taken over: nobody serves then.
@@ -52,19 +53,46 @@ absl::StatusOr<std::unique_ptr<HandoverServer>> HandoverServer::Create(
   return self;
 }
 
-HandoverServer::~HandoverServer() { Stop(); }
-
-void HandoverServer::Stop() {
-  if (wake_) eventfd_write(wake_.get(), 1);
+HandoverServer::~HandoverServer() {
+  Settle();
   if (thread_.joinable()) thread_.join();
   // Of a handover's, the name is the other process's.
   if (!taken() && listener_) unlinkat(dir_.get(), kHandoverSocket, 0);
-  listener_.reset();
+}
+
+bool HandoverServer::Settle() {
+  if (wake_) eventfd_write(wake_.get(), 1);
+  absl::MutexLock lock(&mutex_);
+  settles_ = true;
+  if (phase_ == Phase::kAsked) channel_->HangUp();
+  const auto decided = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return phase_ != Phase::kHanding;
+  };
+  mutex_.Await(absl::Condition(&decided));
+  return phase_ == Phase::kTaken;
+}
+
+bool HandoverServer::taken() const {
+  absl::MutexLock lock(&mutex_);
+  return phase_ == Phase::kTaken;
+}
+
+pid_t HandoverServer::successor() const {
+  absl::MutexLock lock(&mutex_);
+  return successor_;
+}
+
+absl::Status HandoverServer::Enter(Phase phase, handover::Channel* channel) {
+  absl::MutexLock lock(&mutex_);
+  if (settles_) return absl::UnavailableError("this process is about to end");
+  phase_ = phase;
+  channel_ = channel;
+  return absl::OkStatus();
 }
 
 void HandoverServer::Loop() {
   pthread_setname_np(pthread_self(), "handover");
-  while (!taken()) {
+  for (;;) {
     std::array<pollfd, 2> fds{{{wake_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}}};
     if (poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return;
     if (fds[0].revents != 0) return;
@@ -86,22 +114,28 @@ void HandoverServer::Loop() {
       }
     }
     if (status.ok()) {
-      service_->log().Info(absl::StrCat("process ", *peer, " serves the devices from now on"));
       last_ = std::move(channel);
-      taken_.store(true, std::memory_order_release);
-      on_taken_();
       return;
+    }
+    // Before anything is served again: who is given devices and no refusal goes on with them when
+    // this process is dead.
+    if (peer.ok()) {
+      channel->Send(Kind::kRefuse, status.message(), {}, absl::Now() + kRefusal).IgnoreError();
+    }
+    service_->Withdraw();
+    {
+      absl::MutexLock lock(&mutex_);
+      phase_ = Phase::kIdle;
+      channel_ = nullptr;
     }
     service_->log().Warn(absl::StrCat("not handed over",
                                       peer.ok() ? absl::StrCat(" to process ", *peer) : "", ": ",
                                       status.message(), "; the devices are served on"));
-    if (peer.ok()) {
-      channel->Send(Kind::kRefuse, status.message(), {}, absl::Now() + kShort).IgnoreError();
-    }
   }
 }
 
 absl::Status HandoverServer::Converse(handover::Channel* channel, pid_t peer) {
+  VIRTBAY_RETURN_IF_ERROR(Enter(Phase::kAsked, channel));
   VIRTBAY_ASSIGN_OR_RETURN(const handover::Message hello,
                            channel->Receive(Kind::kHello, absl::Now() + kShort));
   const handover::Packed offer = handover::PackOffer(service_->Offer());
@@ -111,13 +145,9 @@ absl::Status HandoverServer::Converse(handover::Channel* channel, pid_t peer) {
                            channel->Receive(Kind::kStaged, absl::Now() + kStaging));
   VIRTBAY_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                            handover::UnpackNames(staged.bytes));
-  std::vector<handover::HandedDevice> devices;
-  try {
-    VIRTBAY_ASSIGN_OR_RETURN(devices, service_->Suspend(names, kQuiesce));
-  } catch (const std::exception&) {
-    service_->Resume();
-    throw;
-  }
+  VIRTBAY_RETURN_IF_ERROR(Enter(Phase::kHanding, nullptr));
+  VIRTBAY_ASSIGN_OR_RETURN(const std::vector<handover::HandedDevice> devices,
+                           service_->Suspend(names, kQuiesce));
   const absl::Time deadline = absl::Now() + kTaking;
   absl::Status status;
   try {
@@ -130,12 +160,16 @@ absl::Status HandoverServer::Converse(handover::Channel* channel, pid_t peer) {
   if (!status.ok()) {
     // Who serves them is whoever this ends for: that word has come, or cannot come any more.
     channel->Close();
-    if (!channel->Receive(Kind::kTaken, absl::Now()).ok()) {
-      service_->Resume();
-      return status;
-    }
+    if (!channel->Receive(Kind::kTaken, absl::Now()).ok()) return status;
   }
-  service_->log().Debug(absl::StrCat("process ", peer, " has what it needs"));
+  service_->GiveAway();
+  service_->log().Info(absl::StrCat("process ", peer, " serves the devices from now on"));
+  {
+    absl::MutexLock lock(&mutex_);
+    phase_ = Phase::kTaken;
+    successor_ = peer;
+  }
+  on_taken_();
   service_->LetGo();
   return absl::OkStatus();
 }

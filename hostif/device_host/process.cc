@@ -28,6 +28,8 @@ namespace virtbay::device_host {
 namespace {
 
 constexpr uint64_t kDefaultFileLimit = 1'000'000;
+// Half a megabyte of the kernel's.
+constexpr uint64_t kTableSize = 65536;
 
 sigset_t StopSet() {
   sigset_t set;
@@ -61,7 +63,17 @@ absl::StatusOr<StopSignals> StopSignals::Create() {
   return StopSignals(std::move(fd));
 }
 
+int StopSignals::Look() {
+  pollfd entry{fd_.get(), POLLIN, 0};
+  signalfd_siginfo info = {};
+  if (seen_ == 0 && ::poll(&entry, 1, 0) == 1 && ::read(fd_.get(), &info, sizeof(info)) > 0) {
+    seen_ = static_cast<int>(info.ssi_signo);
+  }
+  return seen_;
+}
+
 int StopSignals::Wait(int fd) {
+  if (seen_ != 0) return seen_;
   signalfd_siginfo info = {};
   std::array<pollfd, 2> fds{{{fd_.get(), POLLIN, 0}, {fd, POLLIN, 0}}};
   for (;;) {
@@ -97,6 +109,15 @@ absl::Status RaiseFileLimit(std::optional<uint64_t> wanted) {
   return absl::OkStatus();
 }
 
+void GrowDescriptorTable() {
+  rlimit limit = {};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const auto last = static_cast<int>(std::min<uint64_t>(limit.rlim_cur, kTableSize)) - 1;
+  const UniqueFd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  // The table does not shrink again.
+  if (null) UniqueFd(::fcntl(null.get(), F_DUPFD_CLOEXEC, last));
+}
+
 absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets() {
   VIRTBAY_ASSIGN_OR_RETURN(std::vector<vhost_user::ActivationSocket> sockets,
                            vhost_user::ActivationSockets());
@@ -113,13 +134,10 @@ absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets(
   return sockets;
 }
 
-absl::Status AnnounceReady(int ready_fd, bool replaces) {
-  if (ready_fd >= 0) {
-    const UniqueFd fd(ready_fd);
-    if (::write(fd.get(), "\n", 1) != 1) {
-      return ErrnoStatus(errno, absl::StrCat("ready-fd ", ready_fd));
-    }
-  }
+namespace {
+
+// One message to the service manager, if there is one.
+absl::Status Notify(const std::string& text) {
   const char* path = std::getenv("NOTIFY_SOCKET");
   sockaddr_un address = {};
   if (path == nullptr) return absl::OkStatus();
@@ -131,13 +149,27 @@ absl::Status AnnounceReady(int ready_fd, bool replaces) {
   if (path[0] == '@') address.sun_path[0] = '\0';
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + length);
   const UniqueFd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  const std::string ready =
-      replaces ? absl::StrCat("READY=1\nMAINPID=", ::getpid()) : std::string("READY=1");
-  if (!fd || ::sendto(fd.get(), ready.data(), ready.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
+  if (!fd || ::sendto(fd.get(), text.data(), text.size(), MSG_NOSIGNAL | MSG_DONTWAIT,
                       reinterpret_cast<const sockaddr*>(&address), size) < 0) {
     return ErrnoStatus(errno, absl::StrCat("NOTIFY_SOCKET ", path));
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status AnnounceReady(int ready_fd, bool replaces) {
+  if (ready_fd >= 0) {
+    const UniqueFd fd(ready_fd);
+    if (::write(fd.get(), "\n", 1) != 1) {
+      return ErrnoStatus(errno, absl::StrCat("ready-fd ", ready_fd));
+    }
+  }
+  return Notify(replaces ? absl::StrCat("READY=1\nMAINPID=", ::getpid()) : std::string("READY=1"));
+}
+
+absl::Status AnnounceSuccessor(pid_t successor) {
+  return Notify(absl::StrCat("MAINPID=", successor));
 }
 
 std::vector<std::filesystem::path> PluginPlaces() {

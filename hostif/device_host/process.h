@@ -3,6 +3,8 @@
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_PROCESS_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_PROCESS_H_
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -24,6 +26,8 @@ class StopSignals {
   // [control] Waits for the first signal and returns its number, or 0 when `fd` becomes readable
   // before (-1: no such fd).
   int Wait(int fd);
+  // [control] The number of a signal that has come, which Wait returns then; 0: none has.
+  int Look();
   // [control] From now on a signal ends the process at once: whoever asks a second time does not
   // want to wait for requests in flight.
   static void LetThrough();
@@ -31,6 +35,7 @@ class StopSignals {
  private:
   explicit StopSignals(UniqueFd fd) : fd_(std::move(fd)) {}
   UniqueFd fd_;
+  int seen_ = 0;
 };
 
 inline constexpr uint64_t kLeastFileLimit = 32;
@@ -41,6 +46,11 @@ inline constexpr uint64_t kMostFileLimit = 1'000'000'000;
 // InvalidArgument below or above what makes sense.
 absl::Status RaiseFileLimit(std::optional<uint64_t> wanted);
 
+// [control] Has the kernel make room for the descriptors of thousands of open files at once, as far
+// as the limit allows. To be called before the first thread: with one, each time that the table
+// grows costs whoever opens a file then some milliseconds.
+void GrowDescriptorTable();
+
 // [control] The sockets that systemd passed to this process (LISTEN_FDS, LISTEN_FDNAMES): made
 // close-on-exec, and the variables are removed, so that no child takes them for its own.
 // InvalidArgument when the variables lie.
@@ -50,6 +60,10 @@ absl::StatusOr<std::vector<vhost_user::ActivationSocket>> TakeActivationSockets(
 // READY=1 to the service manager's NOTIFY_SOCKET, if there is one. `replaces`: the process that it
 // has watched until now, which may take it for the end of the service.
 absl::Status AnnounceReady(int ready_fd, bool replaces);
+
+// [control] Says to the service manager that the service is that process from now on, before this
+// one ends.
+absl::Status AnnounceSuccessor(pid_t successor);
 
 // [control] Places beside the executable where plugins may be: installed, then a build tree.
 std::vector<std::filesystem::path> PluginPlaces();

@@ -36,6 +36,8 @@ namespace {
 
 // For the process before to end.
 constexpr absl::Duration kLockPatience = absl::Seconds(10);
+// Of processes in a row that end while they hand over.
+constexpr int kAttempts = 3;
 // For a change of the control plane that is going on at the end, beyond the stop deadline.
 constexpr absl::Duration kEndPatience = absl::Seconds(5);
 
@@ -128,10 +130,17 @@ absl::StatusOr<std::unique_ptr<Takeover>> AskOrLock(StateDirectory* state) {
   }
 }
 
-// Makes the devices; those that another process has go on from there, all at the same time.
+// Makes the devices; those that another process has go on from there, all at the same time, unless
+// this one is told to stop before.
 absl::Status MakeDevices(std::vector<DeviceConfig> devices,
                          const std::vector<vhost_user::ActivationSocket>& passed,
-                         Takeover* takeover, Service* service) {
+                         Takeover* takeover, StopSignals* signals, Service* service) {
+  const auto may_go_on = [signals] {
+    const int signal = signals->Look();
+    return signal == 0 ? absl::OkStatus()
+                       : absl::CancelledError(absl::StrCat("stopping on signal ", signal));
+  };
+
   std::vector<std::string> names;
   if (takeover != nullptr) {
     VIRTBAY_RETURN_IF_ERROR(service->TakePoolReport(takeover->offer()));
@@ -146,8 +155,16 @@ absl::Status MakeDevices(std::vector<DeviceConfig> devices,
     const absl::Status added = before == nullptr ? service->AddDevice(std::move(device))
                                                  : service->StageDevice(std::move(device), *before);
     if (!added.ok()) return AtOrigin(where, added);
+    if (takeover != nullptr) VIRTBAY_RETURN_IF_ERROR(may_go_on());
   }
-  return takeover == nullptr ? absl::OkStatus() : takeover->Take(names, service);
+  return takeover == nullptr ? absl::OkStatus() : takeover->Take(names, may_go_on, service);
+}
+
+// A descriptor that was passed is used up by the first attempt.
+bool CanBeMadeAgain(const std::vector<DeviceConfig>& devices) {
+  return std::none_of(devices.begin(), devices.end(), [](const DeviceConfig& device) {
+    return device.socket_fd >= 0 || NamesPassedSocket(device.socket_path);
+  });
 }
 
 }  // namespace
@@ -191,6 +208,7 @@ absl::Status RunService(ServiceConfig config) {
   VIRTBAY_RETURN_IF_ERROR(CheckInherited(config.devices, config.ready_fd));
   VIRTBAY_ASSIGN_OR_RETURN(StopSignals signals, StopSignals::Create());
   VIRTBAY_RETURN_IF_ERROR(RaiseFileLimit(config.rlimit_nofile));
+  GrowDescriptorTable();
   VIRTBAY_ASSIGN_OR_RETURN(const std::vector<vhost_user::ActivationSocket> passed,
                            TakeActivationSockets());
   const Log log =
@@ -202,37 +220,46 @@ absl::Status RunService(ServiceConfig config) {
   }
   if (config.sigbus_guard) VIRTBAY_RETURN_IF_ERROR(InstallSigbusGuard());
 
-  VIRTBAY_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Service> service,
-      Service::Create(config.plugin_dirs, log, config.shared_arena_size, config.contain));
-  // First of all: the process before has to end, with its sockets, or to hand its devices over.
-  std::unique_ptr<Takeover> takeover;
-  bool replaces = false;
-  if (!config.state_dir.empty()) {
-    VIRTBAY_ASSIGN_OR_RETURN(StateDirectory state, StateDirectory::OpenUnlocked(config.state_dir));
-    VIRTBAY_ASSIGN_OR_RETURN(takeover, AskOrLock(&state));
-    service->UseStateDirectory(std::move(state));
-  }
-  // Before the devices: a second process with the same file stops here, not half-way. Who connects
-  // already is answered when the devices are there. In a handover the other process has them still.
-  Sockets sockets;
-  if (takeover == nullptr) VIRTBAY_RETURN_IF_ERROR(sockets.Open(config, service.get()));
-  if (config.pool_requested) service->RequestPool();
-  for (const std::string& warning : config.warnings) log.Warn(warning);
   absl::Duration patience = kEndPatience;
   if (config.devices.empty()) patience += DeviceSpec{}.stop_deadline;
   for (const DeviceConfig& device : config.devices) {
     patience = std::max(patience, kEndPatience + device.spec.stop_deadline);
   }
-  const size_t count = config.devices.size();
-  const absl::Status made =
-      MakeDevices(std::move(config.devices), passed, takeover.get(), service.get());
-  if (!made.ok()) {
+  for (const std::string& warning : config.warnings) log.Warn(warning);
+  std::unique_ptr<Service> service;
+  std::unique_ptr<Takeover> takeover;
+  Sockets sockets;
+  for (int attempts = kAttempts;;) {
+    VIRTBAY_ASSIGN_OR_RETURN(service, Service::Create(config.plugin_dirs, log,
+                                                      config.shared_arena_size, config.contain));
+    // First of all: the process before has to end, with its sockets, or to hand its devices over.
+    if (!config.state_dir.empty()) {
+      VIRTBAY_ASSIGN_OR_RETURN(StateDirectory state,
+                               StateDirectory::OpenUnlocked(config.state_dir));
+      VIRTBAY_ASSIGN_OR_RETURN(takeover, AskOrLock(&state));
+      service->UseStateDirectory(std::move(state));
+    }
+    // Before the devices: a second process with the same file stops here, not half-way. Who
+    // connects already is answered when the devices are there. In a handover the other process has
+    // them still.
+    if (takeover == nullptr) VIRTBAY_RETURN_IF_ERROR(sockets.Open(config, service.get()));
+    if (config.pool_requested) service->RequestPool();
+    const absl::Status made =
+        MakeDevices(config.devices, passed, takeover.get(), &signals, service.get());
+    if (made.ok()) break;
     if (takeover == nullptr) return made;
-    takeover->Refuse(made);
-    return Annotate(made,
-                    absl::StrCat("handover from process ", takeover->peer(), ", which serves on"));
+    if (!takeover->OtherEnds() || --attempts == 0 || !CanBeMadeAgain(config.devices)) {
+      takeover->Refuse(made);
+      return Annotate(made, absl::StrCat("handover from process ", takeover->peer(),
+                                         takeover->OtherEnds() ? "" : ", which serves on"));
+    }
+    log.Warn(absl::StrCat("process ", takeover->peer(),
+                          " has ended before it had handed over; going on as after a kill"));
+    takeover.reset();
+    service.reset();
   }
+  const size_t count = config.devices.size();
+  bool replaces = false;
   if (takeover != nullptr) {
     for (const handover::OfferedDevice& device : takeover->offer().devices) {
       if (service->InspectDevice(device.name).ok()) continue;
@@ -251,7 +278,7 @@ absl::Status RunService(ServiceConfig config) {
   std::unique_ptr<HandoverServer> handover;
   if (StateDirectory* const state = service->state_directory(); state != nullptr) {
     auto listens = HandoverServer::Create(state->fd(), state->lock(), service.get(),
-                                          [&service] { service->WakeEnded(); });
+                                          [raw = service.get()] { raw->WakeEnded(); });
     if (listens.ok()) {
       handover = *std::move(listens);
     } else {
@@ -276,23 +303,26 @@ absl::Status RunService(ServiceConfig config) {
     all_ended = service->AllEnded() && control == nullptr;
     taken = handover != nullptr && handover->taken();
   } while (signal == 0 && !all_ended && !taken);
+  // Whoever asks a second time does not want to wait, not even for a handover.
+  StopSignals::LetThrough();
   // What is being handed over is nobody's to stop; after that it may be another process's.
-  if (handover != nullptr) {
-    handover->Stop();
-    taken = handover->taken();
+  if (handover != nullptr) taken = handover->Settle();
+  if (taken) {
+    const absl::Status told = AnnounceSuccessor(handover->successor());
+    if (!told.ok()) log.Warn(told.message());
   }
   log.Info(taken         ? "stopping: another process has the devices"
            : signal == 0 ? "stopping: the last front-end has gone and no other can come"
                          : absl::StrCat("stopping on signal ", signal));
   if (control != nullptr) control->RemoveSocket();
   if (guest != nullptr) guest->RemoveSocket();
-  service->BeginStop();
-  StopSignals::LetThrough();
   EndInTime(service.get(), patience, [&] {
+    service->BeginStop();
     watch.reset();
     guest.reset();
     control.reset();
     handover.reset();
+    service->AwaitLate();
   });
   return absl::OkStatus();
 }

@@ -78,10 +78,17 @@ void Service::SayFarewell(absl::string_view name, FarewellReason reason) {
 }
 
 void Service::BeginStop() {
-  for (const std::string& name : host_->List()) SayFarewell(name, FarewellReason::kHostEnds);
+  std::vector<std::string> names;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& [name, entry] : entries_) {
+      if (!entry.given_away) names.push_back(name);
+    }
+  }
+  for (const std::string& name : names) SayFarewell(name, FarewellReason::kHostEnds);
   absl::MutexLock lock(&mutex_);
   for (auto& [name, entry] : entries_) {
-    if (entry.server != nullptr) entry.server->BeginStop();
+    if (entry.server != nullptr && !entry.given_away) entry.server->BeginStop();
   }
 }
 
@@ -324,9 +331,21 @@ absl::StatusOr<std::string> Service::CommandDevice(absl::string_view device,
 absl::StatusOr<ReloadReport> Service::ReloadDevice(absl::string_view name,
                                                    const std::filesystem::path& from) {
   VIRTBAY_RETURN_IF_ERROR(Ready(name).status());
+  const auto count = [&](uint32_t change) {
+    const auto it = entries_.find(name);
+    if (it != entries_.end()) it->second.reloads += change;
+  };
+  {
+    absl::MutexLock lock(&mutex_);
+    VIRTBAY_RETURN_IF_ERROR(CheckChangeable());
+    count(1);
+  }
   ReloadOptions options;
   options.from = from;
-  return host_->Reload(name, std::move(options));
+  absl::StatusOr<ReloadReport> report = host_->Reload(name, std::move(options));
+  absl::MutexLock lock(&mutex_);
+  count(-1u);
+  return report;
 }
 
 absl::StatusOr<uint64_t> Service::Begin(const std::filesystem::path& output,

@@ -23,6 +23,7 @@
 #include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
 #include "hostif/device_host/control_target.h"
+#include "hostif/device_host/device_suspension.h"
 #include "hostif/device_host/recorder.h"
 #include "hostif/device_host/service_config.h"
 #include "hostif/device_host/state_directory.h"
@@ -63,16 +64,22 @@ class Service final : public ControlTarget {
   void WakeEnded() const { ::eventfd_write(ended_.get(), 1); }
 
   // ---- handing over to another process; one thread at a time
-  // [any] What there is to be handed over.
-  handover::Offer Offer() const;
-  // [any] Stops these devices where they are, with their front-ends; nothing is added, removed or
-  // reloaded from then on, until Resume or LetGo. With an error, which names the device, all serve
-  // on. NotFound.
+  // [any] What there is to be handed over. From then on nothing is added, removed or reloaded,
+  // until Withdraw.
+  handover::Offer Offer();
+  // [any] Stops these devices where they are, with their front-ends, all at the same time. Errors
+  // name the device: NotFound, DeadlineExceeded also for one whose plugin does not save its state
+  // within some seconds more.
   absl::StatusOr<std::vector<handover::HandedDevice>> Suspend(const std::vector<std::string>& names,
                                                               absl::Duration quiesce_deadline);
-  void Resume();
-  // [any] Another process serves them.
+  // [any] All serve on, as does one that was late as soon as its plugin comes back.
+  void Withdraw();
+  // [any] Another process serves those that were suspended: BeginStop passes them over.
+  void GiveAway();
+  // [any] After that; returns when all have ended here.
   void LetGo();
+  // [control] Waits for plugins that were late, when nothing is handed over any more.
+  void AwaitLate() { late_.clear(); }
 
   // ---- taking over
   // [control] Makes a device ready to go on in the place of one of another process. As AddDevice.
@@ -116,6 +123,7 @@ class Service final : public ControlTarget {
   struct Staged {
     DeviceConfig config;
     DeviceHandle device;
+    gid_t group = 0;  // of its socket
     uint64_t stage_ns = 0;
     // Of what was adopted.
     uint64_t stopped_at_ns = 0;
@@ -129,8 +137,16 @@ class Service final : public ControlTarget {
     std::unique_ptr<Recorder> recorder;  // from the start on
     bool ready = false;                  // false while it is being added or removed
     bool frozen = false;                 // suspended, for another process
+    bool late = false;                   // the same, and its plugin has not come back from that
+    bool given_away = false;             // another process serves it
+    uint32_t reloads = 0;                // under way
     std::unique_ptr<Staged> staged;      // goes on for another process, from Begin on
   };
+  // Suspends these, in their order, and says what was left of each.
+  absl::Status SuspendDevices(std::vector<handover::HandedDevice>* devices,
+                              absl::Duration quiesce_deadline);
+  // The device of that name is served again.
+  void Thaw(const std::string& name);
   // Unavailable while devices are being handed over.
   absl::Status CheckChangeable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   vhost_user::ServerOptions ListenOptions(const DeviceConfig& config);
@@ -174,6 +190,8 @@ class Service final : public ControlTarget {
   // std::less<>: looked up by string_view.
   std::map<std::string, Entry, std::less<>> entries_ ABSL_GUARDED_BY(mutex_);
   bool frozen_ ABSL_GUARDED_BY(mutex_) = false;
+  // Of devices that were given up; the thread of handovers alone, and AwaitLate.
+  std::vector<std::unique_ptr<DeviceSuspension>> late_;
 };
 
 }  // namespace virtbay::device_host

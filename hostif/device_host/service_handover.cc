@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "framework/base/clock.h"
 #include "framework/base/status.h"
@@ -17,6 +20,8 @@ namespace {
 
 // For a front-end's message that is being handled.
 constexpr absl::Duration kFreezePatience = absl::Seconds(2);
+// For a plugin to save its state, beyond what its requests take to end.
+constexpr absl::Duration kSaving = absl::Seconds(3);
 
 std::string Milliseconds(uint64_t ns) {
   return absl::StrCat(static_cast<double>(ns / 1000) / 1000, " ms");
@@ -29,7 +34,11 @@ absl::Status Service::CheckChangeable() const {
   return absl::UnavailableError("the devices are being handed over to another process");
 }
 
-handover::Offer Service::Offer() const {
+handover::Offer Service::Offer() {
+  {
+    absl::MutexLock lock(&mutex_);
+    frozen_ = true;
+  }
   handover::Offer offer;
   if (const auto pool = pool_.reported(); pool.has_value()) {
     offer.pool_base = pool->swiotlb_base;
@@ -39,17 +48,25 @@ handover::Offer Service::Offer() const {
     handover::OfferedDevice& device = offer.devices.emplace_back();
     device.name = report.info.name;
     device.aperture = report.info.aperture;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto it = entries_.find(device.name);
+      const Entry* const entry = it == entries_.end() ? nullptr : &it->second;
+      if (entry != nullptr && entry->recorder != nullptr) {
+        device.refusal = "it is recorded from the start on";
+      } else if (entry != nullptr && entry->reloads != 0) {
+        device.refusal = "it is being reloaded";
+      } else if (entry != nullptr && entry->late) {
+        device.refusal = "its plugin has not come back from the last time";
+      }
+    }
+    if (!device.refusal.empty()) continue;
     const absl::StatusOr<DeviceHandle> handle = Ready(device.name);
     absl::StatusOr<DeviceShape> shape = handle.ok() ? handle->Shape() : handle.status();
     if (shape.ok()) {
       device.shape = *std::move(shape);
     } else {
       device.refusal = std::string(shape.status().message());
-    }
-    absl::MutexLock lock(&mutex_);
-    const auto entry = entries_.find(device.name);
-    if (entry != entries_.end() && entry->second.recorder != nullptr) {
-      device.refusal = "it is recorded from the start on";
     }
   }
   return offer;
@@ -60,82 +77,137 @@ absl::StatusOr<std::vector<handover::HandedDevice>> Service::Suspend(
   std::vector<std::pair<std::string, vhost_user::Server*>> servers;
   {
     absl::MutexLock lock(&mutex_);
-    VIRTBAY_RETURN_IF_ERROR(CheckChangeable());
     for (const auto& [name, entry] : entries_) {
-      if (entry.ready) continue;
-      return absl::UnavailableError(absl::StrCat("device ", name, ": is being added or removed"));
+      if (entry.ready && entry.reloads == 0) continue;
+      return absl::UnavailableError(
+          absl::StrCat("device ", name, ": is being added, removed or reloaded"));
     }
     for (const std::string& name : names) {
       const auto it = entries_.find(name);
       if (it == entries_.end()) {
         return absl::NotFoundError(absl::StrCat("device ", name, ": does not exist"));
       }
+      if (it->second.late) {
+        return absl::UnavailableError(absl::StrCat("device ", name, ": its plugin hangs"));
+      }
       servers.emplace_back(name, it->second.server.get());
     }
-    frozen_ = true;
     for (const std::string& name : names) entries_.find(name)->second.frozen = true;
   }
   std::vector<handover::HandedDevice> devices;
-  absl::Status status;
   for (const auto& [name, server] : servers) {
     absl::StatusOr<vhost_user::ServerSnapshot> snapshot = server->Freeze(kFreezePatience);
-    if (!snapshot.ok()) {
-      status = Annotate(snapshot.status(), absl::StrCat("device ", name));
-      break;
-    }
+    if (!snapshot.ok()) return Annotate(snapshot.status(), absl::StrCat("device ", name));
     handover::HandedDevice& device = devices.emplace_back();
     device.name = name;
     device.server = *std::move(snapshot);
   }
-  for (handover::HandedDevice& device : devices) {
-    if (!status.ok()) break;
-    device.stopped_at_ns = MonotonicNs();
+  VIRTBAY_RETURN_IF_ERROR(SuspendDevices(&devices, quiesce_deadline));
+  return devices;
+}
+
+absl::Status Service::SuspendDevices(std::vector<handover::HandedDevice>* devices,
+                                     absl::Duration quiesce_deadline) {
+  std::erase_if(late_, [](const auto& suspension) { return suspension->over(); });
+  std::vector<std::unique_ptr<DeviceSuspension>> all;
+  for (const handover::HandedDevice& device : *devices) {
     const absl::StatusOr<DeviceHandle> handle = host_->Find(device.name);
-    absl::StatusOr<LeftDevice> left =
-        handle.ok() ? handle->Suspend(quiesce_deadline) : handle.status();
+    if (!handle.ok()) return Annotate(handle.status(), absl::StrCat("device ", device.name));
+    {
+      absl::MutexLock lock(&mutex_);
+      entries_.find(device.name)->second.late = true;
+    }
+    all.push_back(std::make_unique<DeviceSuspension>(*handle, quiesce_deadline,
+                                                     [this, name = device.name] { Thaw(name); }));
+  }
+  const absl::Time deadline = absl::Now() + quiesce_deadline + kSaving;
+  absl::Status status;
+  for (size_t i = 0; i < all.size(); ++i) {
+    handover::HandedDevice& device = (*devices)[i];
+    absl::StatusOr<LeftDevice> left = all[i]->Await(deadline);
+    if (all[i]->given_up()) {
+      late_.push_back(std::move(all[i]));
+    } else {
+      absl::MutexLock lock(&mutex_);
+      entries_.find(device.name)->second.late = false;
+    }
     if (!left.ok()) {
-      status = Annotate(left.status(), absl::StrCat("device ", device.name));
-      break;
+      status.Update(Annotate(left.status(), absl::StrCat("device ", device.name)));
+      continue;
     }
     device.left = *std::move(left);
-    device.stop_ns = MonotonicNs() - device.stopped_at_ns;
+    device.stopped_at_ns = all[i]->begun_ns();
+    device.stop_ns = all[i]->took_ns();
     if (!device.server.connection.has_value()) continue;
     auto& rings = device.server.connection->session.rings;
-    for (size_t i = 0; i < rings.size() && i < device.left.rings.size(); ++i) {
-      if (rings[i].runs) rings[i].base = device.left.rings[i].base;
+    for (size_t r = 0; r < rings.size() && r < device.left.rings.size(); ++r) {
+      if (rings[r].runs) rings[r].base = device.left.rings[r].base;
     }
   }
-  if (status.ok()) return devices;
-  Resume();
   return status;
 }
 
-void Service::Resume() {
-  std::vector<std::pair<std::string, vhost_user::Server*>> servers;
+void Service::Thaw(const std::string& name) {
+  absl::MutexLock lock(&mutex_);
+  const auto it = entries_.find(name);
+  if (it == entries_.end()) return;
+  if (std::exchange(it->second.late, false)) {
+    log_.Named(name).Warn("its plugin has come back from saving its state; it serves on");
+  }
+  if (std::exchange(it->second.frozen, false)) it->second.server->Thaw();
+}
+
+void Service::Withdraw() {
+  std::vector<std::string> names;
   {
     absl::MutexLock lock(&mutex_);
-    for (auto& [name, entry] : entries_) {
-      if (std::exchange(entry.frozen, false)) servers.emplace_back(name, entry.server.get());
+    for (const auto& [name, entry] : entries_) {
+      if (entry.frozen && !entry.late) names.push_back(name);
     }
   }
   // One that had not been reached is not suspended, nor is its server frozen.
-  for (const auto& [name, server] : servers) {
+  for (const std::string& name : names) {
     if (const auto device = host_->Find(name); device.ok()) device->Resume().IgnoreError();
-    server->Thaw();
+    Thaw(name);
   }
   absl::MutexLock lock(&mutex_);
   frozen_ = false;
 }
 
-void Service::LetGo() {
+void Service::GiveAway() {
   absl::MutexLock lock(&mutex_);
-  for (auto& [name, entry] : entries_) {
-    if (!entry.frozen) continue;
-    const auto device = host_->Find(name);
-    const absl::Status released = device.ok() ? device->Release() : device.status();
-    if (!released.ok()) log_.Error(absl::StrCat("device ", name, ": ", released.message()));
-    entry.server->LetGo();
+  for (auto& [name, entry] : entries_) entry.given_away = entry.frozen;
+}
+
+void Service::LetGo() {
+  struct Going {
+    std::string name;
+    absl::StatusOr<DeviceHandle> device;
+    vhost_user::Server* server;
+  };
+  std::vector<Going> all;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (auto& [name, entry] : entries_) {
+      if (entry.given_away) all.push_back({name, host_->Find(name), entry.server.get()});
+    }
   }
+  const auto let_go = [this](const Going& going) {
+    const absl::Status released =
+        going.device.ok() ? going.device->Release() : going.device.status();
+    if (!released.ok()) log_.Error(absl::StrCat("device ", going.name, ": ", released.message()));
+    going.server->LetGo();
+  };
+  // Each by itself: one whose plugin hangs keeps nothing else open.
+  std::vector<std::thread> threads;
+  for (const Going& going : all) {
+    try {
+      threads.emplace_back([&] { let_go(going); });
+    } catch (const std::system_error&) {
+      let_go(going);
+    }
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 absl::Status Service::TakePoolReport(const handover::Offer& offer) {
@@ -216,14 +288,11 @@ absl::Status Service::AdoptDevice(handover::HandedDevice device) {
     });
   }
   VIRTBAY_RETURN_IF_ERROR(AddShares(staged.config, staged.device));
-  VIRTBAY_ASSIGN_OR_RETURN(const gid_t group, GroupOf(staged.config));
+  VIRTBAY_ASSIGN_OR_RETURN(staged.group, GroupOf(staged.config));
   auto server = vhost_user::Server::Adopt(staged.device, ListenOptions(staged.config),
                                           std::move(device.server));
   if (!server.ok()) return Annotate(server.status(), what);
   entry.server = *std::move(server);
-  if (!staged.config.socket_group.empty()) {
-    VIRTBAY_RETURN_IF_ERROR(SetGroup(staged.config, group));
-  }
   entry.socket = staged.config.socket_path.empty() ? absl::StrCat("fd ", staged.config.socket_fd)
                                                    : staged.config.socket_path;
   staged.stopped_at_ns = device.stopped_at_ns;
@@ -244,6 +313,11 @@ void Service::Begin() {
   for (auto& [name, entry] : entries_) {
     const std::unique_ptr<Staged> staged = std::move(entry.staged);
     if (staged == nullptr) continue;
+    // The socket was the other process's until now.
+    if (!staged->config.socket_group.empty()) {
+      const absl::Status set = SetGroup(staged->config, staged->group);
+      if (!set.ok()) log_.Error(set.message());
+    }
     log_.Named(name).Info(absl::StrCat("taken over: stage ", Milliseconds(staged->stage_ns),
                                        ", quiesce and save ", Milliseconds(staged->stop_ns),
                                        ", restore ", Milliseconds(staged->adopt_ns), ", pause ",

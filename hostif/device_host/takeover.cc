@@ -1,5 +1,9 @@
 #include "hostif/device_host/takeover.h"
 
+#include <poll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
@@ -17,8 +21,15 @@ constexpr absl::Duration kShort = absl::Seconds(2);
 // Longer than the other side gives itself for each of its steps, so that its word is heard.
 constexpr absl::Duration kDevices = absl::Seconds(15);
 constexpr absl::Duration kOtherEnds = absl::Seconds(10);
+// For the rest of a process whose descriptors are closed already.
+constexpr int kDyingMs = 2000;
 
 }  // namespace
+
+Takeover::Takeover(handover::Channel channel, pid_t peer)
+    : channel_(std::move(channel)),
+      peer_(peer),
+      process_(static_cast<int>(syscall(SYS_pidfd_open, peer, 0))) {}
 
 absl::StatusOr<std::unique_ptr<Takeover>> Takeover::Begin(const StateDirectory& dir) {
   absl::StatusOr<handover::Channel> channel = handover::Channel::Connect(dir.fd(), kHandoverSocket);
@@ -53,11 +64,36 @@ void Takeover::Refuse(const absl::Status& why) {
   channel_.Send(Kind::kRefuse, why.message(), {}, absl::Now() + kShort).IgnoreError();
 }
 
-absl::Status Takeover::Take(const std::vector<std::string>& names, Service* service) {
-  VIRTBAY_RETURN_IF_ERROR(
-      channel_.Send(Kind::kStaged, handover::PackNames(names), {}, absl::Now() + kShort));
-  VIRTBAY_ASSIGN_OR_RETURN(handover::Message message,
-                           channel_.Receive(Kind::kDevices, absl::Now() + kDevices));
+bool Takeover::OtherIsDead() {
+  pollfd process{process_.get(), POLLIN, 0};
+  return process_ && poll(&process, 1, kDyingMs) == 1;
+}
+
+bool Takeover::OtherEnds() { return hung_up_; }
+
+absl::Status Takeover::SayTaken() {
+  const absl::Status said = channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort);
+  if (said.ok()) return said;
+  // It does not want to hear it any more: it has said why, and serves, or it is dead. Then what it
+  // has handed over was its last.
+  const absl::Status why = channel_.Receive(Kind::kTaken, absl::Now() + kShort).status();
+  if (absl::IsUnavailable(why) && OtherIsDead()) return absl::OkStatus();
+  return absl::IsUnavailable(why) ? said : why;
+}
+
+absl::Status Takeover::Take(const std::vector<std::string>& names,
+                            absl::FunctionRef<absl::Status()> may_go_on, Service* service) {
+  absl::Status asked =
+      channel_.Send(Kind::kStaged, handover::PackNames(names), {}, absl::Now() + kShort);
+  absl::StatusOr<handover::Message> received =
+      channel_.Receive(Kind::kDevices, absl::Now() + kDevices);
+  if (!received.ok()) {
+    // It may have refused before it was asked for anything.
+    hung_up_ = absl::IsUnavailable(received.status());
+    return received.status();
+  }
+  VIRTBAY_RETURN_IF_ERROR(asked);
+  handover::Message message = *std::move(received);
   VIRTBAY_ASSIGN_OR_RETURN(handover::Devices devices,
                            handover::UnpackDevices(message.bytes, std::move(message.fds)));
   if (devices.devices.size() != names.size()) {
@@ -68,8 +104,9 @@ absl::Status Takeover::Take(const std::vector<std::string>& names, Service* serv
     VIRTBAY_RETURN_IF_ERROR(service->AdoptDevice(std::move(device)));
   }
   VIRTBAY_RETURN_IF_ERROR(service->state_directory()->TakeLock(std::move(devices.lock)));
-  // From this word on the devices are this process's; it fails if the other side has given up.
-  VIRTBAY_RETURN_IF_ERROR(channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort));
+  VIRTBAY_RETURN_IF_ERROR(may_go_on());
+  // From this word on the devices are this process's.
+  VIRTBAY_RETURN_IF_ERROR(SayTaken());
   service->Begin();
   return absl::OkStatus();
 }

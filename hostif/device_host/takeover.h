@@ -12,9 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "framework/base/unique_fd.h"
 #include "hostif/device_host/service.h"
 #include "hostif/device_host/state_directory.h"
 #include "hostif/handover/channel.h"
@@ -33,9 +35,12 @@ class Takeover {
   const handover::Offer& offer() const { return offer_; }
 
   // These devices, which are staged, go on: on success this process serves them, and the service's
-  // state directory has the lock. With an error the other one serves on; the service is to be
-  // destroyed.
-  absl::Status Take(const std::vector<std::string>& names, Service* service);
+  // state directory has the lock. With an error it does not, and the service is to be destroyed:
+  // the other one serves on, unless OtherEnds. `may_go_on` is asked before the last word.
+  absl::Status Take(const std::vector<std::string>& names,
+                    absl::FunctionRef<absl::Status()> may_go_on, Service* service);
+  // After an error: the other process has ended, or is about to.
+  bool OtherEnds();
   // Says why it comes to nothing.
   void Refuse(const absl::Status& why);
   // After Take: waits until the other process has freed its other sockets, or some seconds.
@@ -43,10 +48,17 @@ class Takeover {
   pid_t peer() const { return peer_; }
 
  private:
-  Takeover(handover::Channel channel, pid_t peer) : channel_(std::move(channel)), peer_(peer) {}
+  Takeover(handover::Channel channel, pid_t peer);
+
+  // Says that this process serves them.
+  absl::Status SayTaken();
+  // Whether the other process is dead, after it has hung up.
+  bool OtherIsDead();
 
   handover::Channel channel_;
   const pid_t peer_;
+  UniqueFd process_;  // its pidfd
+  bool hung_up_ = false;
   handover::Offer offer_;
 };
 

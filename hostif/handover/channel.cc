@@ -114,6 +114,8 @@ absl::StatusOr<pid_t> Channel::CheckPeer() const {
 
 void Channel::Close() { static_cast<void>(shutdown(fd(), SHUT_RD)); }
 
+void Channel::HangUp() { static_cast<void>(shutdown(fd(), SHUT_RDWR)); }
+
 absl::Status Channel::Send(Kind kind, absl::string_view bytes, std::span<const int> fds,
                            absl::Time deadline) {
   PacketHeader header;

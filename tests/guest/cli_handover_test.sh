@@ -49,12 +49,39 @@ listed() {
   for name in "$@"; do says "$name"; done
 }
 
+# What a service manager is told, each line with the process that says it.
+python3 - >notified <<'PYTHON' &
+import socket, struct
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+manager.bind("notify")
+while True:
+    data, ancillary, _, _ = manager.recvmsg(4096, 256)
+    print(struct.unpack("iii", ancillary[0][2])[0], data.decode().replace("\n", " "), flush=True)
+PYTHON
+PIDS+=($!)
+disown
+until [ -S notify ]; do sleep 0.05; done
+export NOTIFY_SOCKET=$PWD/notify
+
 config one.toml a b r=virtio-rng
 starts run one.toml
+first=$SERVICE
 listed a.sock b.sock r.sock
 # The same again, then one device less, one more, and a socket elsewhere.
 replaces run one.toml
 listed a.sock b.sock r.sock
+# By the old one, as long as it was the service.
+count=$((count + 1))
+grep -qx "$first MAINPID=$SERVICE" notified || { complain "not told of the new process"; cat notified; }
+unset NOTIFY_SOCKET
+# A socket whose file the host has removed is there again; the same one by another name.
+rm a.sock
+sed "s,\"b.sock\",\"$PWD/b.sock\"," one.toml >absolute.toml
+replaces run absolute.toml
+count=$((count + 1))
+if [ ! -S a.sock ] || [ ! -S b.sock ]; then complain "a socket is not there: $(echo *.sock)"; fi
+replaces run one.toml
 config two.toml a c r=virtio-rng
 sed -i 's/socket = "r.sock"/socket = "moved.sock"/' two.toml
 replaces run two.toml
@@ -87,6 +114,52 @@ stops TERM
 count=$((count + 1))
 left=$(echo *.sock state/handover)
 [ "$left" = "*.sock state/handover" ] && [ ! -e state/handover ] || complain "left behind: $left"
+# A plugin that hangs while its state is saved: the others are served on, and it is as well when it
+# comes back.
+config hang.toml a h=test_reload_1
+printf '[device.options]\nfirst = "hangs_in_save"\ngate = "8"\n' >>hang.toml
+gate() {
+  rm -f gate
+  mkfifo gate
+  sleep 300 >gate &
+  HOLDER=$!
+  PIDS+=("$HOLDER")
+  exec 8<gate
+}
+gate
+starts run hang.toml
+cannot "device h: its plugin does not come back from saving its state" run hang.toml
+cannot "its plugin has not come back from the last time" run hang.toml
+accepts ctl "${CTL[@]}" inspect a
+kill "$HOLDER"
+for i in $(seq 100); do
+  grep -q "h: its plugin has come back" log && break
+  sleep 0.1
+done
+replaces run hang.toml
+stops TERM
+# And the process can be told to stop while it does.
+gate
+starts run hang.toml
+timeout 30 "$VIRTBAY" run hang.toml >out 2>err </dev/null &
+other=$!
+for i in $(seq 100); do
+  accepts ctl "${CTL[@]}" list
+  timeout 5 "$VIRTBAY" ctl "${CTL[@]}" add "$BUILD/plugins/virtio-rng.so" --name e --socket-path e.sock >out2 2>err2
+  grep -q "being handed over" err2 && break
+  timeout 5 "$VIRTBAY" ctl "${CTL[@]}" remove e >out2 2>err2
+done
+count=$((count + 2))
+kill "$SERVICE"
+for i in $(seq 300); do
+  kill -0 "$SERVICE" 2>/dev/null || break
+  sleep 0.1
+done
+kill -0 "$SERVICE" 2>/dev/null && complain "a plugin that hangs keeps the process"
+wait "$SERVICE"
+wait "$other" && complain "the other process has taken over what it was not given"
+kill "$HOLDER"
+exec 8<&-
 # A process that was killed leaves the name of its socket, where nobody listens.
 starts run two.toml
 kill -KILL "$SERVICE"

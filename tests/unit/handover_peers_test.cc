@@ -370,6 +370,35 @@ TEST_F(HandoverTakerTest, ADeviceThatCannotBeHandedOver) {
   EndsWith("cannot be handed over: it is glued");
 }
 
+// It has everything, and is told to stop before it has said that it serves: the other one serves
+// on.
+TEST_F(HandoverTakerTest, IsToldToStop) {
+  ASSERT_OK_AND_ASSIGN(Channel channel, Accept());
+  ASSERT_OK(channel.Send(Kind::kOffer, handover::PackOffer({}).bytes, {}, Soon()));
+  ASSERT_OK(channel.Receive(Kind::kStaged, Soon()).status());
+  ASSERT_TRUE(host_.Signal(SIGTERM));
+  const handover::Packed devices = handover::PackDevices({}, lock_.get());
+  ASSERT_OK(channel.Send(Kind::kDevices, devices.bytes, devices.fds, Soon()));
+  EXPECT_THAT(channel.Receive(Kind::kTaken, Soon()).status(),
+              testing::StatusIs(absl::StatusCode::kFailedPrecondition, "stopping on signal 15"));
+  EndsWith("which serves on");
+}
+
+// One that has handed everything over, and is not there any more to hear of it.
+TEST_F(HandoverTakerTest, RefusedAtTheEndByOneThatLives) {
+  ASSERT_OK_AND_ASSIGN(Channel channel, Accept());
+  ASSERT_OK(channel.Send(Kind::kOffer, handover::PackOffer({}).bytes, {}, Soon()));
+  ASSERT_OK(channel.Receive(Kind::kStaged, Soon()).status());
+  const handover::Packed devices = handover::PackDevices({}, lock_.get());
+  ASSERT_OK(channel.Send(Kind::kDevices, devices.bytes, devices.fds, Soon()));
+  channel.Close();
+  ASSERT_OK(channel.Send(Kind::kRefuse, "too late", {}, Soon()));
+  // Unless its word had come before.
+  if (!channel.Receive(Kind::kTaken, absl::Now()).ok()) {
+    EndsWith("refuses: too late");
+  }
+}
+
 TEST_F(HandoverTakerTest, NobodyAnswers) {
   // It has asked, and heard nothing: whoever that is will not be asked again, but waited for.
   AwaitReadable(listener_.get());

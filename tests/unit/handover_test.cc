@@ -365,6 +365,29 @@ TEST_P(HandoverTest, KilledAtAnyMoment) {
   RecordProperty("taken", went);
 }
 
+// The old one is killed at any moment: the new one goes on with what it was handed, or as after a
+// kill.
+TEST_P(HandoverTest, TheOldOneIsKilledAtAnyMoment) {
+  ASSERT_NO_FATAL_FAILURE(Begin());
+  const auto made = client().Create(kRoot, "f", O_RDWR, 0600);
+  ASSERT_EQ(made.error, 0);
+  std::string content;
+  std::mt19937 random(3);
+  const int times = std::max(10, Handovers());
+  for (int i = 0; i < times; ++i) {
+    host_->ReplaceAndKillOld(absl::Microseconds(random() % 40000));
+    const std::string more = absl::StrCat("<", i, ">");
+    const auto written =
+        client().Write(made.value.entry.nodeid, made.value.open.fh, content.size(), Bytes(more));
+    ASSERT_EQ(written.error, 0) << i << Contents(host_->log());
+    content += more;
+    ASSERT_EQ(client().Mkdir(kRoot, absl::StrCat("d", i), 0755).error, 0);
+    ASSERT_EQ(Read(made.value.entry.nodeid, made.value.open.fh), content);
+    ASSERT_FALSE(host_->Ended());
+  }
+  EXPECT_EQ(Contents(share() / "f"), content);
+}
+
 TEST_P(HandoverTest, AChainOfThemLeavesNothingBehind) {
   ASSERT_NO_FATAL_FAILURE(BeginOnce());
   const auto made = client().Create(kRoot, "f", O_RDWR, 0600);

@@ -179,6 +179,7 @@ class Counting : public Device {
 
   Status Save(StateWriter* state) override {
     CrashIfAsked("save");
+    if (wrong_ == "hangs_in_save") WaitForGate();
     if (wrong_ == "save_fails") return Error{VIRTBAY_UNAVAILABLE, 0, "cannot be saved"};
     if (wrong_ == "save_throws") throw std::runtime_error("out of save");
     const uint64_t count = count_.load();

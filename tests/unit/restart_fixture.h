@@ -137,6 +137,14 @@ class RestartedHost {
     pid_ = old;
     signalled_ = false;
   }
+  // The same, but the one that served is killed.
+  void ReplaceAndKillOld(absl::Duration delay) {
+    const pid_t old = pid();
+    Start();
+    absl::SleepFor(delay);
+    kill(old, SIGKILL);
+    waitpid(old, nullptr, 0);
+  }
   // What further processes are given.
   void set_more(std::vector<std::string> more) { more_ = std::move(more); }
   void set_socket(std::string name) { socket_ = std::move(name); }
