@@ -196,7 +196,7 @@ class Blk final : public Device {
     config_.num_queues = static_cast<uint16_t>(queues);
     config_.max_discard_sectors = config_.max_write_zeroes_sectors = kMaxRangeSectors;
     config_.max_discard_seg = config_.max_write_zeroes_seg = kMaxRanges;
-    config_.discard_sector_alignment = std::max(block, 4096u) / kSector;
+    config_.discard_sector_alignment = static_cast<uint32_t>(std::max(block, 4096u) / kSector);
     config_.write_zeroes_may_unmap = 1;
     return {};
   }
