@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -18,6 +19,11 @@
 #include "framework/device/saved_state.h"
 
 namespace virtbay {
+namespace {
+
+constexpr absl::Duration kShapePatience = absl::Milliseconds(500);
+
+}  // namespace
 
 absl::StatusOr<DeviceShape> Device::ShapeLocked() {
   VIRTBAY_RETURN_IF_ERROR(CheckCallable());
@@ -31,9 +37,18 @@ absl::StatusOr<DeviceShape> Device::ShapeLocked() {
   return shape;
 }
 
-absl::StatusOr<DeviceShape> Device::Shape() {
-  absl::MutexLock lock(&mutex_);
-  return ShapeLocked();
+ABSL_NO_THREAD_SAFETY_ANALYSIS absl::StatusOr<DeviceShape> Device::Shape() {
+  // A plugin may hang in a call that is under way.
+  const absl::Time deadline = absl::Now() + kShapePatience;
+  while (!mutex_.TryLock()) {
+    if (absl::Now() >= deadline) {
+      return absl::UnavailableError("its plugin does not come back from a call");
+    }
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  absl::StatusOr<DeviceShape> shape = ShapeLocked();
+  mutex_.Unlock();
+  return shape;
 }
 
 void Device::Unpause(std::vector<StoppedRing> rings) {

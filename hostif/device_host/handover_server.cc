@@ -105,10 +105,11 @@ void HandoverServer::Loop() {
     }
     auto channel = std::make_unique<handover::Channel>(std::move(socket));
     const absl::StatusOr<pid_t> peer = channel->CheckPeer();
-    absl::Status status = peer.status();
+    const UniqueFd withdrawn(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    absl::Status status = withdrawn ? peer.status() : ErrnoStatus(errno, "eventfd");
     if (status.ok()) {
       try {
-        status = Converse(channel.get(), *peer);
+        status = Converse(channel.get(), *peer, withdrawn.get());
       } catch (const std::exception& error) {
         status = absl::InternalError(error.what());
       }
@@ -117,8 +118,9 @@ void HandoverServer::Loop() {
       last_ = std::move(channel);
       return;
     }
-    // Before anything is served again: who is given devices and no refusal goes on with them when
-    // this process is dead.
+    // Before anything is served again: who was given the devices goes on with them when this
+    // process is dead, unless it is told so.
+    if (withdrawn) eventfd_write(withdrawn.get(), 1);
     if (peer.ok()) {
       channel->Send(Kind::kRefuse, status.message(), {}, absl::Now() + kRefusal).IgnoreError();
     }
@@ -134,7 +136,7 @@ void HandoverServer::Loop() {
   }
 }
 
-absl::Status HandoverServer::Converse(handover::Channel* channel, pid_t peer) {
+absl::Status HandoverServer::Converse(handover::Channel* channel, pid_t peer, int withdrawn) {
   VIRTBAY_RETURN_IF_ERROR(Enter(Phase::kAsked, channel));
   VIRTBAY_ASSIGN_OR_RETURN(const handover::Message hello,
                            channel->Receive(Kind::kHello, absl::Now() + kShort));
@@ -151,7 +153,7 @@ absl::Status HandoverServer::Converse(handover::Channel* channel, pid_t peer) {
   const absl::Time deadline = absl::Now() + kTaking;
   absl::Status status;
   try {
-    const handover::Packed packed = handover::PackDevices(devices, lock_);
+    const handover::Packed packed = handover::PackDevices(devices, lock_, withdrawn);
     status = channel->Send(Kind::kDevices, packed.bytes, packed.fds, deadline);
     if (status.ok()) status = channel->Receive(Kind::kTaken, deadline).status();
   } catch (const std::exception& error) {

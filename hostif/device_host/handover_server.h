@@ -61,7 +61,8 @@ class HandoverServer {
 
   void Loop();
   // OK when the devices are the other process's.
-  absl::Status Converse(handover::Channel* channel, pid_t peer);
+  // `withdrawn` is written when what was handed over is worth nothing any more.
+  absl::Status Converse(handover::Channel* channel, pid_t peer, int withdrawn);
   // Unavailable after Settle.
   absl::Status Enter(Phase phase, handover::Channel* channel);
 

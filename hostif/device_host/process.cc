@@ -86,6 +86,9 @@ int StopSignals::Wait(int fd) {
 }
 
 void StopSignals::LetThrough() {
+  do {
+    seen_ = 0;
+  } while (Look() != 0);
   const sigset_t set = StopSet();
   pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }

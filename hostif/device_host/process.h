@@ -29,8 +29,8 @@ class StopSignals {
   // [control] The number of a signal that has come, which Wait returns then; 0: none has.
   int Look();
   // [control] From now on a signal ends the process at once: whoever asks a second time does not
-  // want to wait for requests in flight.
-  static void LetThrough();
+  // want to wait for requests in flight. Those that have come already do not.
+  void LetThrough();
 
  private:
   explicit StopSignals(UniqueFd fd) : fd_(std::move(fd)) {}

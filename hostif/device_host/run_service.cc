@@ -303,13 +303,14 @@ absl::Status RunService(ServiceConfig config) {
     all_ended = service->AllEnded() && control == nullptr;
     taken = handover != nullptr && handover->taken();
   } while (signal == 0 && !all_ended && !taken);
-  // Whoever asks a second time does not want to wait, not even for a handover.
-  StopSignals::LetThrough();
-  // What is being handed over is nobody's to stop; after that it may be another process's.
+  // Whoever asks a second time does not want to wait, not even for a handover. What is being handed
+  // over is nobody's to stop otherwise; after that it may be another process's.
+  if (!taken) signals.LetThrough();
   if (handover != nullptr) taken = handover->Settle();
   if (taken) {
     const absl::Status told = AnnounceSuccessor(handover->successor());
     if (!told.ok()) log.Warn(told.message());
+    signals.LetThrough();
   }
   log.Info(taken         ? "stopping: another process has the devices"
            : signal == 0 ? "stopping: the last front-end has gone and no other can come"
@@ -317,11 +318,13 @@ absl::Status RunService(ServiceConfig config) {
   if (control != nullptr) control->RemoveSocket();
   if (guest != nullptr) guest->RemoveSocket();
   EndInTime(service.get(), patience, [&] {
-    service->BeginStop();
+    // Whoever has taken the devices over waits for the end of the handover.
+    if (!taken) service->BeginStop();
     watch.reset();
     guest.reset();
     control.reset();
     handover.reset();
+    if (taken) service->BeginStop();
     service->AwaitLate();
   });
   return absl::OkStatus();

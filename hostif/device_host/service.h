@@ -137,16 +137,18 @@ class Service final : public ControlTarget {
     std::unique_ptr<Recorder> recorder;  // from the start on
     bool ready = false;                  // false while it is being added or removed
     bool frozen = false;                 // suspended, for another process
-    bool late = false;                   // the same, and its plugin has not come back from that
-    bool given_away = false;             // another process serves it
-    uint32_t reloads = 0;                // under way
-    std::unique_ptr<Staged> staged;      // goes on for another process, from Begin on
+    uint64_t late = 0;               // the number of its suspension, whose plugin has not come back
+    bool given_away = false;         // another process serves it
+    uint32_t reloads = 0;            // under way
+    std::unique_ptr<Staged> staged;  // goes on for another process, from Begin on
   };
   // Suspends these, in their order, and says what was left of each.
   absl::Status SuspendDevices(std::vector<handover::HandedDevice>* devices,
                               absl::Duration quiesce_deadline);
   // The device of that name is served again.
   void Thaw(const std::string& name);
+  // The same of one that was given up, if it is still there.
+  void ThawLate(const std::string& name, uint64_t suspension);
   // Unavailable while devices are being handed over.
   absl::Status CheckChangeable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   vhost_user::ServerOptions ListenOptions(const DeviceConfig& config);
@@ -192,6 +194,7 @@ class Service final : public ControlTarget {
   bool frozen_ ABSL_GUARDED_BY(mutex_) = false;
   // Of devices that were given up; the thread of handovers alone, and AwaitLate.
   std::vector<std::unique_ptr<DeviceSuspension>> late_;
+  uint64_t suspensions_ = 0;
 };
 
 }  // namespace virtbay::device_host

@@ -56,7 +56,7 @@ handover::Offer Service::Offer() {
         device.refusal = "it is recorded from the start on";
       } else if (entry != nullptr && entry->reloads != 0) {
         device.refusal = "it is being reloaded";
-      } else if (entry != nullptr && entry->late) {
+      } else if (entry != nullptr && entry->late != 0) {
         device.refusal = "its plugin has not come back from the last time";
       }
     }
@@ -87,7 +87,7 @@ absl::StatusOr<std::vector<handover::HandedDevice>> Service::Suspend(
       if (it == entries_.end()) {
         return absl::NotFoundError(absl::StrCat("device ", name, ": does not exist"));
       }
-      if (it->second.late) {
+      if (it->second.late != 0) {
         return absl::UnavailableError(absl::StrCat("device ", name, ": its plugin hangs"));
       }
       servers.emplace_back(name, it->second.server.get());
@@ -113,12 +113,13 @@ absl::Status Service::SuspendDevices(std::vector<handover::HandedDevice>* device
   for (const handover::HandedDevice& device : *devices) {
     const absl::StatusOr<DeviceHandle> handle = host_->Find(device.name);
     if (!handle.ok()) return Annotate(handle.status(), absl::StrCat("device ", device.name));
+    const uint64_t number = ++suspensions_;
     {
       absl::MutexLock lock(&mutex_);
-      entries_.find(device.name)->second.late = true;
+      entries_.find(device.name)->second.late = number;
     }
-    all.push_back(std::make_unique<DeviceSuspension>(*handle, quiesce_deadline,
-                                                     [this, name = device.name] { Thaw(name); }));
+    all.push_back(std::make_unique<DeviceSuspension>(
+        *handle, quiesce_deadline, [this, name = device.name, number] { ThawLate(name, number); }));
   }
   const absl::Time deadline = absl::Now() + quiesce_deadline + kSaving;
   absl::Status status;
@@ -129,7 +130,7 @@ absl::Status Service::SuspendDevices(std::vector<handover::HandedDevice>* device
       late_.push_back(std::move(all[i]));
     } else {
       absl::MutexLock lock(&mutex_);
-      entries_.find(device.name)->second.late = false;
+      entries_.find(device.name)->second.late = 0;
     }
     if (!left.ok()) {
       status.Update(Annotate(left.status(), absl::StrCat("device ", device.name)));
@@ -150,11 +151,20 @@ absl::Status Service::SuspendDevices(std::vector<handover::HandedDevice>* device
 void Service::Thaw(const std::string& name) {
   absl::MutexLock lock(&mutex_);
   const auto it = entries_.find(name);
-  if (it == entries_.end()) return;
-  if (std::exchange(it->second.late, false)) {
-    log_.Named(name).Warn("its plugin has come back from saving its state; it serves on");
-  }
+  // One that is being removed has given its server away.
+  if (it == entries_.end() || it->second.server == nullptr) return;
   if (std::exchange(it->second.frozen, false)) it->second.server->Thaw();
+}
+
+void Service::ThawLate(const std::string& name, uint64_t suspension) {
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto it = entries_.find(name);
+    if (it == entries_.end() || it->second.late != suspension) return;
+    it->second.late = 0;
+  }
+  log_.Named(name).Warn("its plugin has come back from saving its state; it serves on");
+  Thaw(name);
 }
 
 void Service::Withdraw() {
@@ -162,7 +172,7 @@ void Service::Withdraw() {
   {
     absl::MutexLock lock(&mutex_);
     for (const auto& [name, entry] : entries_) {
-      if (entry.frozen && !entry.late) names.push_back(name);
+      if (entry.frozen && entry.late == 0) names.push_back(name);
     }
   }
   // One that had not been reached is not suspended, nor is its server frozen.
@@ -176,7 +186,7 @@ void Service::Withdraw() {
 
 void Service::GiveAway() {
   absl::MutexLock lock(&mutex_);
-  for (auto& [name, entry] : entries_) entry.given_away = entry.frozen;
+  for (auto& [name, entry] : entries_) entry.given_away = entry.frozen && entry.late == 0;
 }
 
 void Service::LetGo() {

@@ -20,7 +20,8 @@ using handover::Kind;
 constexpr absl::Duration kShort = absl::Seconds(2);
 // Longer than the other side gives itself for each of its steps, so that its word is heard.
 constexpr absl::Duration kDevices = absl::Seconds(15);
-constexpr absl::Duration kOtherEnds = absl::Seconds(10);
+// Its sockets' names are free at once, unless it hangs.
+constexpr absl::Duration kOtherEnds = absl::Seconds(3);
 // For the rest of a process whose descriptors are closed already.
 constexpr int kDyingMs = 2000;
 
@@ -71,14 +72,16 @@ bool Takeover::OtherIsDead() {
 
 bool Takeover::OtherEnds() { return hung_up_; }
 
-absl::Status Takeover::SayTaken() {
+absl::Status Takeover::SayTaken(int withdrawn) {
   const absl::Status said = channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort);
   if (said.ok()) return said;
   // It does not want to hear it any more: it has said why, and serves, or it is dead. Then what it
   // has handed over was its last.
   const absl::Status why = channel_.Receive(Kind::kTaken, absl::Now() + kShort).status();
-  if (absl::IsUnavailable(why) && OtherIsDead()) return absl::OkStatus();
-  return absl::IsUnavailable(why) ? said : why;
+  if (!absl::IsUnavailable(why)) return why;
+  hung_up_ = OtherIsDead();
+  pollfd served_on{withdrawn, POLLIN, 0};
+  return hung_up_ && poll(&served_on, 1, 0) == 0 ? absl::OkStatus() : said;
 }
 
 absl::Status Takeover::Take(const std::vector<std::string>& names,
@@ -104,9 +107,10 @@ absl::Status Takeover::Take(const std::vector<std::string>& names,
     VIRTBAY_RETURN_IF_ERROR(service->AdoptDevice(std::move(device)));
   }
   VIRTBAY_RETURN_IF_ERROR(service->state_directory()->TakeLock(std::move(devices.lock)));
+  if (!devices.withdrawn) return absl::InvalidArgumentError("a descriptor is missing");
   VIRTBAY_RETURN_IF_ERROR(may_go_on());
   // From this word on the devices are this process's.
-  VIRTBAY_RETURN_IF_ERROR(SayTaken());
+  VIRTBAY_RETURN_IF_ERROR(SayTaken(devices.withdrawn.get()));
   service->Begin();
   return absl::OkStatus();
 }

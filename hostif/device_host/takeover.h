@@ -50,8 +50,8 @@ class Takeover {
  private:
   Takeover(handover::Channel channel, pid_t peer);
 
-  // Says that this process serves them.
-  absl::Status SayTaken();
+  // Says that this process serves them. `withdrawn`: see handover::Devices.
+  absl::Status SayTaken(int withdrawn);
   // Whether the other process is dead, after it has hung up.
   bool OtherIsDead();
 

@@ -263,10 +263,11 @@ absl::StatusOr<std::vector<std::string>> UnpackNames(absl::string_view bytes) {
   return names;
 }
 
-Packed PackDevices(const std::vector<HandedDevice>& devices, int lock) {
+Packed PackDevices(const std::vector<HandedDevice>& devices, int lock, int withdrawn) {
   Writer writer;
   DevicesFields(writer, devices);
   writer.Fd(Borrowed{lock});
+  writer.Fd(Borrowed{withdrawn});
   return writer.Take();
 }
 
@@ -275,6 +276,7 @@ absl::StatusOr<Devices> UnpackDevices(absl::string_view bytes, std::vector<Uniqu
   Devices devices;
   DevicesFields(reader, devices.devices);
   reader.Fd(devices.lock);
+  reader.Fd(devices.withdrawn);
   if (absl::Status status = reader.status(); !status.ok()) return status;
   return devices;
 }

@@ -55,10 +55,13 @@ std::string PackNames(const std::vector<std::string>& names);
 absl::StatusOr<std::vector<std::string>> UnpackNames(absl::string_view bytes);
 
 // With what keeps others from the state directory.
-Packed PackDevices(const std::vector<HandedDevice>& devices, int lock);
+Packed PackDevices(const std::vector<HandedDevice>& devices, int lock, int withdrawn);
 struct Devices {
   std::vector<HandedDevice> devices;
   UniqueFd lock;
+  // An eventfd that is readable once the devices are served on by whoever handed them over: what
+  // came is worth nothing then, also when that process is not there any more.
+  UniqueFd withdrawn;
 };
 absl::StatusOr<Devices> UnpackDevices(absl::string_view bytes, std::vector<UniqueFd> fds);
 

@@ -149,7 +149,7 @@ for i in $(seq 100); do
   grep -q "being handed over" err2 && break
   timeout 5 "$VIRTBAY" ctl "${CTL[@]}" remove e >out2 2>err2
 done
-count=$((count + 2))
+count=$((count + 3))
 kill "$SERVICE"
 for i in $(seq 300); do
   kill -0 "$SERVICE" 2>/dev/null || break
@@ -159,6 +159,16 @@ kill -0 "$SERVICE" 2>/dev/null && complain "a plugin that hangs keeps the proces
 wait "$SERVICE"
 wait "$other" && complain "the other process has taken over what it was not given"
 kill "$HOLDER"
+# Or it comes back while the process ends, or its device is being removed.
+gate
+starts run hang.toml
+cannot "device h: its plugin does not come back from saving its state" run hang.toml
+timeout 20 "$VIRTBAY" ctl "${CTL[@]}" remove h >out2 2>err2 &
+remover=$!
+sleep 0.5
+kill "$HOLDER"
+wait "$remover" || complain "a device that was late cannot be removed: $(cat err2)"
+stops TERM
 exec 8<&-
 # A process that was killed leaves the name of its socket, where nobody listens.
 starts run two.toml

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -294,13 +295,16 @@ INSTANTIATE_TEST_SUITE_P(Rings, HandoverServesOnTest, ::testing::Bool(),
 class HandoverTakerTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(Listen());
+    host_.Start();
+  }
+  void Listen() {
     std::filesystem::create_directory(host_.state());
     std::filesystem::permissions(host_.state(), std::filesystem::perms::owner_all);
     ASSERT_OK_AND_ASSIGN(dir_, OpenDir(host_.state()));
     lock_.reset(openat(dir_.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     ASSERT_EQ(flock(lock_.get(), LOCK_EX | LOCK_NB), 0);
     ASSERT_OK_AND_ASSIGN(listener_, handover::Listen(dir_.get(), device_host::kHandoverSocket));
-    host_.Start();
   }
   absl::StatusOr<Channel> Accept() {
     AwaitReadable(listener_.get());
@@ -377,7 +381,8 @@ TEST_F(HandoverTakerTest, IsToldToStop) {
   ASSERT_OK(channel.Send(Kind::kOffer, handover::PackOffer({}).bytes, {}, Soon()));
   ASSERT_OK(channel.Receive(Kind::kStaged, Soon()).status());
   ASSERT_TRUE(host_.Signal(SIGTERM));
-  const handover::Packed devices = handover::PackDevices({}, lock_.get());
+  const UniqueFd withdrawn(eventfd(0, EFD_CLOEXEC));
+  const handover::Packed devices = handover::PackDevices({}, lock_.get(), withdrawn.get());
   ASSERT_OK(channel.Send(Kind::kDevices, devices.bytes, devices.fds, Soon()));
   EXPECT_THAT(channel.Receive(Kind::kTaken, Soon()).status(),
               testing::StatusIs(absl::StatusCode::kFailedPrecondition, "stopping on signal 15"));
@@ -389,7 +394,8 @@ TEST_F(HandoverTakerTest, RefusedAtTheEndByOneThatLives) {
   ASSERT_OK_AND_ASSIGN(Channel channel, Accept());
   ASSERT_OK(channel.Send(Kind::kOffer, handover::PackOffer({}).bytes, {}, Soon()));
   ASSERT_OK(channel.Receive(Kind::kStaged, Soon()).status());
-  const handover::Packed devices = handover::PackDevices({}, lock_.get());
+  const UniqueFd withdrawn(eventfd(0, EFD_CLOEXEC));
+  const handover::Packed devices = handover::PackDevices({}, lock_.get(), withdrawn.get());
   ASSERT_OK(channel.Send(Kind::kDevices, devices.bytes, devices.fds, Soon()));
   channel.Close();
   ASSERT_OK(channel.Send(Kind::kRefuse, "too late", {}, Soon()));
@@ -398,6 +404,47 @@ TEST_F(HandoverTakerTest, RefusedAtTheEndByOneThatLives) {
     EndsWith("refuses: too late");
   }
 }
+
+// One that has handed everything over dies before it hears of it: what it handed over is gone on
+// with, unless it has served on since.
+class HandoverFromTheDeadTest : public HandoverTakerTest {
+ protected:
+  void SetUp() override {}
+  // A process that serves, does that, and ends.
+  void HandOver(bool serves_on) {
+    const pid_t server = fork();
+    ASSERT_GE(server, 0);
+    if (server == 0) {
+      Listen();
+      auto channel = Accept();
+      if (!channel.ok()) _exit(1);
+      const UniqueFd withdrawn(eventfd(serves_on ? 1 : 0, EFD_CLOEXEC));
+      const handover::Packed devices = handover::PackDevices({}, lock_.get(), withdrawn.get());
+      channel->Send(Kind::kOffer, handover::PackOffer({}).bytes, {}, Soon()).IgnoreError();
+      static_cast<void>(channel->Receive(Kind::kStaged, Soon()));
+      // It cannot hear the last word, and is dead when that is looked at.
+      channel->Close();
+      channel->Send(Kind::kDevices, devices.bytes, devices.fds, Soon()).IgnoreError();
+      _exit(0);
+    }
+    while (!std::filesystem::exists(host_.state() / device_host::kHandoverSocket)) {
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    host_.Start();
+    int status = -1;
+    ASSERT_EQ(waitpid(server, &status, 0), server);
+    ASSERT_EQ(status, 0);
+    while (!std::filesystem::exists(host_.socket()) && !host_.Ended()) {
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    EXPECT_EQ(host_.Stop(SIGTERM), 0) << Contents(host_.log());
+    const bool anew = Contents(host_.log()).find("going on as after a kill") != std::string::npos;
+    EXPECT_EQ(anew, serves_on) << Contents(host_.log());
+  }
+};
+
+TEST_F(HandoverFromTheDeadTest, IsGoneOnWith) { HandOver(/*serves_on=*/false); }
+TEST_F(HandoverFromTheDeadTest, NotWithWhatWasServedSince) { HandOver(/*serves_on=*/true); }
 
 TEST_F(HandoverTakerTest, NobodyAnswers) {
   // It has asked, and heard nothing: whoever that is will not be asked again, but waited for.
