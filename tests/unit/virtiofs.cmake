@@ -4,6 +4,11 @@ virtbay_add_test(virtiofs_parts_test
           virtiofs_view_test.cc virtiofs_identity_test.cc virtiofs_state_parts_test.cc
           virtiofs_keep_test.cc
   LIBRARIES virtiofs_core)
+if(VIRTBAY_SANITIZE)
+  # GCC takes its own checks for a fill of less than nothing.
+  set_source_files_properties(virtiofs_state_parts_test.cc PROPERTIES
+    COMPILE_OPTIONS $<$<CXX_COMPILER_ID:GNU>:-Wno-stringop-overflow>)
+endif()
 virtbay_add_test(virtiofs_test
   SOURCES virtiofs_ops_test.cc virtiofs_dir_test.cc virtiofs_locks_test.cc
           virtiofs_hostile_test.cc virtiofs_session_test.cc virtiofs_credentials_test.cc
