@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdlib>
 
 namespace {
@@ -50,15 +51,21 @@ auto Between(Function* function, Arguments... arguments) {
   return result;
 }
 
+// Not by a static that is initialised when it is first met: whoever waits for that calls syscall.
 template <typename Function>
-Function* Next(const char* name, Function* /*type*/) {
-  return reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
+Function* Next(std::atomic<void*>* known, const char* name, Function* /*type*/) {
+  void* next = known->load(std::memory_order_relaxed);
+  if (next == nullptr) known->store(next = ::dlsym(RTLD_NEXT, name));
+  return reinterpret_cast<Function*>(next);
 }
 
 }  // namespace
 
-#define VIRTBAY_BETWEEN(function, ...)                  \
-  static auto* const next = Next(#function, &function); \
+#define VIRTBAY_NEXT(function)              \
+  static std::atomic<void*> known{nullptr}; \
+  auto* const next = Next(&known, #function, &function)
+#define VIRTBAY_BETWEEN(function, ...) \
+  VIRTBAY_NEXT(function);              \
   return Between(next, __VA_ARGS__)
 
 // NOLINTBEGIN(readability-identifier-naming)
@@ -114,17 +121,17 @@ int close(int fd) { VIRTBAY_BETWEEN(close, fd); }
 
 // Of a journal's step.
 int clock_gettime(clockid_t clock, struct timespec* time) __THROW {
-  static auto* const next = Next("clock_gettime", &clock_gettime);
+  VIRTBAY_NEXT(clock_gettime);
   return clock == CLOCK_REALTIME_COARSE ? Between(next, clock, time) : next(clock, time);
 }
 // Of notifications.
 ssize_t write(int fd, const void* data, size_t size) {
-  static auto* const next = Next("write", &write);
+  VIRTBAY_NEXT(write);
   return size == sizeof(uint64_t) ? Between(next, fd, data, size) : next(fd, data, size);
 }
 // openat2 and renameat2 among them.
 long syscall(long number, ...) __THROW {
-  static auto* const next = Next("syscall", &syscall);
+  VIRTBAY_NEXT(syscall);
   va_list list;
   va_start(list, number);
   long a[6];

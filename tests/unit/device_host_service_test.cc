@@ -137,6 +137,7 @@ TEST_F(ServiceTest, ASliceGoesAlongWithItsDevice) {
   EXPECT_THAT(service_->RemoveDevice("a"), StatusIs(absl::StatusCode::kUnavailable));
   ASSERT_EQ(devices.size(), 1u);
   ASSERT_OK(other->AdoptDevice(std::move(devices[0])));
+  service_->GiveAway();
   service_->LetGo();
   other->Begin();
   ASSERT_OK_AND_ASSIGN(const DeviceReport after, other->InspectDevice("b"));

@@ -434,7 +434,7 @@ class HandoverFromTheDeadTest : public HandoverTakerTest {
     int status = -1;
     ASSERT_EQ(waitpid(server, &status, 0), server);
     ASSERT_EQ(status, 0);
-    while (!std::filesystem::exists(host_.socket()) && !host_.Ended()) {
+    while (Contents(host_.log()).find("serving 1 device") == std::string::npos && !host_.Ended()) {
       absl::SleepFor(absl::Milliseconds(1));
     }
     EXPECT_EQ(host_.Stop(SIGTERM), 0) << Contents(host_.log());
