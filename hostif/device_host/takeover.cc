@@ -73,11 +73,11 @@ bool Takeover::OtherIsDead() {
 bool Takeover::OtherEnds() { return hung_up_; }
 
 absl::Status Takeover::SayTaken(int withdrawn) {
-  const absl::Status said = channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort);
+  absl::Status said = channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort);
   if (said.ok()) return said;
   // It does not want to hear it any more: it has said why, and serves, or it is dead. Then what it
   // has handed over was its last.
-  const absl::Status why = channel_.Receive(Kind::kTaken, absl::Now() + kShort).status();
+  absl::Status why = channel_.Receive(Kind::kTaken, absl::Now() + kShort).status();
   if (!absl::IsUnavailable(why)) return why;
   hung_up_ = OtherIsDead();
   pollfd served_on{withdrawn, POLLIN, 0};
