@@ -70,8 +70,6 @@ bool Takeover::OtherIsDead() {
   return process_ && poll(&process, 1, kDyingMs) == 1;
 }
 
-bool Takeover::OtherEnds() { return hung_up_; }
-
 absl::Status Takeover::SayTaken(int withdrawn) {
   absl::Status said = channel_.Send(Kind::kTaken, "", {}, absl::Now() + kShort);
   if (said.ok()) return said;

@@ -40,7 +40,7 @@ class Takeover {
   absl::Status Take(const std::vector<std::string>& names,
                     absl::FunctionRef<absl::Status()> may_go_on, Service* service);
   // After an error: the other process has ended, or is about to.
-  bool OtherEnds();
+  bool OtherEnds() const { return hung_up_; }
   // Says why it comes to nothing.
   void Refuse(const absl::Status& why);
   // After Take: waits until the other process has freed its other sockets, or some seconds.

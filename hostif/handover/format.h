@@ -54,7 +54,7 @@ absl::StatusOr<Offer> UnpackOffer(absl::string_view bytes);
 std::string PackNames(const std::vector<std::string>& names);
 absl::StatusOr<std::vector<std::string>> UnpackNames(absl::string_view bytes);
 
-// With what keeps others from the state directory.
+// With what keeps others from the state directory, and Devices::withdrawn.
 Packed PackDevices(const std::vector<HandedDevice>& devices, int lock, int withdrawn);
 struct Devices {
   std::vector<HandedDevice> devices;

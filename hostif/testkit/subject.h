@@ -39,10 +39,10 @@ class Subject {
   // Buffers of every shape and content on every queue, `rounds` times each, shown to the device and
   // looked at by it (but for those that it leaves on the ring, since it holds so many).
   absl::Status SendAll(uint32_t rounds, std::minstd_rand* random);
-  // Stops and goes on; everything that was sent has ended or comes again. An error says which
-  // requests did not end.
   // Internal: it has failed, with its own words for it.
   static absl::Status CheckServes(const DeviceInfo& info);
+  // Stops and goes on; everything that was sent has ended or comes again. An error says which
+  // requests did not end.
   absl::Status StopAndGo();
   // What the host has to say against the plugin; empty: nothing.
   std::string Accusation() const;

@@ -149,7 +149,8 @@ for i in $(seq 100); do
   grep -q "being handed over" err2 && break
   timeout 5 "$VIRTBAY" ctl "${CTL[@]}" remove e >out2 2>err2
 done
-count=$((count + 3))
+count=$((count + 4))
+grep -q "being handed over" err2 || complain "a device can be added while the others are handed over"
 kill "$SERVICE"
 for i in $(seq 300); do
   kill -0 "$SERVICE" 2>/dev/null || break
@@ -159,7 +160,7 @@ kill -0 "$SERVICE" 2>/dev/null && complain "a plugin that hangs keeps the proces
 wait "$SERVICE"
 wait "$other" && complain "the other process has taken over what it was not given"
 kill "$HOLDER"
-# Or it comes back while the process ends, or its device is being removed.
+# Or it comes back while its device is being removed.
 gate
 starts run hang.toml
 cannot "device h: its plugin does not come back from saving its state" run hang.toml

@@ -11,7 +11,6 @@
 
 #include "framework/base/sanitized.h"
 #include "hostif/testkit/check.h"
-#include "tests/support/process_state.h"
 #include "tests/support/temp_dir.h"
 
 namespace virtbay::testkit {

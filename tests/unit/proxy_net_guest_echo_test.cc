@@ -12,8 +12,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// Echoes of ICMPv6 to addresses that hold an IPv4 one. The guest's kernel would send none of them
-// itself, so they go past it.
+// The guest's kernel would send none of them itself, so they go past it.
 class EchoToMapped : public ProxyNetGuestTest {
  protected:
   static constexpr size_t kIp6 = 40;

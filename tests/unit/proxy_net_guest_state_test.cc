@@ -1,10 +1,7 @@
 // Another proxy-net device goes on with the guest of one that has saved its state.
-#include <netinet/tcp.h>
 #include <poll.h>
 
 #include <atomic>
-#include <chrono>
-#include <functional>
 
 #include "tests/unit/proxy_net_guest_fixture.h"
 

@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "framework/virtq/packed_ring.h"
 #include "framework/base/sanitized.h"
+#include "framework/virtq/packed_ring.h"
 #include "hostif/guest/guest_memory.h"
 #include "tests/support/status_matchers.h"
 

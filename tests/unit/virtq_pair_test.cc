@@ -22,7 +22,6 @@
 #include "framework/virtq/split_ring.h"
 #include "hostif/guest/driver_queue.h"
 #include "hostif/guest/guest_memory.h"
-#include "tests/support/process_state.h"
 #include "tests/support/status_matchers.h"
 
 namespace virtbay {
