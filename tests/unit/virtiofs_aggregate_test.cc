@@ -529,7 +529,7 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
   {
     Share many(Aggregate());
     ASSERT_TRUE(many.ready());
-    const size_t fds = CountEntries("/proc/self/fd");
+    const size_t fds = CountOpenUnder(many.dir().path());
     for (int i = 0; i < kShares; ++i) {
       const std::string name = absl::StrCat("s", i);
       const stdfs::path dir = many.dir() / name;
@@ -538,7 +538,7 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
       const auto added = shares::Add(many.device(), {name, dir.native(), {}});
       ASSERT_OK(added);
     }
-    EXPECT_EQ(CountEntries("/proc/self/fd"), fds + kShares) << "one descriptor each";
+    EXPECT_EQ(CountOpenUnder(many.dir().path()), fds + kShares) << "one descriptor each";
     EXPECT_EQ(many.fs().GetAttr(kRoot).value.attr.nlink, 2u + kShares);
     std::set<uint64_t> numbers;
     for (int i = 0; i < kShares; ++i) {
@@ -575,7 +575,7 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
     for (int i = 0; i < kShares; ++i) {
       ASSERT_OK(shares::Remove(many.device(), absl::StrCat("s", i)));
     }
-    EXPECT_EQ(CountEntries("/proc/self/fd"), fds);
+    EXPECT_EQ(CountOpenUnder(many.dir().path()), fds);
     EXPECT_EQ(many.Metric("inodes"), 0u);
     EXPECT_EQ(many.Metric("shares"), 0u);
   }
