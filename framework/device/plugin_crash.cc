@@ -110,7 +110,6 @@ std::string QueueScene::Describe(const Crash& crash) const {
 void CallbackContained(DeviceCore* core, CallbackMonitor* monitor, absl::FunctionRef<void()> body) {
   Crash crash;
   if (CallContained(body, &crash)) return;
-  core->queues[monitor->queue()]->AfterCrash();
   Crashed(core->host, absl::StrCat("queue ", monitor->queue(), ": ", monitor->name()), crash,
           QueueScene(core, monitor));
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -99,8 +100,6 @@ class Queue {
   uint32_t FailHeld(uint32_t virtio_id, absl::FunctionRef<bool(const Chain&)> may_repeat);
   // [queue] Those that FailHeld would ask about, of a drained ring.
   void VisitHeld(absl::FunctionRef<void(const Chain&)> visit);
-  // The plugin has left a callback of this queue without returning.
-  void AfterCrash() { grouping_ = false; }
   // Nothing is left that only the generation which got it can end.
   bool left_nothing() const;
   // Lets the plugin say its last words (VIRTBAY_FAREWELL_*) while the ring still runs; what they
@@ -180,9 +179,8 @@ class Queue {
   void IoEnded() { --busy_; }
 
   int32_t Complete(InFlightRequest* request, uint32_t out_bytes, uint32_t written);
-  // What is completed between the two is published at once.
-  void BeginGroup() { grouping_ = true; }
-  void EndGroup();
+  // Completes requests of this queue, which are published at once; the first error.
+  int32_t CompleteGroup(std::span<const virtbay_completion> completions);
   int32_t Requeue(InFlightRequest* request);
   int32_t Park(InFlightRequest* request);
   int32_t Fetch(InFlightRequest* request, uint32_t offset, uint32_t len, const uint8_t** data);
@@ -198,7 +196,7 @@ class Queue {
 
  private:
   static constexpr uint32_t kBurst = 64;
-  static constexpr uint32_t kPrefetch = 4;
+  static constexpr uint32_t kPrefetch = 8;
   // Publish within a burst after so many completions, 20 us, or so much payload: the driver works
   // on them, or wakes up, while the rest of the burst is served. 4 against 16: 1.5 times the
   // look-ups at depth 16 with a driver that sleeps, no difference at depth 32.
@@ -214,6 +212,8 @@ class Queue {
   void UseRing(Ring ring, std::optional<RingLog> log);
   template <typename Ring>
   void UseRing(Ring ring);
+  // Sets what is called to take from the ring that runs and to publish in it.
+  void UsePath();
   // Enters what a ring's log had in flight, to be presented before anything else.
   template <typename Memory, typename Pending>
   absl::Status Resubmit(const Memory& memory, bool indirect, const std::vector<Pending>& pending);
@@ -247,13 +247,22 @@ class Queue {
   void EndChain(InFlightRequest* request, uint32_t written, bool read_only);
   // It has ended before its turn, if turns are kept.
   void AwaitTurn(InFlightRequest* request);
+  // Complete, but for publishing.
+  int32_t End(InFlightRequest* request, uint32_t out_bytes, uint32_t written);
+  void EndLate(InFlightRequest* request, uint32_t out_bytes, uint32_t written);
+  void LogWrongEnd(const InFlightRequest& request);
+  void LogWrongSizes(const InFlightRequest& request, uint32_t out_bytes, uint32_t written);
   void PublishIfDue();
   void SetHold(InFlightRequest* request, MapHold* hold);
   void FillViews(InFlightRequest* request);
   void Refuse(InFlightRequest* request, ChainError error);
   void Free(InFlightRequest* request);
   // What the request occupies counts no more as parked.
-  void Unpark(InFlightRequest* request);
+  void Unpark(InFlightRequest* request) {
+    if (request->parked_descriptors != 0) [[unlikely]]
+      UnparkCounted(request);
+  }
+  void UnparkCounted(InFlightRequest* request);
   // Slots of the guest's pool that the chain occupies, where its driver bounces.
   uint32_t PoolSlots(const InFlightRequest& request) const;
   // For fetch and reserve; nullptr: the request waits for them.
@@ -283,7 +292,10 @@ class Queue {
   // Of the generation; changed while no thread runs it.
   uint32_t in_view_ = 0;
   uint32_t out_view_ = 0;
+  uint32_t out_at_ = 0;  // of the out view behind the in view
   uint32_t view_slots_ = 0;
+  uint64_t view_step_ = 0;    // bytes between the places that views may have in their slots
+  uint64_t view_places_ = 1;  // a power of two
   bool auxiliary_ = false;
   Loop* loop_ = nullptr;
   CallbackMonitor* monitor_ = nullptr;
@@ -316,7 +328,6 @@ class Queue {
   bool in_order_ = false;
   bool enabled_ = true;
   bool draining_ = false;
-  bool grouping_ = false;
   bool stalled_ = false;
   bool kicks_armed_ = false;
   bool kick_lost_ = false;

@@ -86,16 +86,7 @@ int32_t CompleteGroup(const virtbay_completion* completions, uint32_t count) {
       return VIRTBAY_INVALID_ARGUMENT;
     }
   }
-  int32_t result = VIRTBAY_OK;
-  queue->BeginGroup();
-  for (uint32_t i = 0; i < count; ++i) {
-    const virtbay_completion& one = completions[i];
-    const int32_t code =
-        queue->Complete(InFlightRequest::From(one.request), one.out_bytes, one.written);
-    if (result == VIRTBAY_OK) result = code;
-  }
-  queue->EndGroup();
-  return result;
+  return queue->CompleteGroup({completions, count});
 }
 
 constexpr virtbay_queue_service kQueue = {sizeof(kQueue), 0,     &Complete,     &Fail,

@@ -119,19 +119,16 @@ SlotCache::SlotCache(SlotAllocator* allocator, SlotAccount* account)
 
 SlotCache::~SlotCache() { Trim(); }
 
-std::byte* SlotCache::Allocate(uint32_t count) {
-  uint32_t stocked = this->stocked();
-  if (count == 1) {
-    if (stocked == 0) {
-      const size_t refill = limit_ == 0 ? 1 : kRefill;
-      stocked = static_cast<uint32_t>(allocator_->AllocateSingles({stock_, refill}, account_));
-      if (stocked == 0) return nullptr;
-    }
-    stocked_.store(stocked - 1, std::memory_order_relaxed);
-    return stock_[stocked - 1];
+std::byte* SlotCache::AllocateMore(uint32_t count) {
+  if (count == 1) {  // and none is in stock
+    const size_t refill = limit_ == 0 ? 1 : kRefill;
+    const size_t taken = allocator_->AllocateSingles({stock_, refill}, account_);
+    if (taken == 0) return nullptr;
+    stocked_.store(static_cast<uint32_t>(taken - 1), std::memory_order_relaxed);
+    return stock_[taken - 1];
   }
   std::byte* data = allocator_->Allocate(count, account_);
-  if (data == nullptr && stocked != 0) {
+  if (data == nullptr && stocked() != 0) {
     // The stock may be what breaks up the last run.
     Trim();
     data = allocator_->Allocate(count, account_);
@@ -139,26 +136,20 @@ std::byte* SlotCache::Allocate(uint32_t count) {
   return data;
 }
 
-void SlotCache::Free(std::byte* data, uint32_t count) {
+void SlotCache::FreeMore(std::byte* data, uint32_t count) {
   if (data == nullptr) return;
   if (count != 1) {
     allocator_->Free(data, count, account_);
-    return;
-  }
-  uint32_t stocked = this->stocked();
-  if (stocked == limit_) {
-    if (limit_ == 0) {
-      allocator_->FreeSingles({&data, 1}, account_);
-      return;
-    }
-    // The older half goes back in one lock; the newer is warm.
+  } else if (limit_ == 0) {
+    allocator_->FreeSingles({&data, 1}, account_);
+  } else {
+    // The stock is full. The older half goes back in one lock; the newer is warm.
     constexpr uint32_t kHalf = kStock / 2;
     allocator_->FreeSingles({stock_, kHalf}, account_);
     std::copy(stock_ + kHalf, stock_ + kStock, stock_);
-    stocked -= kHalf;
+    stock_[kHalf] = data;
+    stocked_.store(kHalf + 1, std::memory_order_relaxed);
   }
-  stock_[stocked] = data;
-  stocked_.store(stocked + 1, std::memory_order_relaxed);
 }
 
 void SlotCache::Trim() {

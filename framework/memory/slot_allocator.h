@@ -81,8 +81,18 @@ class SlotCache {
   SlotCache& operator=(const SlotCache&) = delete;
 
   // As SlotAllocator's; single slots come from the stock, last in first out (warm in the cache).
-  std::byte* Allocate(uint32_t count);
-  void Free(std::byte* data, uint32_t count);
+  std::byte* Allocate(uint32_t count) {
+    const uint32_t stocked = this->stocked();
+    if (count != 1 || stocked == 0) return AllocateMore(count);
+    stocked_.store(stocked - 1, std::memory_order_relaxed);
+    return stock_[stocked - 1];
+  }
+  void Free(std::byte* data, uint32_t count) {
+    const uint32_t stocked = this->stocked();
+    if (count != 1 || stocked == limit_ || data == nullptr) return FreeMore(data, count);
+    stock_[stocked] = data;
+    stocked_.store(stocked + 1, std::memory_order_relaxed);
+  }
   // Returns the stock to the allocator (an idle queue holds nothing back from the others).
   void Trim();
   // [any] Slots that are in stock: taken from the allocator, in use by nobody.
@@ -91,6 +101,11 @@ class SlotCache {
  private:
   static constexpr size_t kStock = 64;
   static constexpr size_t kRefill = 16;  // small: what lies in the stock counts as used
+
+  // What the stock has not got, or has no room for.
+  std::byte* AllocateMore(uint32_t count);
+  void FreeMore(std::byte* data, uint32_t count);
+
   SlotAllocator* const allocator_;
   SlotAccount* const account_;        // nullptr: the allocator's own is enough
   const size_t limit_;                // of the stock
