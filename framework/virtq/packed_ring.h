@@ -13,6 +13,7 @@
 
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -188,8 +189,6 @@ class PackedRing {
       run_open_ = used.read_only;
     }
     vring_packed_desc& descriptor = m_.descriptors[at.index];
-    StoreRelaxed(descriptor.id, used.head);
-    StoreRelaxed(descriptor.len, used.written);
     const auto flags =
         static_cast<uint16_t>((at.wrap ? kPackedAvail | kPackedUsed : 0) |
                               (used.written > 0 ? uint32_t{VRING_DESC_F_WRITE} : 0u));
@@ -197,8 +196,13 @@ class PackedRing {
     if (pending_ == 0 || at.index == first_index_) {
       first_index_ = at.index;
       first_flags_ = flags;
+      StoreRelaxed(descriptor.id, used.head);
+      StoreRelaxed(descriptor.len, used.written);
     } else {
-      StoreRelaxed(descriptor.flags, flags);
+      static_assert(offsetof(vring_packed_desc, len) == 8 &&
+                    offsetof(vring_packed_desc, flags) == 14);
+      StoreRelaxed(reinterpret_cast<uint64_t*>(&descriptor)[1],
+                   used.written | uint64_t{used.head} << 32 | uint64_t{flags} << 48);
     }
     ++pending_;
     pending_places_ += used.descriptors;
