@@ -191,36 +191,40 @@ class VirtioNet final : public NetDevice {
     ++pair.count;
   }
 
+  bool Pay(uint32_t index, const TxFrame& frame) {
+    const uint64_t wait = tx_limit_.Take(frame.size(), host().NowNs());
+    if (wait == 0) return true;
+    sdk::Host::Add(tx_waits_);
+    SetAlarm(index, std::chrono::nanoseconds(wait), kTxAlarm);
+    return false;
+  }
+
   // False: it has to wait, and an alarm or a watch will tell when to try again.
   bool TrySend(uint32_t index, TxFrame& frame) {
     Pair& pair = pairs_[index];
-    if (tx_limit_.limits() && !pair.paid) {
-      const uint64_t wait = tx_limit_.Take(frame.size(), host().NowNs());
-      if (wait > 0) {
-        sdk::Host::Add(tx_waits_);
-        SetAlarm(index, std::chrono::nanoseconds(wait), kTxAlarm);
-        return false;
-      }
-    }
+    if (tx_limit_.limits() && !pair.paid && !Pay(index, frame)) return false;
     switch (options_.back_end) {
       case BackEnd::kNull:
         break;
       case BackEnd::kLoop:
         Reflect(pair, frame);
         break;
-      case BackEnd::kTap: {
-        const int64_t n = SendToTap(frame, tap_.fd(index));
-        if (n == -EAGAIN) {
-          pair.paid = true;
-          Look(index, POLLOUT);
-          return false;
-        }
-        if (n < 0) CountTxDrop(ReasonOf(n));
+      case BackEnd::kTap:
+        if (!TrySendToTap(index, frame)) return false;
         break;
-      }
     }
     pair.paid = false;
     frame.Complete();
+    return true;
+  }
+  bool TrySendToTap(uint32_t index, const TxFrame& frame) {
+    const int64_t n = SendToTap(frame, tap_.fd(index));
+    if (n == -EAGAIN) {
+      pairs_[index].paid = true;
+      Look(index, POLLOUT);
+      return false;
+    }
+    if (n < 0) CountTxDrop(ReasonOf(n));
     return true;
   }
 

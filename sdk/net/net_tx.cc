@@ -57,7 +57,7 @@ class Batch {
 
 }  // namespace
 
-void NetDevice::State::EndTransmit(Pair* pair, const TxFrame& frame) {
+inline void NetDevice::State::EndTransmit(Pair* pair, const TxFrame& frame) {
   // Large frames are given back soon: the guest's next ones then find their buffers in the cache.
   constexpr uint32_t kMaxBytes = 64 << 10;
   pair->ended[pair->ended_count++] = {static_cast<virtbay_request*>(frame.token()), 0, 0};
@@ -171,7 +171,12 @@ bool NetDevice::CopyFrame(const TxFrame& frame, uint32_t offset, std::span<std::
 
 void NetDevice::EndFrame(TxFrame& frame, bool requeue) {
   State::Pair& pair = state_->pairs[frame.pair()];
-  if (pair.in_burst && !requeue) return state_->EndTransmit(&pair, frame);
+  if (!pair.in_burst || requeue) [[unlikely]]
+    return state_->EndAlone(frame, requeue);
+  state_->EndTransmit(&pair, frame);
+}
+
+void NetDevice::State::EndAlone(const TxFrame& frame, bool requeue) {
   Request request(&host(), static_cast<virtbay_request*>(frame.token()));
   requeue ? request.Requeue() : request.Complete(0);
 }

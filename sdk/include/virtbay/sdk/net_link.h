@@ -276,12 +276,12 @@ inline int64_t TxFrame::SendTo(int fd, uint32_t offset, uint32_t len,
 inline void TxFrame::Complete() {
   if (parts_.link == nullptr) return;
   parts_.link->EndFrame(*this, /*requeue=*/false);
-  parts_ = Parts();
+  parts_.link = nullptr;
 }
 inline void TxFrame::Requeue() {
   if (parts_.link == nullptr) return;
   parts_.link->EndFrame(*this, /*requeue=*/true);
-  parts_ = Parts();
+  parts_.link = nullptr;
 }
 
 inline int64_t RxFrame::Receive(int fd, uint32_t max, ReceiveOptions* options) {
