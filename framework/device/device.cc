@@ -478,8 +478,8 @@ absl::Status Device::SetMemory(MemoryMapRef map) {
   // A queue that cannot follow stops by itself and does not keep the others from it.
   for (const auto& queue : core_->queues) {
     if (!session_ || !queue->running()) continue;
-    // Not waited for: a thread in a slow callback takes the map before it looks at its ring again,
-    // and what it holds keeps the old one.
+    // Not waited for: a thread in a slow callback takes the map before it takes a chain again, and
+    // what it holds keeps the old one.
     if (queue->OfferMaps(MapsFor(rings_[queue->index()]))) {
       queue->thread()->Post([raw = queue.get()] { raw->TakeMaps(); });
     }

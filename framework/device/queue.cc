@@ -331,6 +331,7 @@ void Queue::EndSession() {
   {
     absl::MutexLock lock(&offer_mutex_);
     offered_.reset();  // its task has gone with the thread
+    maps_offered_.store(false, std::memory_order_relaxed);
   }
   GiveUp();
   if (record_) record_->Mark(RecordKind::kReset);
@@ -357,6 +358,7 @@ bool Queue::OfferMaps(absl::StatusOr<QueueMaps> maps) {
   std::optional<absl::StatusOr<QueueMaps>> replaced(std::move(maps));
   absl::MutexLock lock(&offer_mutex_);
   offered_.swap(replaced);
+  maps_offered_.store(true, std::memory_order_relaxed);
   return !replaced.has_value();
 }
 
@@ -365,6 +367,7 @@ void Queue::TakeMaps() {
   {
     absl::MutexLock lock(&offer_mutex_);
     maps.swap(offered_);
+    maps_offered_.store(false, std::memory_order_relaxed);
   }
   if (!maps.has_value()) return;
   if (maps->ok()) {

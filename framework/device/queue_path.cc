@@ -1,7 +1,10 @@
 // Queue: the path of a request: taken from the ring with its burst, presented, ended, published.
 #include <algorithm>
 #include <array>
+#include <span>
+#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "framework/base/clock.h"
@@ -94,6 +97,12 @@ bool Queue::PumpRing() {
   if (available < 0) {
     Break(ChainErrorName(ChainError::kAvailIndex));
     return false;
+  }
+  // Chains in new memory may have come after the thread looked at its mail. Whoever offered it did
+  // so before the driver made them available, so it is seen here.
+  if (maps_offered_.load(std::memory_order_relaxed)) [[unlikely]] {
+    TakeMaps();
+    if (!running()) return false;
   }
   if (kicks_armed_) {
     ring.DisableKicks();

@@ -391,6 +391,36 @@ TEST_F(ServiceTest, AnArenaWithoutRoomRefusesFetchesNotRequests) {
   EXPECT_FALSE(device_.Inspect()->needs_reset);
 }
 
+TEST_F(ServiceTest, ViewsLieApartInTheirSlots) {
+  struct Case {
+    uint32_t in, out;
+    bool several;  // there is room for more than one in the slots
+  };
+  for (const auto& [in, out, several] :
+       {Case{24, 8, true}, Case{64, 64, true}, Case{268, 8, true}, Case{1000, 16, true},
+        Case{1024, 1024, false}, Case{1025, 1024, false}, Case{5000, 100, false}}) {
+    SCOPED_TRACE(absl::StrCat(in, " and ", out));
+    Connect(Spec(absl::StrCat("v", in, "-", out),
+                 {{"in_view", absl::StrCat(in)}, {"out_view", absl::StrCat(out)}}),
+            {.memory = 64u << 20, .driver = {.queue_size = 256}});
+    // Twice, so that slots come again in another order.
+    for (int round = 0; round < 2; ++round) {
+      std::vector<uint64_t> held;
+      for (uint32_t i = 0; i < 120; ++i) {
+        const std::string payload(in - sizeof(Command), static_cast<char>(i));
+        held.push_back(client_->Send({.op = Op::kHoldView, .a = i}, payload, out));
+      }
+      const int64_t places = Result({.op = Op::kCheckViews});
+      EXPECT_GE(places, 1);
+      EXPECT_EQ(places > 1, several);
+      for (const uint64_t token : held) {
+        ASSERT_OK_AND_ASSIGN(const Reply reply, client_->Take(token));
+        EXPECT_EQ(reply.result, 1);
+      }
+    }
+  }
+}
+
 // ---- timers -------------------------------------------------------------------------------------
 
 TEST_F(ServiceTest, TimersEndRequests) {

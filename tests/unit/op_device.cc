@@ -4,13 +4,17 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <numeric>
+#include <set>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -152,7 +156,7 @@ class OpDevice : public Device {
     Count(quiesces_);
     std::vector<Kept> left;
     for (Kept& kept : kept_[queue]) {
-      if (kept.op == Op::kHold) {
+      if (kept.op == Op::kHold || kept.op == Op::kHoldView) {
         kept.request.Fail();
       } else if (kept.op == Op::kPark || kept.op == Op::kWait) {
         kept.request.Requeue();
@@ -214,6 +218,9 @@ class OpDevice : public Device {
       }
       case Op::kNothing:
         return request.Complete(0);
+      case Op::kHoldView:
+        std::memset(request.out().data(), static_cast<int>(command.a), request.out().size());
+        [[fallthrough]];
       case Op::kHold:
       case Op::kHoldStill:
       case Op::kPark:
@@ -229,6 +236,12 @@ class OpDevice : public Device {
         }
         kept_[queue].push_back({command.op, std::move(request)});
         return;
+      case Op::kCheckViews: {
+        std::vector<Kept> kept = std::exchange(kept_[queue], {});
+        const int64_t result = CheckViews(kept);
+        for (Kept& one : kept) Answer(std::move(one.request), 1);
+        return Answer(std::move(request), result);
+      }
       case Op::kRelease: {
         std::vector<Kept> kept = std::exchange(kept_[command.a], {});
         for (Kept& one : kept) Answer(std::move(one.request), 1);
@@ -327,6 +340,39 @@ class OpDevice : public Device {
       }
     }
     request.Fail();
+  }
+
+  static int64_t CheckViews(const std::vector<Kept>& kept) {
+    constexpr uintptr_t kSlot = 2048;
+    std::map<uintptr_t, uintptr_t> views;  // end by begin
+    std::set<uintptr_t> places;
+    for (const Kept& one : kept) {
+      const std::span<const std::byte> in = one.request.in();
+      const std::span<const std::byte> out = one.request.out();
+      const auto begin = reinterpret_cast<uintptr_t>(in.data());
+      const auto out_begin = reinterpret_cast<uintptr_t>(out.data());
+      const uintptr_t end = out_begin + out.size();
+      if (begin % 64 != 0 || out_begin % 16 != 0) return virtbay::testing::kMisaligned;
+      if (in.data() + in.size() > out.data()) return virtbay::testing::kOverlapping;
+      const uintptr_t room = (end - begin + kSlot - 1) / kSlot * kSlot;
+      if (begin % kSlot + (end - begin) > room) return virtbay::testing::kOutsideSlots;
+      views[begin] = end;
+      places.insert(begin % kSlot);
+      Command command;
+      std::memcpy(&command, in.data(), sizeof(command));
+      const auto same = [&](std::byte byte) { return byte == static_cast<std::byte>(command.a); };
+      if (!std::ranges::all_of(in.subspan(sizeof(command)), same) ||
+          !std::ranges::all_of(out, same)) {
+        return virtbay::testing::kOverwritten;
+      }
+    }
+    if (views.size() != kept.size()) return virtbay::testing::kOverlapping;
+    uintptr_t before = 0;
+    for (const auto& [begin, end] : views) {
+      if (begin < before) return virtbay::testing::kOverlapping;
+      before = end;
+    }
+    return static_cast<int64_t>(places.size());
   }
 
   void Submit(uint32_t queue, const Command& command, Request request) {

@@ -8,6 +8,7 @@
 
 namespace virtbay::testing {
 
+// Shell tests write the numbers, so that new ones come last.
 enum class Op : uint32_t {
   kEcho,         // the bytes behind the command come back behind the result
   kNothing,      // completed with nothing written
@@ -40,6 +41,17 @@ enum class Op : uint32_t {
   kCrash,         // the reload plugin: as `a` says (crash_here.h), in the place `b` (CrashPlace),
                   // and `offset` (CrashRepeat)
   kWhere,         // result: 1 on the queue's thread, +2 on the control thread
+  kHoldView,      // as kHold; its out view is filled with the byte `a`
+  kCheckViews,    // as kRelease; the result says how the views of kHoldView lie: at so many places
+                  // of their slots, or what is wrong (ViewFault); behind their commands all have
+                  // the byte `a`
+};
+
+enum ViewFault : int64_t {
+  kMisaligned = -1,    // in: 64 bytes, out: 16
+  kOutsideSlots = -2,  // beyond as many slots as they need
+  kOverlapping = -3,
+  kOverwritten = -4,
 };
 
 enum CrashPlace : uint32_t { kInRequests, kInTimer, kInOffload, kInIo };
