@@ -432,9 +432,9 @@ TEST_F(MessageTest, AGroupOfRequestsEndsAsOne) {
   for (int i = 0; i < 20; ++i) held.push_back(Start({.command = {.op = MessageOp::kHold}}));
   EXPECT_EQ(Result({.command = group}), VIRTBAY_OK);
   for (const uint64_t token : held) EXPECT_EQ(Finish(token).head.result, 0);
-  // One that is in it twice ends once, and the rest with it.
-  held = {Start({.command = {.op = MessageOp::kHold}}),
-          Start({.command = {.op = MessageOp::kHold}})};
+  // One that is in it twice ends once, and so does one with sizes that lie, and the rest with them.
+  held.clear();
+  for (int i = 0; i < 3; ++i) held.push_back(Start({.command = {.op = MessageOp::kHold}}));
   EXPECT_EQ(Result({.command = {.op = MessageOp::kGroupTwice}}), VIRTBAY_FAILED_PRECONDITION);
   for (const uint64_t token : held) Finish(token);
   EXPECT_EQ(Stats().in_flight, 0u);

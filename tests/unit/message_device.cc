@@ -62,8 +62,12 @@ class MessageDevice : public Device {
     }
     if (command.op == MessageOp::kGroup || command.op == MessageOp::kGroupTwice) {
       std::vector<virtbay_completion> group;
-      for (int i = 0; i < (command.op == MessageOp::kGroupTwice ? 2 : 1); ++i) {
-        for (const Request& one : held_) group.push_back({one.get(), 0, one.out_total()});
+      for (const Request& one : held_) {
+        group.push_back({one.get(), 0, one.out_total()});
+        if (command.op == MessageOp::kGroup) continue;
+        group.push_back(group.back());
+        // Sizes that lie, of all but the first.
+        if (group.size() > 2) group[group.size() - 2].out_bytes = UINT32_MAX;
       }
       reply.result =
           host().queue_service().complete_group(group.data(), static_cast<uint32_t>(group.size()));

@@ -12,7 +12,7 @@ enum class MessageOp : uint32_t {
   kHold,        // kept, as the next of the slices' requests, until kRelease
   kRelease,     // ends what is held; its own result is how many those were
   kGroup,       // the same as one group; the result is its code
-  kGroupTwice,  // a group in which each is twice
+  kGroupTwice,  // a group in which each is twice, all but the first with sizes that lie
   kSend,
   kReceive,
 };
