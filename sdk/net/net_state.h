@@ -196,7 +196,7 @@ struct NetDevice::State {
 
   // ---- net_tx.cc
   void OnTransmit(uint32_t pair, std::span<Request> requests);
-  void EndTransmit(Pair* pair, const TxFrame& frame);
+  inline void EndTransmit(Pair* pair, const TxFrame& frame);
   // One that does not end in the burst it came with.
   void EndAlone(const TxFrame& frame, bool requeue);
   void GiveBackEnded(Pair* pair);

@@ -1,13 +1,15 @@
 // The parts of sdk/net by themselves: the checks of a vnet header, the layers of a frame,
-// checksums, the receive filter, addresses.
+// checksums, the receive filter, addresses, a frame's end.
 #include <cstring>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "sdk/net/checksum.h"
 #include "sdk/net/rx_filter.h"
 #include "sdk/net/vnet_header.h"
+#include "tests/support/fake_guest_link.h"
 #include "tests/support/net_frames.h"
 
 namespace virtbay::testing {
@@ -335,6 +337,23 @@ TEST(MacTest, TextBothWays) {
        {"", "52", "52:54:00:12:34", "52:54:00:12:34:5", "52:54:00:12:34:56:", "52-54-00-12-34-56",
         "5g:54:00:12:34:56", "01:00:00:00:00:00", "00:00:00:00:00:00", "+2:54:00:12:34:56"}) {
     EXPECT_FALSE(sdk::ParseMac(bad).ok()) << bad;
+  }
+}
+
+// A back-end that looks at a frame after its end must not get at what its token is for by then.
+TEST(TxFrameTest, NothingIsLeftOfOneThatHasEnded) {
+  tests::FakeGuestLink link;
+  for (const bool requeue : {false, true}) {
+    sdk::TxFrame frame = link.Frame(std::vector<uint8_t>(100, 7));
+    EXPECT_EQ(frame.size(), 100u);
+    requeue ? frame.Requeue() : frame.Complete();
+    EXPECT_EQ(link.held_frames, 0u);
+    EXPECT_FALSE(frame);
+    EXPECT_EQ(frame.size(), 0u);
+    EXPECT_TRUE(frame.headers().empty());
+    frame.Complete();
+    frame.Requeue();
+    EXPECT_EQ(link.held_frames, 0u);
   }
 }
 

@@ -141,6 +141,13 @@ class TxFrame {
   void* token() const { return parts_.token; }
 
  private:
+  // Of no bytes from here on: whoever still looks at it gets an error, and no other frame's bytes.
+  void Forget() {
+    parts_.link = nullptr;
+    parts_.size = 0;
+    parts_.headers = {};
+  }
+
   Parts parts_;
 };
 
@@ -276,12 +283,12 @@ inline int64_t TxFrame::SendTo(int fd, uint32_t offset, uint32_t len,
 inline void TxFrame::Complete() {
   if (parts_.link == nullptr) return;
   parts_.link->EndFrame(*this, /*requeue=*/false);
-  parts_.link = nullptr;
+  Forget();
 }
 inline void TxFrame::Requeue() {
   if (parts_.link == nullptr) return;
   parts_.link->EndFrame(*this, /*requeue=*/true);
-  parts_.link = nullptr;
+  Forget();
 }
 
 inline int64_t RxFrame::Receive(int fd, uint32_t max, ReceiveOptions* options) {
