@@ -225,6 +225,7 @@ class NetDeviceFifoTest : public NetDeviceTest {
     size_t at = 0;
     for (uint32_t length = 0; at + 8 <= blocks.size(); at += length) {
       std::memcpy(&length, blocks.data() + at + 4, sizeof(length));
+      if (length < 12) return false;
     }
     return at == blocks.size();
   }

@@ -530,6 +530,9 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
     Share many(Aggregate());
     ASSERT_TRUE(many.ready());
     const size_t fds = CountOpenUnder(many.dir().path());
+    // Others come and go with the threads of this process.
+    constexpr size_t kOthers = 100;
+    const size_t all = CountEntries("/proc/self/fd");
     for (int i = 0; i < kShares; ++i) {
       const std::string name = absl::StrCat("s", i);
       const stdfs::path dir = many.dir() / name;
@@ -539,6 +542,7 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
       ASSERT_OK(added);
     }
     EXPECT_EQ(CountOpenUnder(many.dir().path()), fds + kShares) << "one descriptor each";
+    EXPECT_LT(CountEntries("/proc/self/fd"), all + kShares + kOthers);
     EXPECT_EQ(many.fs().GetAttr(kRoot).value.attr.nlink, 2u + kShares);
     std::set<uint64_t> numbers;
     for (int i = 0; i < kShares; ++i) {
@@ -576,6 +580,7 @@ TEST_F(VirtioFsAggregate, AThousandShares) {
       ASSERT_OK(shares::Remove(many.device(), absl::StrCat("s", i)));
     }
     EXPECT_EQ(CountOpenUnder(many.dir().path()), fds);
+    EXPECT_LT(CountEntries("/proc/self/fd"), all + kOthers);
     EXPECT_EQ(many.Metric("inodes"), 0u);
     EXPECT_EQ(many.Metric("shares"), 0u);
   }
