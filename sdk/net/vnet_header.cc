@@ -161,9 +161,8 @@ bool FindLayers(std::span<const std::byte> headers, Layers* layers) {
   return true;
 }
 
-TxDrop CheckTx(const VnetHeader& header, const HostOffloads& allowed,
-               std::span<const std::byte> headers, uint32_t size, Offload* offload) {
-  *offload = Offload();
+TxDrop CheckTxOffload(const VnetHeader& header, const HostOffloads& allowed,
+                      std::span<const std::byte> headers, uint32_t size, Offload* offload) {
   if ((header.flags & kVnetNeedsCsum) != 0) {
     if (!allowed.csum) return TxDrop::kCsumRefused;
     if (!InFrame(header.csum_start, header.csum_offset, size)) return TxDrop::kCsumRange;
