@@ -295,9 +295,9 @@ class Queue {
   uint32_t out_view_ = 0;
   uint32_t out_at_ = 0;  // of the out view behind the in view
   uint32_t view_slots_ = 0;
+  bool auxiliary_ = false;
   uint64_t view_step_ = 0;    // bytes between the places that views may have in their slots
   uint64_t view_places_ = 1;  // a power of two
-  bool auxiliary_ = false;
   Loop* loop_ = nullptr;
   CallbackMonitor* monitor_ = nullptr;
   QueueThread* queue_thread_ = nullptr;
@@ -316,11 +316,12 @@ class Queue {
                LoggedSplit<false, true>, LoggedSplit<true, true>, LoggedPacked<false, false>,
                LoggedPacked<true, false>, LoggedPacked<false, true>, LoggedPacked<true, true>>
       ring_;
-  InFlightTable* table_ = nullptr;  // of the ring, in tables_
-  MapHold* hold_ = nullptr;         // of the current map
-  bool tapped_ = false;             // there is a trace_ or a record_
-  MemoryMapRef rings_map_;          // what ring_ points into
-  SharedArea log_area_;             // the same, of its log
+  InFlightTable* table_ = nullptr;         // of the ring, in tables_
+  MapHold* hold_ = nullptr;                // of the current map
+  bool tapped_ = false;                    // there is a trace_ or a record_
+  std::atomic<bool> maps_offered_{false};  // written with offered_
+  MemoryMapRef rings_map_;                 // what ring_ points into
+  SharedArea log_area_;                    // the same, of its log
   std::unique_ptr<SlotCache> cache_;
   std::vector<UsedEntry> shadow_used_;
   uint64_t published_ticks_ = 0;
@@ -343,7 +344,6 @@ class Queue {
   std::vector<std::pair<InFlightRequest*, ChainError>> lost_;
   absl::Mutex offer_mutex_;
   std::optional<absl::StatusOr<QueueMaps>> offered_ ABSL_GUARDED_BY(offer_mutex_);
-  std::atomic<bool> maps_offered_{false};  // written with it
   TapSlot<TraceRing> trace_;
   TapSlot<RecordRing> record_;
   uint64_t next_tap_id_ = 1;
