@@ -199,12 +199,13 @@ bool ServerLoop::Hibernate() {
     return frost_ != Frost::kFrozen || stop_.load(std::memory_order_acquire);
   };
   frost_mutex_.Await(absl::Condition(&over));
-  if (frost_ != Frost::kLeft) {
-    frost_ = Frost::kNone;
-    return true;
+  if (frost_ == Frost::kLeft) {
+    Leave();
+    return false;
   }
-  Leave();
-  return false;
+  // After a Thaw another Freeze may have begun.
+  if (frost_ == Frost::kFrozen) frost_ = Frost::kNone;
+  return true;
 }
 
 void ServerLoop::Leave() {

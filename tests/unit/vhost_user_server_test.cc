@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "hostif/vhost_user/server.h"
+#include "hostif/vhost_user/snapshot.h"
 #include "hostif/vhost_user/socket.h"
 #include "tests/support/fake_device_port.h"
 #include "tests/support/log_capture.h"
@@ -291,6 +292,17 @@ TEST(VhostUserActivationTest, ParsesWhatSystemdSets) {
         std::tuple("7", "1", "a:b")}) {
     EXPECT_THAT(ParseActivation(pid, fds, names, 7), StatusIs(absl::StatusCode::kInvalidArgument))
         << pid << " " << fds << " " << names;
+  }
+}
+
+// The thread may find the next one begun when it comes to see that the last one is over.
+TEST_F(VhostUserServerTest, IsFrozenAgainAtOnce) {
+  ServerOptions options = AtPath();
+  options.can_freeze = true;
+  ASSERT_OK_AND_ASSIGN(const auto server, Server::Create(Attach(), std::move(options)));
+  for (int i = 0; i < 2000; ++i) {
+    ASSERT_OK(server->Freeze(absl::Seconds(60)).status()) << i;
+    server->Thaw();
   }
 }
 
