@@ -62,10 +62,24 @@ Finding Judge(const absl::StatusOr<int64_t>& growth, int64_t allowed, const char
   return {Verdict::kFail, absl::StrCat(*growth, " ", of, " more after ", kCycles, " devices")};
 }
 
+// On a busy machine something may be there a moment longer, once in a while, where a leak is there
+// each time.
+Finding JudgeAgain(const CheckOptions& options, const Notes& doing, int64_t (*count)(),
+                   int64_t allowed, const char* of) {
+  Finding grown;
+  for (int round = 0; round < 3; ++round) {
+    grown = Judge(Growth(options, doing, count), allowed, of);
+    if (grown.verdict == Verdict::kPass) break;
+  }
+  return grown;
+}
+
 }  // namespace
 
 Finding CheckThreads(const CheckOptions& options, const Notes& doing) {
-  return Judge(Growth(options, doing, [] { return Entries("/proc/self/task"); }), 0, "threads");
+  // One that has been joined is listed until the kernel has taken it away.
+  return JudgeAgain(
+      options, doing, [] { return Entries("/proc/self/task"); }, 0, "threads");
 }
 
 Finding CheckDescriptors(const CheckOptions& options, const Notes& doing) {
@@ -76,14 +90,8 @@ Finding CheckMemory(const CheckOptions& options, const Notes& doing) {
   Finding mapped = Judge(Growth(options, doing, &Mappings), kSanitized ? INT64_MAX : 8, "mappings");
   if (mapped.verdict != Verdict::kPass) return mapped;
   if (kSanitized) return {Verdict::kSkip, "a sanitizer has memory of its own"};
-  // What threads that have just ended had in their caches counts until another one takes it up: on
-  // a busy machine once in a while, where a leak is there each time.
-  Finding grown;
-  for (int round = 0; round < 3; ++round) {
-    grown = Judge(Growth(options, doing, &Allocated), kSlack, "bytes");
-    if (grown.verdict == Verdict::kPass) break;
-  }
-  return grown;
+  // What threads that have just ended had in their caches counts until another one takes it up.
+  return JudgeAgain(options, doing, &Allocated, kSlack, "bytes");
 }
 
 }  // namespace virtbay::testkit
