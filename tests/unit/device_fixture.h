@@ -30,6 +30,8 @@
 
 namespace virtbay::testing {
 
+inline UniqueFd Copy(int fd) { return UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 3)); }
+
 // What came back for one command.
 struct Reply {
   uint32_t written = 0;

@@ -46,9 +46,10 @@ foreach(layout IN ITEMS split packed)
     set(name device_packed_test)
   endif()
   virtbay_add_test(${name}
-    SOURCES device_life_test.cc device_ring_test.cc device_service_test.cc device_aperture_test.cc
-            device_control_test.cc device_isolation_test.cc device_farewell_test.cc device_park_test.cc device_queue_test.cc device_reload_test.cc
-            device_suspend_test.cc
+    SOURCES device_life_test.cc device_memory_test.cc device_notify_test.cc device_ring_test.cc
+            device_room_test.cc device_service_test.cc device_aperture_test.cc
+            device_control_test.cc device_isolation_test.cc device_farewell_test.cc
+            device_park_test.cc device_queue_test.cc device_reload_test.cc device_suspend_test.cc
     LIBRARIES virtbay_guest)
   target_compile_definitions(${name} PRIVATE
     VIRTBAY_OP_PLUGIN="$<TARGET_FILE:test_op>"
