@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "framework/base/clock.h"
 #include "framework/base/status.h"
 #include "framework/device/plugin_call.h"
 #include "framework/device/queue_steps.h"
