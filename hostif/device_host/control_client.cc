@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "framework/base/status.h"
 #include "framework/base/unique_fd.h"
@@ -24,12 +25,19 @@ using nlohmann::json;
 // Thousands of devices fit; a peer that is not ours cannot fill the memory.
 constexpr size_t kMaxAnswer = 256 << 20;
 
+// A process that ends, or hands over to its successor, answers what it has begun and closes the
+// rest.
+absl::Status Failed(int error, absl::string_view what) {
+  if (error != EPIPE && error != ECONNRESET) return ErrnoStatus(error, what);
+  return absl::UnavailableError("closed without an answer: the service ends, or is replaced");
+}
+
 absl::Status SendAll(int fd, const std::string& text) {
   size_t sent = 0;
   while (sent < text.size()) {
     const ssize_t n = ::send(fd, text.data() + sent, text.size() - sent, MSG_NOSIGNAL);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "send");
+    if (n < 0) return Failed(errno, "send");
     sent += static_cast<size_t>(n);
   }
   return absl::OkStatus();
@@ -41,8 +49,7 @@ absl::StatusOr<std::string> ReceiveLine(int fd) {
   for (;;) {
     const ssize_t n = ::recv(fd, buffer.data(), buffer.size(), 0);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoStatus(errno, "receive");
-    if (n == 0) return absl::UnavailableError("closed without an answer");
+    if (n <= 0) return Failed(n == 0 ? ECONNRESET : errno, "receive");
     line.append(buffer.data(), static_cast<size_t>(n));
     if (line.back() == '\n') {
       line.pop_back();

@@ -510,6 +510,20 @@ TEST_F(ControlServerTest, Client) {
   EXPECT_THAT(std::string(nobody.status().message()), HasSubstr("nobody"));
 }
 
+TEST_F(ControlServerTest, AClientIsToldThatTheServiceIsGone) {
+  FakeTarget target;
+  const std::string path = directory_ + "/gone";
+  auto server = ControlServer::Create(path, &target);
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto connection = ControlConnection::Open(path);
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  server->reset();
+  const auto answer = connection->Call({{"command", "list"}});
+  EXPECT_EQ(answer.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(answer.status().message()),
+              HasSubstr("the service ends, or is replaced"));
+}
+
 TEST_F(ControlServerTest, SeveralRequestsInOneWrite) {
   const UniqueFd fd = Connect();
   Send(fd, "{\"command\":\"list\",\"id\":1}\r\n\nnonsense\n{\"command\":\"list\",\"id\":2}\n");
