@@ -20,6 +20,7 @@
 #include "framework/device/descriptor_budget.h"
 #include "framework/device/device.h"
 #include "framework/device/services.h"
+#include "framework/io/loop.h"
 #include "framework/isolation/crash_guard.h"
 #include "framework/memory/slot_pool.h"
 #include "framework/plugin/plugin.h"
@@ -259,6 +260,7 @@ absl::StatusOr<std::unique_ptr<Host>> Host::Create(HostOptions options) {
   if (options.stuck_callback_warning < absl::Milliseconds(10)) {
     return absl::InvalidArgumentError("stuck_callback_warning is below 10 ms");
   }
+  VIRTBAY_RETURN_IF_ERROR(Loop::Check());
   if (options.contain_crashes) VIRTBAY_RETURN_IF_ERROR(InstallCrashGuard());
   try {
     return std::make_unique<HostImpl>(std::move(options));

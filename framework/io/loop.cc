@@ -80,6 +80,29 @@ struct Loop::Ring {
   }
 };
 
+namespace {
+
+absl::Status CheckFeatures(const io_uring& ring) {
+  if ((ring.features & IORING_FEAT_EXT_ARG) != 0) return absl::OkStatus();
+  return absl::UnimplementedError("io_uring of this kernel has no timeouts (needs Linux 5.11)");
+}
+
+}  // namespace
+
+absl::Status Loop::Check() {
+  io_uring ring{};
+  const int error = -io_uring_queue_init(1, &ring, 0);
+  if (error == 0) {
+    absl::Status checked = CheckFeatures(ring);
+    io_uring_queue_exit(&ring);
+    return checked;
+  }
+  if (error != EPERM && error != EACCES && error != ENOSYS) return absl::OkStatus();
+  return ErrnoStatus(error,
+                     "io_uring_setup: devices need io_uring, which the kernel does not have, or "
+                     "kernel.io_uring_disabled or a seccomp filter keeps from this process");
+}
+
 Loop::Loop(LoopEvents* events) : events_(events), ring_(std::make_unique<Ring>()) {}
 
 absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents* events,
@@ -106,9 +129,7 @@ absl::StatusOr<std::unique_ptr<Loop>> Loop::Create(uint32_t entries, LoopEvents*
     if (error != EINVAL) break;
   }
   if (error != 0) return ErrnoStatus(error, "io_uring_setup");
-  if ((loop->ring_->ring.features & IORING_FEAT_EXT_ARG) == 0) {
-    return absl::UnimplementedError("io_uring of this kernel has no timeouts (needs Linux 5.11)");
-  }
+  VIRTBAY_RETURN_IF_ERROR(CheckFeatures(loop->ring_->ring));
   IoOp* op = loop->NewOp();
   op->kind = IoKind::kWake;
   loop->ring_->keeps_descriptor = kernel == Kernel::kOldKernel;

@@ -70,6 +70,9 @@ class Loop {
   enum class Kernel { kThis, kOldKernel };
   static absl::StatusOr<std::unique_ptr<Loop>> Create(uint32_t entries, LoopEvents* events,
                                                       Kernel kernel = Kernel::kThis);
+  // [any] Why no loop can be made at all: this kernel has no io_uring, or none for this process.
+  // OK also where one may fail for a lack that passes.
+  static absl::Status Check();
   // [any] Each loop has descriptors of its own for as long as it lives: the kernel is older
   // than 6.7.
   static bool NeedsDescriptors();

@@ -1,17 +1,25 @@
 // The loop of a queue thread: watches, timers, wake-ups, and operations on files and pipes.
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <csignal>
+#include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <string>
@@ -70,6 +78,36 @@ class Recorder final : public LoopEvents {
   std::function<void(uint32_t)> on_lost;
   std::function<void(uint16_t, uint64_t)> on_timer;
 };
+
+// Has a system call fail from now on, in this process.
+bool Forbid(uint32_t number, uint32_t error) {
+  std::array<sock_filter, 4> program = {
+      {{BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(seccomp_data, nr)},
+       {BPF_JMP | BPF_JEQ | BPF_K, 0, 1, number},
+       {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | error},
+       {BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW}}};
+  const sock_fprog filter = {static_cast<uint16_t>(program.size()), program.data()};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0;
+}
+
+TEST(LoopCheckTest, SaysWhenThereIsNoIoUringForThisProcess) {
+  EXPECT_OK(Loop::Check());
+  EXPECT_EXIT(
+      {
+        if (!Forbid(SYS_io_uring_setup, EPERM)) _exit(2);
+        std::cerr << Loop::Check();
+        _exit(Loop::Check().ok() ? 1 : 0);
+      },
+      ::testing::ExitedWithCode(0), "io_uring_disabled.*Operation not permitted");
+  // What may pass is no reason.
+  EXPECT_EXIT(
+      {
+        if (!Forbid(SYS_io_uring_setup, EMFILE)) _exit(2);
+        _exit(Loop::Check().ok() ? 0 : 1);
+      },
+      ::testing::ExitedWithCode(0), "");
+}
 
 class LoopTest : public ::testing::Test {
  protected:
