@@ -63,14 +63,17 @@ Device::Device(const DeviceSpec& spec, const Log& log)
 
 Device::~Device() { Retire().IgnoreError(); }
 
-absl::StatusOr<std::shared_ptr<Device>> Device::Create(
-    const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
-    std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> budget,
-    DeviceState* state, bool contain, const DeviceShape* before) {
+std::shared_ptr<Device> Device::New(const DeviceSpec& spec, const Log& log,
+                                    std::shared_ptr<DescriptorBudget> descriptors, bool contain) {
   std::shared_ptr<Device> device(new Device(spec, log));
   device->core_->contains = contain;
-  device->core_->descriptors.emplace(std::move(budget));
-  const DescriptorBudget::Share& descriptors = *device->core_->descriptors;
+  device->core_->descriptors.emplace(std::move(descriptors));
+  return device;
+}
+
+absl::Status Device::Make(std::shared_ptr<Plugin> plugin, std::shared_ptr<SlotPool> shared_pool,
+                          DeviceState* state, const DeviceShape* before) {
+  DescriptorBudget::Share& descriptors = *core_->descriptors;
   const auto too_few = [&descriptors] {
     return absl::ResourceExhaustedError(
         absl::StrCat("the limit on open files (RLIMIT_NOFILE) leaves too few for one more device "
@@ -78,26 +81,24 @@ absl::StatusOr<std::shared_ptr<Device>> Device::Create(
                      descriptors.LimitNeeded()));
   };
   const bool restores = state != nullptr || (before != nullptr && before->has_state);
-  if (const absl::Status made = device->Init(std::move(plugin), std::move(shared_pool), restores);
+  if (const absl::Status made = Init(std::move(plugin), std::move(shared_pool), restores);
       !made.ok()) {
     // The plugin has its own words for it, but not the number.
     return absl::IsResourceExhausted(made) && descriptors.refused() ? too_few() : made;
   }
-  if (state != nullptr) VIRTBAY_RETURN_IF_ERROR(device->RestoreState(state));
+  if (state != nullptr) VIRTBAY_RETURN_IF_ERROR(RestoreState(state));
   {
-    absl::MutexLock lock(&device->mutex_);
+    absl::MutexLock lock(&mutex_);
     if (before != nullptr) {
-      VIRTBAY_RETURN_IF_ERROR(device->generation_->CheckFollows(*before));
+      VIRTBAY_RETURN_IF_ERROR(generation_->CheckFollows(*before));
       if (before->has_state) {
-        VIRTBAY_RETURN_IF_ERROR(
-            CheckStateVersion(device->generation_.get(), before->state_version));
+        VIRTBAY_RETURN_IF_ERROR(CheckStateVersion(generation_.get(), before->state_version));
       }
-      device->staged_ = *before;
+      staged_ = *before;
     }
-    device->core_->descriptors->SetRoom(device->RoomToKeep());
+    descriptors.SetRoom(RoomToKeep());
   }
-  if (!descriptors.suffices()) return too_few();
-  return device;
+  return descriptors.suffices() ? absl::OkStatus() : too_few();
 }
 
 absl::Status Device::Init(std::shared_ptr<Plugin> plugin, std::shared_ptr<SlotPool> shared_pool,

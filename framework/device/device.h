@@ -40,15 +40,16 @@ class SavedState;
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
-  // Makes the plugin's device and brings it to READY.
+  // Without a plugin yet, so that the watchdog sees what Make calls of one.
+  // `contain`: a crash of the plugin fails the device, not the process.
+  static std::shared_ptr<Device> New(const DeviceSpec& spec, const Log& log,
+                                     std::shared_ptr<DescriptorBudget> descriptors, bool contain);
+  // Makes the plugin's device and brings it to READY; a device that fails is to be retired.
   // Takes its slots from `shared_pool` if its policy says so, which then must not be null.
   // `state`: what it goes on with, or null; left as it is unless the plugin was given it.
-  // `contain`: a crash of the plugin fails the device, not the process.
   // `before`: what Restore is to have it go on in the place of, or null.
-  static absl::StatusOr<std::shared_ptr<Device>> Create(
-      const DeviceSpec& spec, std::shared_ptr<Plugin> plugin, const Log& log,
-      std::shared_ptr<SlotPool> shared_pool, std::shared_ptr<DescriptorBudget> descriptors,
-      DeviceState* state = nullptr, bool contain = false, const DeviceShape* before = nullptr);
+  absl::Status Make(std::shared_ptr<Plugin> plugin, std::shared_ptr<SlotPool> shared_pool,
+                    DeviceState* state = nullptr, const DeviceShape* before = nullptr);
   ~Device();
 
   absl::StatusOr<std::unique_ptr<DevicePort>> Attach(DevicePortEvents* events);

@@ -7,7 +7,6 @@
 #include <map>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -89,7 +88,7 @@ class HostImpl final : public Host {
     {
       // Holds the name while the plugin is loaded, which may take its time.
       absl::MutexLock lock(&mutex_);
-      if (devices_.contains(name) || !adding_.insert(name).second) {
+      if (devices_.contains(name) || !adding_.try_emplace(name).second) {
         return absl::AlreadyExistsError(absl::StrCat("there is a device '", name, "' already"));
       }
     }
@@ -169,8 +168,18 @@ class HostImpl final : public Host {
     if (spec.arena_policy == ArenaPolicy::kShared) {
       VIRTBAY_ASSIGN_OR_RETURN(shared, SharedPool());
     }
-    return Device::Create(spec, std::move(plugin), options_.log, std::move(shared), descriptors_,
-                          state, options_.contain_crashes, before);
+    std::shared_ptr<Device> device =
+        Device::New(spec, options_.log, descriptors_, options_.contain_crashes);
+    {
+      absl::MutexLock lock(&mutex_);
+      adding_[spec.name] = device;
+      added_ = true;
+    }
+    const absl::Status made = device->Make(std::move(plugin), std::move(shared), state, before);
+    if (made.ok()) return device;
+    // The watchdog, which may be looking at it, is not to be the one that ends it.
+    device->Retire().IgnoreError();
+    return made;
   }
 
   absl::StatusOr<std::shared_ptr<SlotPool>> SharedPool() {
@@ -221,13 +230,18 @@ class HostImpl final : public Host {
         added_ = false;
         const absl::Time now = absl::Now();
         std::erase_if(looks, [this](const auto& look) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-          return !devices_.contains(look.first);
+          return !devices_.contains(look.first) && !adding_.contains(look.first);
         });
-        for (const auto& [name, device] : devices_) {
-          absl::Time& look = looks.try_emplace(name, now).first->second;
-          if (look > now) continue;
-          look = now + PeriodOf(*device);
-          devices.push_back(device);
+        for (const auto* group : {&devices_, &adding_}) {
+          for (const auto& [name, device] : *group) {
+            if (device == nullptr) continue;  // its plugin is being loaded
+            // What does not hang is made, or refused and gone, before the first look.
+            const absl::Time first = group == &adding_ ? now + PeriodOf(*device) : now;
+            absl::Time& look = looks.try_emplace(name, first).first->second;
+            if (look > now) continue;
+            look = now + PeriodOf(*device);
+            devices.push_back(device);
+          }
         }
       }
       for (const auto& device : devices) device->ReportStuck(options_.stuck_callback_warning);
@@ -239,7 +253,8 @@ class HostImpl final : public Host {
   const std::shared_ptr<DescriptorBudget> descriptors_ = std::make_shared<DescriptorBudget>();
   mutable absl::Mutex mutex_;
   std::map<std::string, std::shared_ptr<Device>, std::less<>> devices_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::string> adding_ ABSL_GUARDED_BY(mutex_);
+  // Null until its plugin is loaded.
+  std::map<std::string, std::shared_ptr<Device>, std::less<>> adding_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<SlotPool> shared_pool_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool added_ ABSL_GUARDED_BY(mutex_) = false;  // the watchdog has a device more

@@ -85,12 +85,16 @@ int StopSignals::Wait(int fd) {
   }
 }
 
+void StopSignals::Unblock() {
+  const sigset_t set = StopSet();
+  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+}
+
 void StopSignals::LetThrough() {
   do {
     seen_ = 0;
   } while (Look() != 0);
-  const sigset_t set = StopSet();
-  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  Unblock();
 }
 
 absl::Status RaiseFileLimit(std::optional<uint64_t> wanted) {

@@ -28,6 +28,10 @@ class StopSignals {
   int Wait(int fd);
   // [control] The number of a signal that has come, which Wait returns then; 0: none has.
   int Look();
+  // [control] What Wait has returned, for the next one.
+  void PutBack(int signal) { seen_ = signal; }
+  // [control] A signal that comes from now on ends the process at once, by the calling thread.
+  static void Unblock();
   // [control] From now on a signal ends the process at once: whoever asks a second time does not
   // want to wait for requests in flight. Those that have come already do not.
   void LetThrough();

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -27,6 +28,7 @@
 #include "hostif/device_host/plugin_watch.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/service.h"
+#include "hostif/device_host/start_guard.h"
 #include "hostif/device_host/state_directory.h"
 #include "hostif/device_host/takeover.h"
 #include "hostif/vhost_user/socket.h"
@@ -36,6 +38,8 @@ namespace {
 
 // For the process before to end.
 constexpr absl::Duration kLockPatience = absl::Seconds(10);
+// From its end on, for its sockets.
+constexpr absl::Duration kSocketPatience = absl::Seconds(2);
 // Of processes in a row that end while they hand over.
 constexpr int kAttempts = 3;
 // For a change of the control plane that is going on at the end, beyond the stop deadline.
@@ -101,8 +105,9 @@ struct Sockets {
   std::unique_ptr<ControlServer> control;
   std::unique_ptr<GuestChannel> guest;
 
+  // What is there already stays.
   absl::Status Open(const ServiceConfig& config, Service* service) {
-    if (!config.control_socket.empty()) {
+    if (!config.control_socket.empty() && control == nullptr) {
       VIRTBAY_ASSIGN_OR_RETURN(control, ControlServer::Create(config.control_socket, service));
     }
     if (config.guest_channel.has_value()) {
@@ -111,6 +116,15 @@ struct Sockets {
     return absl::OkStatus();
   }
 };
+
+// A process that was killed lets go of the lock some moments before its sockets.
+absl::Status OnceSocketsAreFree(absl::Time deadline, absl::FunctionRef<absl::Status()> open) {
+  for (;;) {
+    absl::Status opened = open();
+    if (!absl::IsAlreadyExists(opened) || absl::Now() >= deadline) return opened;
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+}
 
 // Whom the devices are to be taken over from; null: nobody, and the lock is this process's. One
 // that does not answer may be about to end, or about to listen.
@@ -134,9 +148,10 @@ absl::StatusOr<std::unique_ptr<Takeover>> AskOrLock(StateDirectory* state) {
 // this one is told to stop before.
 absl::Status MakeDevices(std::vector<DeviceConfig> devices,
                          const std::vector<vhost_user::ActivationSocket>& passed,
-                         Takeover* takeover, StopSignals* signals, Service* service) {
-  const auto may_go_on = [signals] {
-    const int signal = signals->Look();
+                         Takeover* takeover, absl::Time sockets_free, StartGuard* guard,
+                         Service* service) {
+  const auto may_go_on = [guard] {
+    const int signal = guard->signal();
     return signal == 0 ? absl::OkStatus()
                        : absl::CancelledError(absl::StrCat("stopping on signal ", signal));
   };
@@ -152,8 +167,11 @@ absl::Status MakeDevices(std::vector<DeviceConfig> devices,
     const handover::OfferedDevice* const before =
         takeover == nullptr ? nullptr : takeover->Find(device.spec.name);
     if (before != nullptr) names.push_back(device.spec.name);
-    const absl::Status added = before == nullptr ? service->AddDevice(std::move(device))
-                                                 : service->StageDevice(std::move(device), *before);
+    guard->Making(device.spec.name);
+    const absl::Status added =
+        before == nullptr
+            ? OnceSocketsAreFree(sockets_free, [&] { return service->AddDevice(device); })
+            : service->StageDevice(std::move(device), *before);
     if (!added.ok()) return AtOrigin(where, added);
     if (takeover != nullptr) VIRTBAY_RETURN_IF_ERROR(may_go_on());
   }
@@ -233,19 +251,28 @@ absl::Status RunService(ServiceConfig config) {
     VIRTBAY_ASSIGN_OR_RETURN(service, Service::Create(config.plugin_dirs, log,
                                                       config.shared_arena_size, config.contain));
     // First of all: the process before has to end, with its sockets, or to hand its devices over.
+    absl::Time sockets_free = absl::InfinitePast();
     if (!config.state_dir.empty()) {
       VIRTBAY_ASSIGN_OR_RETURN(StateDirectory state,
                                StateDirectory::OpenUnlocked(config.state_dir));
       VIRTBAY_ASSIGN_OR_RETURN(takeover, AskOrLock(&state));
       service->UseStateDirectory(std::move(state));
+      sockets_free = absl::Now() + kSocketPatience;
     }
     // Before the devices: a second process with the same file stops here, not half-way. Who
     // connects already is answered when the devices are there. In a handover the other process has
     // them still.
-    if (takeover == nullptr) VIRTBAY_RETURN_IF_ERROR(sockets.Open(config, service.get()));
+    if (takeover == nullptr) {
+      VIRTBAY_RETURN_IF_ERROR(
+          OnceSocketsAreFree(sockets_free, [&] { return sockets.Open(config, service.get()); }));
+    }
     if (config.pool_requested) service->RequestPool();
-    const absl::Status made =
-        MakeDevices(config.devices, passed, takeover.get(), &signals, service.get());
+    absl::Status made;
+    {
+      VIRTBAY_ASSIGN_OR_RETURN(const auto guard, StartGuard::Begin(&signals, patience, log));
+      made = MakeDevices(config.devices, passed, takeover.get(), sockets_free, guard.get(),
+                         service.get());
+    }
     if (made.ok()) break;
     if (takeover == nullptr) return made;
     if (!takeover->OtherEnds() || --attempts == 0 || !CanBeMadeAgain(config.devices)) {

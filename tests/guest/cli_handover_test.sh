@@ -177,6 +177,21 @@ kill -KILL "$SERVICE"
 wait "$SERVICE" 2>/dev/null
 starts run two.toml
 stops TERM
+# The kernel may close the sockets of one that was killed after its lock: they are waited for.
+python3 - >listens <<'PYTHON' &
+import socket, time
+held = []
+for name in ["control.sock", "a.sock"]:
+    held.append(socket.socket(socket.AF_UNIX))
+    held[-1].bind(name)
+    held[-1].listen()
+print("listens", flush=True)
+time.sleep(0.5)
+PYTHON
+PIDS+=($!)
+for i in $(seq 200); do [ -s listens ] && break; sleep 0.1; done
+starts run two.toml
+stops TERM
 
 echo "$count checks, $failed failed"
 [ $failed = 0 ]

@@ -579,6 +579,23 @@ TEST_F(DeviceCrashTest, AHangOfTheControlPlaneToo) {
   EXPECT_EQ(Ask(), (Answer{1, 1}));
 }
 
+TEST_F(DeviceCrashTest, AHangOfADeviceThatIsBeingMadeToo) {
+  Pipe gate;
+  std::thread adds([&] {
+    Make({{"first", "hangs_in_init"}, {"gate", absl::StrCat(gate.reader.get())}});
+  });
+  const char* const kSaid = "a: the plugin has been in init, a call of the control plane, for more";
+  EXPECT_TRUE(log_.WaitFor(kSaid));
+  EXPECT_EQ(host_->Add(Spec("a")).status().code(), absl::StatusCode::kAlreadyExists);
+  gate.writer.reset();
+  adds.join();
+  for (const std::string& line : log_.lines()) {
+    if (line.find(kSaid) == line.npos) continue;
+    EXPECT_THAT(line, AllOf(HasSubstr("generation 1"), HasSubstr("::Init(")));
+  }
+  EXPECT_EQ(Ask(), (Answer{1, 1}));
+}
+
 // Where a reload hangs in the new build: nothing but the watchdog would say so.
 class DeviceHangReloadTest
     : public DeviceCrashTest,
