@@ -177,6 +177,22 @@ void PluginWatch::ReadEvents() {
   }
 }
 
+// What went well the device says itself.
+void PluginWatch::ReloadDevice(const std::string& device) {
+  const auto crashes = [&] {
+    const absl::StatusOr<DeviceReport> report = target_->InspectDevice(device);
+    return report.ok() ? report->info.crashes : 0;
+  };
+  const uint32_t before = crashes();
+  absl::Status status = target_->ReloadDevice(device, "").status();
+  if (status.ok()) return;
+  target_->log().Error(absl::StrCat("watch: ", status.message()));
+  // What crashed was the build before, in its last call: the file was not at fault.
+  if (crashes() == before) return;
+  status = target_->ReloadDevice(device, "").status();
+  if (!status.ok()) target_->log().Error(absl::StrCat("watch: ", status.message()));
+}
+
 void PluginWatch::Reload() {
   for (auto at = changes_.begin(); at != changes_.end();) {
     auto& [path, change] = *at;
@@ -203,9 +219,7 @@ void PluginWatch::Reload() {
       continue;
     }
     for (const std::string& device : devices) {
-      // What went well the device says itself.
-      const absl::Status status = target_->ReloadDevice(device, "").status();
-      if (!status.ok()) target_->log().Error(absl::StrCat("watch: ", status.message()));
+      ReloadDevice(device);
     }
     at = changes_.erase(at);
   }

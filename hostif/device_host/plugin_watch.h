@@ -48,6 +48,7 @@ class PluginWatch {
   void Changed(const std::filesystem::path& file);
   void ReadEvents();
   void Reload();
+  void ReloadDevice(const std::string& device);
   // Milliseconds until something is due, for poll.
   int Timeout() const;
 

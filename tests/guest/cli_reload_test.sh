@@ -115,5 +115,54 @@ count=$((count + 1))
 [ $status = 1 ] || { complain "held up by a plugin: exit status $status"; cat log; }
 eventually "stopping: a change of the control plane: not ended" 1
 wait "$RELOAD"
+
+# Nor does one that hangs from the start. The control socket is there before the devices are made.
+cp "$BUILD/bad_plugins/init_hangs.so" .
+hangs() {
+  rm -f control.sock
+  cat >hangs.toml <<TOML
+[host]
+control-socket = "control.sock"
+[[device]]
+name = "a"
+plugin = "./init_hangs.so"
+socket = "a.sock"
+stop-deadline = "$1"
+TOML
+  "$VIRTBAY" run hangs.toml >log 2>&1 </dev/null &
+  SERVICE=$!
+  PIDS+=("$SERVICE")
+  local i
+  for i in $(seq 300); do [ -S control.sock ] && break; sleep 0.1; done
+  kill -TERM "$SERVICE"
+}
+ended() {
+  wait "$SERVICE"
+  status=$?
+  count=$((count + 1))
+  [ $status = "$1" ] || { complain "hung from the start: exit status $status, not $1"; cat log; }
+}
+hangs 100ms
+ended 1
+eventually "stopping on signal 15: device a: not made after 5.1s, held up by its plugin" 1
+hangs 1h
+for i in $(seq 300); do
+  kill -TERM "$SERVICE" 2>/dev/null || break
+  sleep 0.1
+done
+ended 143
+
+# A build that crashes in its last call costs the next one nothing.
+rm -f counting.so
+cp "$FIRST" counting.so
+sed 's/^socket = .*/&\noptions = { first = "crash_in_save" }/' two.toml >crashes.toml
+starts run crashes.toml --watch --contain
+if ! grep -q "has no effect" log; then # no build with sanitizers
+  cp "$SECOND" other.so
+  mv other.so counting.so
+  eventually "watch: .*reload: save: the plugin crashed" 2
+  eventually "version 1.0 (.*) -> 2.0" 2
+fi
+stops TERM
 echo "$count checks, $failed failed"
 [ $failed = 0 ]
