@@ -343,6 +343,30 @@ TEST_F(VirtioFsKeep, WithoutRoomTheSessionEndsWithTheProcess) {
   });
 }
 
+TEST_F(VirtioFsKeep, WithoutRoomFromTheStartNothingIsKept) {
+  const stdfs::path small = dir_ / "small";
+  stdfs::create_directory(small);
+  OnSmallDisk(small, "2M", [&] {
+    BareFs::Options options = Options();
+    options["host.state-dir"] = small;
+    FillDisk(small);
+    {
+      BareFs fs(options);
+      ASSERT_TRUE(fs.ok()) << fs.problem();
+      EXPECT_EQ(fs.fs().keep, nullptr);
+      fs.fs().ready = true;
+      EXPECT_NE(fs.Lookup(1, "a"), 0u);
+    }
+    // What the first attempt left there is no session.
+    ASSERT_TRUE(stdfs::remove(small / "filler"));
+    BareFs next(options);
+    ASSERT_TRUE(next.ok()) << next.problem();
+    ASSERT_NE(next.fs().keep, nullptr);
+    EXPECT_FALSE(next.fs().ready);
+    EXPECT_TRUE(next.fs().keep->writes());
+  });
+}
+
 // To look at a hole takes a block, and there is none: what a file says must not end the process.
 TEST_F(VirtioFsKeep, AFileThatClaimsMoreThanWasWrittenTakesNoMore) {
   const stdfs::path small = dir_ / "small";

@@ -55,7 +55,10 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
     if (store->fd_ >= 0) ::close(store->fd_);
     store->fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (store->fd_ < 0 || ::ftruncate(store->fd_, static_cast<off_t>(store->size_)) != 0) {
-      return sdk::Errno(errno, path);
+      const int error = errno;
+      if (error != ENOSPC && error != EDQUOT) return sdk::Errno(error, path);
+      store->NoRoom(error);
+      return std::unique_ptr<Store>();
     }
   }
   void* const base = ::mmap(nullptr, store->size_, PROT_READ | PROT_WRITE,
@@ -68,7 +71,7 @@ sdk::Result<std::unique_ptr<Store>> Store::Open(const sdk::Host* host, const std
   store->journal_ = reinterpret_cast<JournalEntry*>(store->base_ + journal_at);
   store->pieces_ = std::vector<std::atomic<uint8_t>>(store->size_ / kPiece + 1);
   store->copies_.resize(shape.queues);
-  if (!store->Allocate(0)) return sdk::Errno(ENOSPC, path);
+  if (!store->Allocate(0)) return std::unique_ptr<Store>();
   store->FindWritten();
   if (!whole) {
     Header header;
@@ -115,15 +118,18 @@ bool Store::Allocate(size_t piece) {
     pieces_[piece].store(1, std::memory_order_release);
     return true;
   }
-  if (!broken_.exchange(true)) {
-    host_->Log(VIRTBAY_LOG_ERROR,
-               "the state directory has no room (errno %d): the session is not kept any more, and "
-               "ends with this process",
-               error);
-  }
+  NoRoom(error);
   writes_.store(false, std::memory_order_release);
   if (piece != 0) Set(header_->ready, uint32_t{0});
   return false;
+}
+
+void Store::NoRoom(int error) {
+  if (broken_.exchange(true)) return;
+  host_->Log(VIRTBAY_LOG_ERROR,
+             "the state directory has no room (errno %d): the session is not kept any more, and "
+             "ends with this process",
+             error);
 }
 
 template <typename T, typename Visitor>

@@ -215,6 +215,8 @@ class Store {
   // Whether the file is one of this version and shape.
   bool Fits(const Shape& shape) const;
   bool Allocate(size_t piece);
+  // Says so, once.
+  void NoRoom(int error);
   JournalEntry* Entry(uint32_t queue, uint32_t head) const {
     return &journal_[size_t{queue} * kHeads + head];
   }
