@@ -26,7 +26,8 @@ constexpr absl::Duration kInterval = absl::Milliseconds(10);
 
 absl::StatusOr<std::unique_ptr<Recorder>> Recorder::Start(const std::filesystem::path& output,
                                                           absl::Duration duration,
-                                                          std::unique_ptr<RecordingSource> source) {
+                                                          std::unique_ptr<RecordingSource> source,
+                                                          Log log) {
   // O_NONBLOCK: a FIFO without a reader must not hold the caller up. Nothing is truncated before it
   // is known to be a file.
   UniqueFd file(
@@ -47,7 +48,8 @@ absl::StatusOr<std::unique_ptr<Recorder>> Recorder::Start(const std::filesystem:
     return ErrnoStatus(errno, absl::StrCat(output.native(), ": making it private (mode 0600)"));
   }
   if (::ftruncate(file.get(), 0) != 0) return ErrnoStatus(errno, output.native());
-  std::unique_ptr<Recorder> self(new Recorder(output.native(), std::move(file), std::move(source)));
+  std::unique_ptr<Recorder> self(
+      new Recorder(output.native(), std::move(file), std::move(source), std::move(log)));
   try {
     self->thread_ =
         std::thread([raw = self.get(), end = absl::Now() + duration] { raw->Main(end); });
@@ -57,8 +59,12 @@ absl::StatusOr<std::unique_ptr<Recorder>> Recorder::Start(const std::filesystem:
   return self;
 }
 
-Recorder::Recorder(std::string path, UniqueFd file, std::unique_ptr<RecordingSource> source)
-    : path_(std::move(path)), file_(std::move(file)), source_(std::move(source)) {}
+Recorder::Recorder(std::string path, UniqueFd file, std::unique_ptr<RecordingSource> source,
+                   Log log)
+    : path_(std::move(path)),
+      file_(std::move(file)),
+      source_(std::move(source)),
+      log_(std::move(log)) {}
 
 Recorder::~Recorder() { static_cast<void>(Stop()); }
 
@@ -72,12 +78,17 @@ absl::StatusOr<RecordingReport> Recorder::Stop() {
 void Recorder::Main(absl::Time end) {
   pthread_setname_np(pthread_self(), "recorder");
   bool stopped = false;
+  bool full = false;
   while (!stopped && status_.ok()) {
     const absl::Duration left = end - absl::Now();
     stopped = left <= absl::ZeroDuration() ||
               stop_.WaitForNotificationWithTimeout(std::min(left, kInterval));
     if (stopped) source_->Stop();
-    source_->Collect(bytes_ >= kMostBytes, &text_);
+    if (!full && bytes_ >= kMostBytes) {
+      full = true;
+      log_.Warn(absl::StrCat(path_, ": ", bytes_, " bytes are in it; what follows is dropped"));
+    }
+    source_->Collect(full, &text_);
     Write();
   }
   source_->Finish(&text_);
@@ -95,7 +106,9 @@ void Recorder::Write() {
   while (!rest.empty() && status_.ok()) {
     const ssize_t n = ::write(file_.get(), rest.data(), rest.size());
     if (n < 0) {
-      if (errno != EINTR) status_ = ErrnoStatus(errno, path_);
+      if (errno == EINTR) continue;
+      status_ = ErrnoStatus(errno, path_);
+      log_.Error(absl::StrCat(status_.message(), ": the recording ends after ", bytes_, " bytes"));
       continue;
     }
     rest.remove_prefix(static_cast<size_t>(n));

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "framework/base/log.h"
 #include "framework/base/unique_fd.h"
 
 namespace virtbay::device_host {
@@ -48,10 +49,12 @@ class Recorder {
   static constexpr uint64_t kMostBytes = uint64_t{1} << 30;
 
   // Writes to `output`, a regular file that is made or overwritten, with mode 0600. InvalidArgument
-  // for any other kind, or what opening it says.
+  // for any other kind, or what opening it says. `log` has a line when the file takes no more, as
+  // nobody may ask how it went.
   static absl::StatusOr<std::unique_ptr<Recorder>> Start(const std::filesystem::path& output,
                                                          absl::Duration duration,
-                                                         std::unique_ptr<RecordingSource> source);
+                                                         std::unique_ptr<RecordingSource> source,
+                                                         Log log = Log());
   // Ends it, with the file whole.
   ~Recorder();
   Recorder(const Recorder&) = delete;
@@ -63,13 +66,14 @@ class Recorder {
   absl::StatusOr<RecordingReport> Stop();
 
  private:
-  Recorder(std::string path, UniqueFd file, std::unique_ptr<RecordingSource> source);
+  Recorder(std::string path, UniqueFd file, std::unique_ptr<RecordingSource> source, Log log);
   void Main(absl::Time end);
   void Write();
 
   const std::string path_;
   UniqueFd file_;
   std::unique_ptr<RecordingSource> source_;
+  const Log log_;
   std::string text_;  // not yet written
   // The thread's until it has ended.
   RecordingReport report_;

@@ -211,7 +211,8 @@ absl::Status Service::Record(const DeviceConfig& config, const DeviceHandle& dev
   absl::StatusOr<std::unique_ptr<RecordSource>> source =
       RecordSource::Start(device, config.record_payload);
   if (!source.ok()) return source.status();
-  auto started = Recorder::Start(config.record_file, absl::InfiniteDuration(), *std::move(source));
+  auto started =
+      Recorder::Start(config.record_file, absl::InfiniteDuration(), *std::move(source), log());
   if (!started.ok()) {
     return Annotate(started.status(), absl::StrCat("device ", config.spec.name, ": record"));
   }
@@ -352,7 +353,7 @@ absl::StatusOr<uint64_t> Service::Begin(const std::filesystem::path& output,
                                         absl::Duration duration,
                                         std::unique_ptr<RecordingSource> source) {
   VIRTBAY_ASSIGN_OR_RETURN(std::unique_ptr<Recorder> recorder,
-                           Recorder::Start(output, duration, std::move(source)));
+                           Recorder::Start(output, duration, std::move(source), log()));
   absl::MutexLock lock(&recordings_mutex_);
   // Those that nobody has asked about any more, the oldest first.
   for (auto it = recordings_.begin();

@@ -166,8 +166,8 @@ class Service final : public ControlTarget {
 
   void Warn(const DeviceConfig& config) const;
   // Makes a recorder, if the device is to be recorded from the start on.
-  static absl::Status Record(const DeviceConfig& config, const DeviceHandle& device,
-                             std::unique_ptr<Recorder>* recorder);
+  absl::Status Record(const DeviceConfig& config, const DeviceHandle& device,
+                      std::unique_ptr<Recorder>* recorder);
   // Of StartTrace and StartRecord.
   absl::StatusOr<uint64_t> Begin(const std::filesystem::path& output, absl::Duration duration,
                                  std::unique_ptr<RecordingSource> source);

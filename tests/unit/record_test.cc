@@ -4,7 +4,9 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <cstring>
 #include <fstream>
 #include <memory>
@@ -18,6 +20,7 @@
 #include "hostif/device_host/recorder.h"
 #include "hostif/device_host/trace_source.h"
 #include "hostif/record/record_file.h"
+#include "tests/support/log_capture.h"
 #include "tests/support/temp_dir.h"
 #include "tests/unit/device_fixture.h"
 #include "virtbay/testkit/replay.h"
@@ -327,6 +330,27 @@ TEST_F(ReplayTest, GivesThePluginAgainWhatItWasGiven) {
   EXPECT_EQ(report->unanswered, 0u);
   EXPECT_EQ(report->lengths + report->contents, 0u)
       << report->differences[0].request << ": " << report->differences[0].what;
+}
+
+TEST_F(ReplayTest, AFileThatTakesNoMoreIsLoggedAtOnce) {
+  Add(ParallelSpec("a"));
+  LogCapture log;
+  ASSERT_OK_AND_ASSIGN(auto source, RecordSource::Start(device_, /*payload=*/true));
+  ASSERT_OK_AND_ASSIGN(
+      const auto recorder,
+      Recorder::Start(dir_ / "record", absl::InfiniteDuration(), std::move(source), log.log()));
+  ASSERT_OK_AND_ASSIGN(auto client, Client::Create(device_));
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  rlimit small = before;
+  small.rlim_cur = 1000;
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+  EXPECT_OK(client->Call({.op = Op::kEcho}, std::string(4000, 'x'), 5000).status());
+  EXPECT_TRUE(log.WaitFor("File too large: the recording ends after 1000 bytes"));
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_FALSE(recorder->Stop().ok());
 }
 
 TEST_F(ReplayTest, AFileIsOneRecordingsOnly) {
