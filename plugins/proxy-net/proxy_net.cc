@@ -21,6 +21,7 @@
 #include "plugins/proxy-net/options.h"
 #include "plugins/proxy-net/pair.h"
 #include "plugins/proxy-net/policy/policy_store.h"
+#include "plugins/proxy-net/policy/saved_rules.h"
 #include "virtbay/sdk/net_device.h"
 #include "virtbay/sdk/plugin.h"
 
@@ -119,6 +120,11 @@ class ProxyNet final : public NetDevice {
       absl::StrAppend(&forwards, forward.number, " ", forward.ToString(), "\n");
     }
     state->Add(kForwardSection, forwards.data(), forwards.size());
+    const SavedRules rules{options_.rules, store_.Get().rules()};
+    if (rules.in_force != rules.of_option) {
+      const std::string text = rules.ToString();
+      state->Add(kRuleSection, text.data(), text.size());
+    }
     gateway_->Save(state);
     return {};
   }
@@ -143,13 +149,17 @@ class ProxyNet final : public NetDevice {
       last_forward_ = std::max(last_forward_, forward->number);
       forwards_.push_back(*forward);
     }
+    sdk::Result<std::vector<Rule>> rules = RulesAfter(*state);
+    if (!rules.ok()) return rules.error();
     const std::vector<int> fds = state->TakeFds(kFlowRole);
     const auto restored = RestoreFlows(
         &first().shard(), {reinterpret_cast<const uint8_t*>(flows->data()), flows->size()}, fds);
     if (!restored.ok()) return restored.error();
     host().Log(VIRTBAY_LOG_INFO, "goes on with %u flows and sockets; %u found no room",
                restored.value().flows, restored.value().dropped);
-    return {};
+    // Those of the option as well, which may be another one now: a flow that they forbid ends
+    // before it is served.
+    return ApplyRules(std::move(*rules));
   }
 
   void OnRelease() override {
@@ -217,6 +227,7 @@ class ProxyNet final : public NetDevice {
   // Beside those of the gateway.
   static constexpr uint32_t kFlowSection = 16;
   static constexpr uint32_t kForwardSection = 17;
+  static constexpr uint32_t kRuleSection = 18;  // only where rules were changed at run time
   static constexpr uint32_t kFlowRole = 1;
 
   Pair& first() { return *pairs_.all[0]; }
@@ -341,6 +352,26 @@ class ProxyNet final : public NetDevice {
   Status ApplyRules(std::vector<Rule> rules) {
     store_.Change([&](Policy* policy) { policy->SetRules(std::move(rules)); });
     return OnEvery([](Pair& pair) { pair.RefreshRules(); });
+  }
+
+  // Those that hold after a restore: those that were in force, unless the option is not any more
+  // what they were changed from. Where among its rules theirs belong cannot be told then.
+  sdk::Result<std::vector<Rule>> RulesAfter(const sdk::StateReader& state) {
+    const auto section = state.Find(kRuleSection);
+    // Nothing was changed at run time, or the state is an older one.
+    if (!section.has_value()) return options_.rules;
+    sdk::Result<SavedRules> saved =
+        SavedRules::Parse({reinterpret_cast<const char*>(section->data()), section->size()});
+    if (!saved.ok()) return saved.error();
+    if (saved->of_option == options_.rules) return std::move(saved->in_force);
+    if (saved->in_force != options_.rules) {
+      const SavedRules::Changes dropped = saved->AtRunTime();
+      host().Log(VIRTBAY_LOG_WARN,
+                 "option rules: has changed since the state was saved, and holds alone: %zu rules "
+                 "added and %zu removals made at run time are dropped",
+                 dropped.added, dropped.removed);
+    }
+    return options_.rules;
   }
 
   // "RULE", at the end, or "N RULE", as the N-th of them, from 1.

@@ -7,6 +7,7 @@ virtbay_add_test(proxy_net_flow_test
 virtbay_add_test(proxy_net_guest_test
   SOURCES proxy_net_guest_test.cc proxy_net_guest_echo_test.cc proxy_net_guest_state_test.cc
           proxy_net_guest_pairs_test.cc proxy_net_end_test.cc proxy_net_hand_over_test.cc
+          proxy_net_rules_state_test.cc
   LIBRARIES virtbay_guest proxy_net_packet)
 target_compile_definitions(proxy_net_guest_test PRIVATE VIRTBAY_PROXY_NET="$<TARGET_FILE:proxy-net>")
 add_dependencies(proxy_net_guest_test proxy-net)

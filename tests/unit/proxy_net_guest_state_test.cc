@@ -181,6 +181,58 @@ TEST_F(ProxyNetGuestState, FlowsForwardsAndLeasesGoOnWithAnotherDevice) {
   EXPECT_EQ(InHost([&] { return ConnectTo("127.0.0.1", outer), error_; }), ECONNREFUSED);
 }
 
+TEST_F(ProxyNetGuestState, RulesMadeAtRunTimeGoOnWithAnotherDevice) {
+  Start({{"rules", "deny 198.18.0.2"}});
+  if (IsSkipped()) return;
+  uint16_t allowed = 0;
+  uint16_t denied = 0;
+  UniqueFd listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &allowed); });
+  UniqueFd other = InHost([&] { return Bound(kHost4, SOCK_STREAM, &denied); });
+  UniqueFd client = ConnectTo(kHost4, allowed);
+  ASSERT_EQ(error_, 0);
+  UniqueFd server(accept(listener.get(), nullptr, nullptr));
+  const std::string rule = absl::StrCat("deny ", kHost4, ":", denied, "/tcp");
+  ASSERT_OK(device_.Control("rule-add", absl::StrCat("1 ", rule)).status());
+
+  Replace();
+  ASSERT_OK_AND_ASSIGN(const std::string rules, device_.Control("rule-list", ""));
+  EXPECT_EQ(rules, rule + "\ndeny 198.18.0.2\n");
+  ConnectTo(kHost4, denied);
+  EXPECT_EQ(error_, ECONNREFUSED);
+  Say(client.get(), "still allowed");
+  EXPECT_EQ(Receive(server.get()), "still allowed");
+  ConnectTo(kHost4, allowed);
+  EXPECT_EQ(error_, 0);
+}
+
+// The device that goes on has rules that the one before had not.
+TEST_F(ProxyNetGuestState, FlowsThatTheRulesForbidDoNotGoOn) {
+  Start();
+  if (IsSkipped()) return;
+  uint16_t port = 0;
+  UniqueFd listener = InHost([&] { return Bound(kHost4, SOCK_STREAM, &port); });
+  UniqueFd client = ConnectTo(kHost4, port);
+  ASSERT_EQ(error_, 0);
+  UniqueFd server(accept(listener.get(), nullptr, nullptr));
+  uint16_t udp_port = 0;
+  UniqueFd udp_server = InHost([&] { return Bound(kHost4, SOCK_DGRAM, &udp_port); });
+  UniqueFd udp = ConnectTo(kHost4, udp_port, SOCK_DGRAM);
+  Say(udp.get(), "question");
+  EXPECT_EQ(Receive(udp_server.get()), "question");
+
+  spec_.options["rules"] = absl::StrCat("deny ", kHost4);
+  Replace();
+  EXPECT_EQ(Metric("policy_cut"), 2u);
+  ASSERT_OK_AND_ASSIGN(const std::string flows, device_.Control("flows", ""));
+  EXPECT_EQ(flows, "");
+  EXPECT_EQ(Receive(server.get()), strerror(ECONNRESET));
+  // The guest hears of it when it next sends.
+  Say(client.get(), "still there?");
+  EXPECT_EQ(Receive(client.get()), strerror(ECONNRESET));
+  ConnectTo(kHost4, port);
+  EXPECT_EQ(error_, ECONNREFUSED);
+}
+
 // The host's resolver: takes one question, whatever it is, and says what is asked.
 struct Asked {
   std::string query;

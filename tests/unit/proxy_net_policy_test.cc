@@ -2,7 +2,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "plugins/proxy-net/policy/policy_store.h"
+#include "plugins/proxy-net/policy/saved_rules.h"
 
 namespace virtbay::proxy_net {
 namespace {
@@ -251,6 +254,104 @@ TEST(ProxyNetPolicyTest, AChangeReachesACopyOnceAndHasItsOwnGeneration) {
   EXPECT_NE(mine.generation(), before);
   EXPECT_FALSE(store.Refresh(&mine));
   EXPECT_EQ(Judge(mine, "1.2.3.4"), Denial::kRule);
+}
+
+SavedRules Saved(const char* of_option, const char* in_force) {
+  return {*ParseRules(of_option), *ParseRules(in_force)};
+}
+
+// The text is what devices hand to each other: it does not change.
+TEST(ProxyNetSavedRulesTest, AreReadAsTheyWereSaved) {
+  const SavedRules saved = Saved("deny 10.0.0.0/8, allow any:53/udp",
+                                 "allow [2001:db8::/32]:1-7/tcp, deny any/icmp, deny 10.0.0.0/8");
+  const std::string text =
+      "2 3\n"
+      "deny 10.0.0.0/8\n"
+      "allow any:53/udp\n"
+      "allow [2001:db8::/32]:1-7/tcp\n"
+      "deny any/icmp\n"
+      "deny 10.0.0.0/8\n";
+  EXPECT_EQ(saved.ToString(), text);
+  const auto read = SavedRules::Parse(text);
+  ASSERT_TRUE(read.ok()) << read.error().text;
+  EXPECT_EQ(read.value(), saved);
+  const auto none = SavedRules::Parse("0 0\n");
+  ASSERT_TRUE(none.ok()) << none.error().text;
+  EXPECT_EQ(none.value(), SavedRules());
+  EXPECT_EQ(SavedRules().ToString(), "0 0\n");
+}
+
+// A rule without its last digit is another rule: nothing that is cut is taken.
+TEST(ProxyNetSavedRulesTest, AreNotReadInPart) {
+  const std::string text = Saved("deny 10.0.0.12", "allow 10.0.0.10:8080, deny any").ToString();
+  for (size_t n = 0; n < text.size(); ++n) {
+    EXPECT_FALSE(SavedRules::Parse(text.substr(0, n)).ok()) << n;
+  }
+  EXPECT_FALSE(SavedRules::Parse(text + "deny any\n").ok());
+  EXPECT_FALSE(SavedRules::Parse(text + "\n").ok());
+}
+
+TEST(ProxyNetSavedRulesTest, SayWhatIsWrong) {
+  for (const auto& [text, why] : std::vector<std::pair<std::string, std::string>>{
+           {"", "two numbers"},
+           {"\n", "two numbers"},
+           {"1\ndeny any\n", "two numbers"},
+           {"0 x\n", "two numbers"},
+           {"0 -1\n", "two numbers"},
+           {"0 1 \ndeny any\n", "two numbers"},
+           {"0  1\ndeny any\n", "two numbers"},
+           {"0 4097\n", "up to 4096"},
+           {"4097 0\n", "up to 4096"},
+           {"0 18446744073709551616\n", "up to 4096"},
+           {"0 2\ndeny any\n", "1 of 2 rules"},
+           {"1 0\n", "0 of 1 rules"},
+           {"0 1\n\n", "does not begin with"},
+           {"0 1\nforbid any\n", "does not begin with"},
+           {"0 1\ndeny 10.0.0.0/33\n", "prefix length"},
+           {"0 1\ndeny [2001:db8::/129]\n", "prefix length"},
+           {"0 1\ndeny 10.0.0.1/8\n", "bits behind its prefix"},
+           {"0 1\ndeny [10.0.0.0/8]\n", "without IPv6"},
+           {"0 1\ndeny [::ffff:10.0.0.1]\n", "is an IPv4 address"},
+           {"0 1\ndeny nowhere\n", "IPv4 or IPv6 address"},
+           {"1 0\ndeny any/sctp\n", "tcp, udp and icmp"},
+           {"0 1\ndeny any:0\n", "no port"},
+           {"0 1\ndeny any, deny any\n", "IPv4 or IPv6 address"}}) {
+    const auto read = SavedRules::Parse(text);
+    ASSERT_FALSE(read.ok()) << text;
+    EXPECT_THAT(read.error().text, ::testing::StartsWith("state of the rules: "));
+    EXPECT_THAT(read.error().text, HasSubstr(why)) << text;
+  }
+}
+
+TEST(ProxyNetSavedRulesTest, AsManyAsThereMayBe) {
+  SavedRules saved;
+  saved.of_option.assign(Policy::kMaxRules, *Rule::Parse("deny 10.0.0.0/8"));
+  saved.in_force.assign(Policy::kMaxRules, *Rule::Parse("deny [2001:db8::]:1-65535/udp"));
+  const auto read = SavedRules::Parse(saved.ToString());
+  ASSERT_TRUE(read.ok()) << read.error().text;
+  EXPECT_EQ(read.value(), saved);
+  EXPECT_EQ(saved.AtRunTime(), (SavedRules::Changes{Policy::kMaxRules, Policy::kMaxRules}));
+}
+
+TEST(ProxyNetSavedRulesTest, CountWhatWasDoneAtRunTime) {
+  struct Case {
+    const char* of_option;
+    const char* in_force;
+    SavedRules::Changes changes;
+  };
+  const Case cases[] = {
+      {"", "", {0, 0}},
+      {"deny any:1, deny any:2", "deny any:1, deny any:2", {0, 0}},
+      {"", "deny any:1, deny any:2", {2, 0}},
+      {"deny any:1, deny any:2", "", {0, 2}},
+      {"deny any:1, deny any:2", "deny any:3, deny any:1, deny any:4, deny any:2", {2, 0}},
+      {"deny any:1, deny any:2, deny any:3", "deny any:1, deny any:3, deny any:4", {1, 1}},
+      {"deny any:1, deny any:2", "deny any:2, deny any:1", {1, 1}},  // moved
+      {"deny any:1", "deny any:1, deny any:1", {1, 0}},
+  };
+  for (const Case& c : cases) {
+    EXPECT_EQ(Saved(c.of_option, c.in_force).AtRunTime(), c.changes) << c.in_force;
+  }
 }
 
 }  // namespace
