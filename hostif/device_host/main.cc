@@ -2,10 +2,14 @@
 #include <fcntl.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cerrno>
+#include <cstddef>
+#include <cstdio>
 #include <exception>
 #include <iostream>
 #include <memory>
+#include <streambuf>
 #include <string>
 #include <vector>
 
@@ -13,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "framework/base/status.h"
 #include "hostif/device_host/arguments.h"
 #include "hostif/device_host/commands.h"
 
@@ -43,9 +48,52 @@ std::vector<std::string> Arguments(int argc, char** argv) {
 void OpenStandardStreams() {
   for (int fd = 0; fd <= 2; ++fd) {
     if (::fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
-    // The lowest free number is this one.
-    static_cast<void>(::open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY));
+    // The lowest free number is this one. Writing to a standard output that was closed still fails.
+    static_cast<void>(::open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY));
   }
+}
+
+// Where std::cout writes to: stdout as ever, but neither of the two keeps what made a write fail.
+// [any]; plugins may use std::cout on threads of their own.
+class StandardOutput final : public std::streambuf {
+ public:
+  // The errno of the first failure, or 0.
+  int error() const { return error_; }
+
+ protected:
+  std::streamsize xsputn(const char* text, std::streamsize size) override {
+    const size_t written = std::fwrite(text, 1, static_cast<size_t>(size), stdout);
+    if (written < static_cast<size_t>(size)) Failed(errno);
+    return static_cast<std::streamsize>(written);
+  }
+  int_type overflow(int_type c) override {
+    if (traits_type::eq_int_type(c, traits_type::eof())) return traits_type::not_eof(c);
+    const int written = std::fputc(c, stdout);
+    if (written == EOF) Failed(errno);
+    return written;
+  }
+  int sync() override {
+    if (std::fflush(stdout) == 0) return 0;
+    Failed(errno);
+    return -1;
+  }
+
+ private:
+  void Failed(int error) {
+    int none = 0;
+    error_.compare_exchange_strong(none, error);
+  }
+
+  std::atomic<int> error_ = 0;
+};
+
+// What is left of the output is written only now.
+int Finish(const StandardOutput& output, int status) {
+  std::cout.flush();
+  // A reader that is gone wanted no more, as in `| head`.
+  if (status != kExitOk || output.error() == 0 || output.error() == EPIPE) return status;
+  Complain(ErrnoStatus(output.error(), "standard output").message());
+  return kExitFailure;
 }
 
 int Main(int argc, char** argv) {
@@ -95,10 +143,14 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   if (argc < 1) return virtbay::device_host::kExitUsage;
+  // Never freed: the end of the process flushes std::cout once more.
+  static auto* const output = new virtbay::device_host::StandardOutput;
+  std::cout.rdbuf(output);
+  int status = virtbay::device_host::kExitFailure;
   try {
-    return virtbay::device_host::Main(argc, argv);
+    status = virtbay::device_host::Main(argc, argv);
   } catch (const std::exception& error) {
     virtbay::device_host::Complain(error.what());
-    return virtbay::device_host::kExitFailure;
   }
+  return virtbay::device_host::Finish(*output, status);
 }

@@ -246,6 +246,40 @@ count=$((count + 1))
 ./virtiofsd --print-capabilities | grep -q '"type": "fs"' || complain "as virtiofsd: --print-capabilities"
 rm virtiofsd
 
+# Output that does not arrive; what is not written to may be full or closed.
+loses() {
+  count=$((count + 2))
+  timeout 20 "$VIRTBAY" "$@" >/dev/full 2>err </dev/null
+  [ $? = 1 ] && [ "$(cat err)" = "virtbay: standard output: No space left on device" ] || complain "virtbay $* >/dev/full"
+  timeout 20 "$VIRTBAY" "$@" >&- 2>err </dev/null
+  [ $? = 1 ] && [ "$(cat err)" = "virtbay: standard output: Bad file descriptor" ] || complain "virtbay $* >&-"
+}
+loses --help
+loses --version
+loses serve virtiofs --print-capabilities
+loses plugin inspect virtiofs
+loses plugin inspect --json virtiofs
+loses plugin check virtio-console
+count=$((count + 2))
+printf '[host]\ncontrol-socket = "control.sock"\n' >none.toml
+"$VIRTBAY" run --check none.toml >/dev/full 2>err && [ ! -s err ] || complain "run --check >/dev/full"
+"$VIRTBAY" run --check none.toml >&- 2>err && [ ! -s err ] || complain "run --check >&-"
+rm none.toml
+# A reader that is gone is no news: SIGPIPE ends the process, or where that is ignored nothing does.
+for ignored in '' 'trap "" PIPE; '; do
+  count=$((count + 1))
+  ( eval "$ignored"; "$VIRTBAY" plugin check virtio-console 2>err </dev/null; echo $? >out ) | head -n 1 >/dev/null
+  case $(cat out) in 141 | 0) [ ! -s err ] ;; *) false ;; esac || complain "${ignored}plugin check | head: exit status $(cat out)"
+done
+GUEST=$BUILD/bin/virtbay-guest
+for report in --help --version --json; do
+  count=$((count + 2))
+  "$GUEST" $report >/dev/full 2>err
+  [ $? = 1 ] && [ "$(cat err)" = "virtbay-guest: standard output: No space left on device" ] || complain "virtbay-guest $report >/dev/full"
+  "$GUEST" $report >&- 2>err
+  [ $? = 1 ] && [ "$(cat err)" = "virtbay-guest: standard output: Bad file descriptor" ] || complain "virtbay-guest $report >&-"
+done
+
 # Service: sockets, control, stop.
 starts serve virtiofs --socket-path=used.sock --shared-dir=share --tag=t --control-socket=control.sock \
   --thread-pool-size=64 --sandbox=none -o cache=none,no_posix_lock
@@ -273,6 +307,11 @@ says '# TYPE virtbay_queue_requests_total counter'
 says 'virtbay_arena_bytes{device="second"} 4194304'
 accepts "${CTL[@]}" log-level debug
 says debug
+loses "${CTL[@]}" list
+loses "${CTL[@]}" inspect second
+loses "${CTL[@]}" --json stats
+loses "${CTL[@]}" stats
+loses "${CTL[@]}" stats --prometheus
 # A pool that the guest reports: slices of it, and their end.
 accepts "${CTL[@]}" guest 0x10000000,64M
 accepts "${CTL[@]}" add virtiofs --name slice --socket-path slice.sock --shared-dir share --set swiotlb=pool,16M

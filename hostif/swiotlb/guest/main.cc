@@ -1,8 +1,10 @@
 // virtbay-guest: tells what bounce pools a guest's kernel has set aside for its devices, and
 // reports them to the host. A static program for the guest's init; exit status 0, 1 on a failure, 2
 // on wrong usage.
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <optional>
 #include <string>
@@ -149,8 +151,17 @@ int Main(const std::vector<std::string>& words) {
         Send(*arguments->target, line, std::chrono::seconds(arguments->timeout_seconds));
     if (!answer.ok) status = Complain(answer.text, 1);
   }
-  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) return Complain("cannot write", 1);
   return status;
+}
+
+// What is left of the output is written only now.
+int Finish(int status) {
+  errno = 0;
+  const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (written || status != 0) return status;
+  // Of a write that failed before, the reason is lost.
+  return Complain(
+      std::string("standard output: ") + (errno == 0 ? "cannot write" : std::strerror(errno)), 1);
 }
 
 }  // namespace
@@ -158,8 +169,8 @@ int Main(const std::vector<std::string>& words) {
 
 int main(int argc, char** argv) {
   try {
-    return virtbay::guest_tool::Main(
-        std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc));
+    return virtbay::guest_tool::Finish(virtbay::guest_tool::Main(
+        std::vector<std::string>(argv + (argc > 0 ? 1 : 0), argv + argc)));
   } catch (const std::exception& error) {
     return virtbay::guest_tool::Complain(error.what(), 1);
   }
