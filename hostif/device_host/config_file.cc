@@ -2,10 +2,12 @@
 
 #include <toml++/toml.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <exception>
 #include <map>
 #include <new>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -22,6 +24,12 @@ namespace {
 
 constexpr size_t kMaxDevices = 4096;
 
+// toml++ makes a table of every part of a dotted key, goes down them by recursion and has no limit
+// but the stack. It does limit nested values, to 256, and each of them may have a dotted key: this
+// keeps the deepest tree at some 4000 tables, for which 1 MiB of stack is enough. No key that means
+// anything here has more than three parts.
+constexpr size_t kMaxKeyParts = 16;
+
 // toml++ speaks std::string_view, which is a type of its own beside absl's.
 absl::string_view View(std::string_view text) { return {text.data(), text.size()}; }
 
@@ -33,6 +41,56 @@ std::string Printable(std::string_view text) {
     out.push_back(byte < 0x20 || byte == 0x7f ? '?' : c);
   }
   return out;
+}
+
+// Where the string ends that begins with the quote at `begin`. One that is not closed ends with its
+// line, or with the text if it may have several.
+size_t StringEnd(absl::string_view text, size_t begin) {
+  const char quote = text[begin];
+  // As many as can close a string of several lines: the last three do, up to two are its own.
+  const auto quotes_at = [&](size_t at) {
+    const absl::string_view next = text.substr(at, 5);
+    return std::min(next.find_first_not_of(quote), next.size());
+  };
+  const bool lines = quotes_at(begin) >= 3;
+  for (size_t i = begin + (lines ? 3 : 1); i < text.size(); ++i) {
+    if (text[i] == '\\' && quote == '"') {
+      ++i;  // what is escaped ends nothing
+    } else if (text[i] == '\n' && !lines) {
+      return i;
+    } else if (text[i] == quote && !lines) {
+      return i + 1;
+    } else if (text[i] == quote) {
+      const size_t quotes = quotes_at(i);
+      if (quotes >= 3) return i + quotes;
+    }
+  }
+  return text.size();
+}
+
+// The line of the first dotted key with too many parts. Up to where the text stops being TOML,
+// which is as far as the parser builds anything, it sees the keys that the parser sees.
+std::optional<size_t> LineOfDeepKey(absl::string_view text) {
+  size_t line = 1;
+  size_t parts = 1;
+  size_t i = 0;
+  while (i < text.size()) {
+    const char c = text[i];
+    size_t end = i + 1;
+    if (c == '"' || c == '\'') {
+      end = StringEnd(text, i);
+    } else if (c == '#') {
+      end = std::min(text.find('\n', i), text.size());
+    } else if (c == '.') {
+      // A number has a dot as well, but not so many.
+      if (++parts > kMaxKeyParts) return line;
+    } else if (absl::string_view("\n=,[]{}").find(c) != absl::string_view::npos) {
+      parts = 1;  // no key has one of these outside of quotes
+    }
+    line += static_cast<size_t>(std::count(text.begin() + i, text.begin() + end, '\n'));
+    i = end;
+  }
+  return std::nullopt;
 }
 
 class Reader {
@@ -261,6 +319,10 @@ class Reader {
 }  // namespace
 
 absl::StatusOr<ServiceConfig> ParseConfig(absl::string_view text, absl::string_view name) {
+  if (const std::optional<size_t> line = LineOfDeepKey(text)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ":", *line, ": a dotted key has more than ", kMaxKeyParts, " parts"));
+  }
   try {
     const toml::table root = toml::parse(std::string_view(text.data(), text.size()));
     return Reader(name).Read(root);

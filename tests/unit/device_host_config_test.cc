@@ -2,6 +2,7 @@
 // is one line with file, line and key.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,8 +10,11 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "hostif/device_host/config_file.h"
 #include "hostif/device_host/device_keys.h"
 
@@ -286,6 +290,84 @@ TEST(DeviceHostConfig, HostileText) {
   ErrorOf("a = \"" + std::string(1, '\xff') + "\"\n");
   ErrorOf(std::string("a\0b = 1\n", 8));
   ErrorOf("a." + std::string(5000, 'b') + " = 1");
+}
+
+std::string Dotted(size_t parts, const std::string& part = "a", const char* dot = ".") {
+  return absl::StrJoin(std::vector<std::string>(parts, part), dot);
+}
+
+// The parser's tree is as deep as its keys have parts, and is left by recursion.
+TEST(DeviceHostConfig, DeepKeys) {
+  constexpr char kDeep[] = ": a dotted key has more than 16 parts";
+  EXPECT_EQ(ErrorOf(absl::StrCat("[", Dotted(50001), "]\n")), absl::StrCat("f.toml:1", kDeep));
+  EXPECT_EQ(ErrorOf(absl::StrCat("[[", Dotted(50001), "]]\n")), absl::StrCat("f.toml:1", kDeep));
+  EXPECT_EQ(ErrorOf(Dotted(50001) + "=1"), absl::StrCat("f.toml:1", kDeep));
+  // Whatever the parts are, and whatever strings and comments come before.
+  for (const std::string& key : {Dotted(17), Dotted(17, "a", " .\t"), Dotted(17, R"("]")"),
+                                 Dotted(17, R"("\"")"), Dotted(17, R"('#"')"), Dotted(17, "''")}) {
+    for (const char* before :
+         {R"(x = "")", R"(x = '')", R"(x = '\')", R"(x = "\\")", R"(x = '"')", R"(# it's ")",
+          R"(x = """""")", R"(x = '''''''')", R"(x = """\"""""")", R"(x = ''''it's \''''')"}) {
+      EXPECT_EQ(ErrorOf(absl::StrCat(before, "\n", key, " = 1\n")),
+                absl::StrCat("f.toml:2", kDeep));
+      EXPECT_EQ(ErrorOf(absl::StrCat(before, "\nb = [1, {", key, " = 1}]\n")),
+                absl::StrCat("f.toml:2", kDeep));
+    }
+  }
+  EXPECT_EQ(ErrorOf("x = \"\"\"\n\n\"\"\"\n" + Dotted(17)), absl::StrCat("f.toml:4", kDeep));
+  EXPECT_EQ(ErrorOf(Dotted(16) + " = 1\n"), "f.toml:1: a: unknown key");
+  EXPECT_EQ(ErrorOf(absl::StrCat("[", Dotted(16), "]\n", Dotted(16, "b"), " = 1.5\n")),
+            "f.toml:1: a: unknown key");
+}
+
+// Dots that are in no dotted key.
+TEST(DeviceHostConfig, Dots) {
+  std::string text = kMinimal;
+  text += R"(# @
+[device.options] # @
+basic = "@"
+literal = '@'
+lines = """
+@ "" @ \""""
+literal-lines = '''
+'' @
+@'''''
+)";
+  const std::string dots(100, '.');
+  const auto config = ParseConfig(absl::StrReplaceAll(text, {{"@", dots}}), "f.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  const std::map<std::string, std::string> options = {
+      {"basic", dots},
+      {"literal", dots},
+      {"lines", absl::StrCat(dots, " \"\" ", dots, " \"")},
+      {"literal-lines", absl::StrCat("'' ", dots, "\n", dots, "''")}};
+  EXPECT_EQ(config->devices.at(0).spec.options, options);
+  EXPECT_EQ(ErrorOf(absl::StrCat("\"", dots, "\" = 1\n")),
+            absl::StrCat("f.toml:1: ", dots, ": unknown key"));
+  EXPECT_EQ(ErrorOf(absl::StrCat("['", dots, "']\n")),
+            absl::StrCat("f.toml:1: ", dots, ": unknown key"));
+}
+
+// Headers, arrays of tables, dotted keys and nested values add up; a small stack is enough for it.
+TEST(DeviceHostConfig, DeepestTree) {
+  std::string text;
+  for (size_t parts = 1; parts <= 16; ++parts) {
+    absl::StrAppend(&text, "[[", Dotted(parts), "]]\n");
+  }
+  absl::StrAppend(&text, Dotted(16, "b"), " = ");
+  for (int i = 0; i < 250; ++i) absl::StrAppend(&text, "{", Dotted(16), " = ");
+  absl::StrAppend(&text, "1", std::string(250, '}'), "\n");
+  pthread_attr_t attributes;
+  ASSERT_EQ(::pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(::pthread_attr_setstacksize(&attributes, 1 << 20), 0);
+  const auto parse = [](void* whole) -> void* {
+    EXPECT_EQ(ErrorOf(*static_cast<const std::string*>(whole)), "f.toml:1: a: unknown key");
+    return nullptr;
+  };
+  pthread_t thread;
+  ASSERT_EQ(::pthread_create(&thread, &attributes, parse, &text), 0);
+  EXPECT_EQ(::pthread_join(thread, nullptr), 0);
+  ::pthread_attr_destroy(&attributes);
 }
 
 class DeviceHostConfigFile : public ::testing::Test {
