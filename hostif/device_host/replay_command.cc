@@ -11,12 +11,14 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "framework/base/status.h"
+#include "framework/plugin/plugin.h"
 #include "hostif/device_host/commands.h"
 #include "hostif/device_host/process.h"
 #include "hostif/device_host/report.h"
@@ -50,13 +52,26 @@ json ToJson(const testkit::ReplayReport& report) {
           {"whole", report.whole}};
 }
 
+// By its name alone: a record may come from anybody, who has no say in what file is loaded here.
+absl::StatusOr<std::filesystem::path> RecordedPlugin(const std::string& name) {
+  absl::StatusOr<std::filesystem::path> found =
+      absl::StrContains(name, '/')
+          ? absl::InvalidArgumentError("the plugin of the record has a path for a name")
+          : FindPlugin(name, PluginSearch::FromEnvironment(PluginPlaces()));
+  if (found.ok()) return found;
+  return absl::Status(found.status().code(),
+                      absl::StrCat(found.status().message(), " (--plugin names its file)"));
+}
+
 class ReplayCommand final : public Command {
  public:
   explicit ReplayCommand(CLI::App* app)
       : app_(app->add_subcommand(
             "replay", "Feed what virtbay record has written to a plugin, without a guest")) {
     app_->add_option("file", file_, "The record")->required()->type_name("FILE");
-    app_->add_option("--plugin", plugin_, "A path, or a name to look up (default: as recorded)")
+    app_->add_option("--plugin", plugin_,
+                     "A path, or a name to look up in the plugin directories (default: the "
+                     "recorded name, so that a plugin elsewhere needs its path here)")
         ->type_name("FILE");
     app_->add_option("--type", type_, "Device type (default: as recorded)");
     options_.emplace(app_, "plugin");
@@ -115,10 +130,10 @@ class ReplayCommand final : public Command {
           file_, ": was recorded with ", absl::StrJoin(head.options, " ", absl::PairFormatter("=")),
           ": say --option KEY=VALUE for a device that may be changed, or --recorded-options"));
     }
-    VIRTBAY_ASSIGN_OR_RETURN(const std::filesystem::path plugin,
-                             PluginFile(plugin_.empty() ? head.plugin : plugin_));
+    const auto plugin = plugin_.empty() ? RecordedPlugin(head.plugin) : PluginFile(plugin_);
+    VIRTBAY_RETURN_IF_ERROR(plugin.status());
     // The host takes a name without a directory for one to be looked up.
-    options->bay.plugin = std::filesystem::absolute(plugin).string();
+    options->bay.plugin = std::filesystem::absolute(*plugin).string();
     return absl::OkStatus();
   }
 

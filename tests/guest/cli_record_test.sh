@@ -130,6 +130,17 @@ refuses 1 "garbage: at byte 0" replay garbage --plugin "$PLUGIN"
 refuses 1 "No such file" replay none.record --plugin "$PLUGIN"
 refuses 1 "fifo" replay fifo --plugin "$PLUGIN"
 refuses 1 "none.so" replay good.record --plugin ./none.so
+# The recorded name is one of a plugin that is nowhere to be found.
+refuses 1 "(--plugin names its file)" replay good.record
+# A file of that name here may be anybody's, as the record.
+name=$(sed -n 's/.*plugin \(.*\): no .*/\1/p' err)
+KEPT="$KEPT|$name"
+cp "$PLUGIN" "$name"
+refuses 1 "(--plugin names its file)" replay good.record
+rm "$name"
+refuses 1 "no none.so in" replay good.record --plugin none
+count=$((count + 1))
+grep -qF -- "--plugin" err && complain "a hint to do what was done"
 refuses 2 "--patience" replay good.record --patience 0
 echo "$count checks, $failed failed"
 [ $failed = 0 ]
