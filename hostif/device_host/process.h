@@ -28,8 +28,8 @@ class StopSignals {
   int Wait(int fd);
   // [control] The number of a signal that has come, which Wait returns then; 0: none has.
   int Look();
-  // [control] What Wait has returned, for the next one.
-  void PutBack(int signal) { seen_ = signal; }
+  // [any] Readable while there is a signal that nobody has looked at.
+  int fd() const { return fd_.get(); }
   // [control] A signal that comes from now on ends the process at once, by the calling thread.
   static void Unblock();
   // [control] From now on a signal ends the process at once: whoever asks a second time does not

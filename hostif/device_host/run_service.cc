@@ -151,7 +151,7 @@ absl::Status MakeDevices(std::vector<DeviceConfig> devices,
                          Takeover* takeover, absl::Time sockets_free, StartGuard* guard,
                          Service* service) {
   const auto may_go_on = [guard] {
-    const int signal = guard->signal();
+    const int signal = guard->Signal();
     return signal == 0 ? absl::OkStatus()
                        : absl::CancelledError(absl::StrCat("stopping on signal ", signal));
   };

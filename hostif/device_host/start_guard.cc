@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <cstdlib>
@@ -41,14 +42,22 @@ void StartGuard::Making(const std::string& device) {
   making_ = device;
 }
 
+int StartGuard::Signal() {
+  absl::MutexLock lock(&mutex_);
+  return signals_->Look();
+}
+
 void StartGuard::Watch() {
-  const int signal = signals_->Wait(end_.get());
-  if (signal == 0) return;
-  signal_.store(signal, std::memory_order_release);
-  signals_->PutBack(signal);
-  // This thread lets it through, which ends the process.
+  std::array<pollfd, 2> fds = {{{signals_->fd(), POLLIN, 0}, {end_.get(), POLLIN, 0}}};
+  int signal = Signal();
+  while (signal == 0) {
+    if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return;
+    if (fds[1].revents != 0) return;
+    signal = Signal();
+  }
+  // By this thread, which the next one comes to.
   StopSignals::Unblock();
-  pollfd end = {end_.get(), POLLIN, 0};
+  pollfd end = fds[1];
   int ended = 0;
   do {
     ended = ::poll(&end, 1, static_cast<int>(absl::ToInt64Milliseconds(patience_)));

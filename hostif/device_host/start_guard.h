@@ -4,7 +4,6 @@
 #ifndef VIRTBAY_HOSTIF_DEVICE_HOST_START_GUARD_H_
 #define VIRTBAY_HOSTIF_DEVICE_HOST_START_GUARD_H_
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
@@ -34,8 +33,8 @@ class StartGuard {
 
   // [control] What is being made, for that line.
   void Making(const std::string& device);
-  // [any] The number of the signal that has come; 0: none has.
-  int signal() const { return signal_.load(std::memory_order_acquire); }
+  // [any] The number of a signal that has come before this call; 0: none has.
+  int Signal();
 
  private:
   StartGuard(StopSignals* signals, absl::Duration patience, Log log, UniqueFd end)
@@ -46,8 +45,7 @@ class StartGuard {
   const absl::Duration patience_;
   const Log log_;
   const UniqueFd end_;
-  std::atomic<int> signal_{0};
-  absl::Mutex mutex_;
+  absl::Mutex mutex_;  // also whoever looks at the signals has it
   std::string making_ ABSL_GUARDED_BY(mutex_);
   std::thread thread_;
 };

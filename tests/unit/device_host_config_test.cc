@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "framework/base/sanitized.h"
 #include "hostif/device_host/config_file.h"
 #include "hostif/device_host/device_keys.h"
 
@@ -359,7 +360,8 @@ TEST(DeviceHostConfig, DeepestTree) {
   absl::StrAppend(&text, "1", std::string(250, '}'), "\n");
   pthread_attr_t attributes;
   ASSERT_EQ(::pthread_attr_init(&attributes), 0);
-  ASSERT_EQ(::pthread_attr_setstacksize(&attributes, 1 << 20), 0);
+  // A sanitizer makes each call's part of it many times as large.
+  ASSERT_EQ(::pthread_attr_setstacksize(&attributes, kSanitized ? 64 << 20 : 1 << 20), 0);
   const auto parse = [](void* whole) -> void* {
     EXPECT_EQ(ErrorOf(*static_cast<const std::string*>(whole)), "f.toml:1: a: unknown key");
     return nullptr;
