@@ -50,6 +50,10 @@ absl::Status CheckName(absl::string_view name) {
       absl::StrCat("device name '", name, "' is not 1 to 64 letters, digits, '-', '_' or '.'"));
 }
 
+using Devices = std::map<std::string, std::shared_ptr<Device>, std::less<>>;
+// When each device is to be looked at next.
+using Looks = std::map<std::string, absl::Time, std::less<>>;
+
 class HostImpl final : public Host {
  public:
   explicit HostImpl(HostOptions options)
@@ -63,7 +67,7 @@ class HostImpl final : public Host {
       stopping_ = true;
     }
     watchdog_.join();
-    std::map<std::string, std::shared_ptr<Device>, std::less<>> devices;
+    Devices devices;
     {
       absl::MutexLock lock(&mutex_);
       devices.swap(devices_);
@@ -214,8 +218,22 @@ class HostImpl final : public Host {
                     std::min(options_.stuck_callback_warning / 4, device.stop_deadline() / 8));
   }
 
+  // Adds the devices whose look is due; the first one is due at once, or a period later.
+  void AddDue(const Devices& devices, bool at_once, Looks* looks,
+              std::vector<std::shared_ptr<Device>>* due) const {
+    const absl::Time now = absl::Now();
+    for (const auto& [name, device] : devices) {
+      if (device == nullptr) continue;  // its plugin is being loaded
+      const absl::Duration period = PeriodOf(*device);
+      absl::Time& look = looks->try_emplace(name, at_once ? now : now + period).first->second;
+      if (look > now) continue;
+      look = now + period;
+      due->push_back(device);
+    }
+  }
+
   void Watch() {
-    std::map<std::string, absl::Time, std::less<>> looks;  // the next one at each device
+    Looks looks;
     for (;;) {
       std::vector<std::shared_ptr<Device>> devices;
       {
@@ -228,21 +246,12 @@ class HostImpl final : public Host {
         mutex_.AwaitWithDeadline(absl::Condition(&woken), next);
         if (stopping_) return;
         added_ = false;
-        const absl::Time now = absl::Now();
         std::erase_if(looks, [this](const auto& look) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
           return !devices_.contains(look.first) && !adding_.contains(look.first);
         });
-        for (const auto* group : {&devices_, &adding_}) {
-          for (const auto& [name, device] : *group) {
-            if (device == nullptr) continue;  // its plugin is being loaded
-            // What does not hang is made, or refused and gone, before the first look.
-            const absl::Time first = group == &adding_ ? now + PeriodOf(*device) : now;
-            absl::Time& look = looks.try_emplace(name, first).first->second;
-            if (look > now) continue;
-            look = now + PeriodOf(*device);
-            devices.push_back(device);
-          }
-        }
+        AddDue(devices_, /*at_once=*/true, &looks, &devices);
+        // What does not hang is made, or refused and gone, before the first look.
+        AddDue(adding_, /*at_once=*/false, &looks, &devices);
       }
       for (const auto& device : devices) device->ReportStuck(options_.stuck_callback_warning);
     }
@@ -252,9 +261,9 @@ class HostImpl final : public Host {
   const PluginSearch search_;
   const std::shared_ptr<DescriptorBudget> descriptors_ = std::make_shared<DescriptorBudget>();
   mutable absl::Mutex mutex_;
-  std::map<std::string, std::shared_ptr<Device>, std::less<>> devices_ ABSL_GUARDED_BY(mutex_);
+  Devices devices_ ABSL_GUARDED_BY(mutex_);
   // Null until its plugin is loaded.
-  std::map<std::string, std::shared_ptr<Device>, std::less<>> adding_ ABSL_GUARDED_BY(mutex_);
+  Devices adding_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<SlotPool> shared_pool_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool added_ ABSL_GUARDED_BY(mutex_) = false;  // the watchdog has a device more

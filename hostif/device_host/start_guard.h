@@ -45,7 +45,7 @@ class StartGuard {
   const absl::Duration patience_;
   const Log log_;
   const UniqueFd end_;
-  absl::Mutex mutex_;  // also whoever looks at the signals has it
+  absl::Mutex mutex_;  // also for signals_
   std::string making_ ABSL_GUARDED_BY(mutex_);
   std::thread thread_;
 };
